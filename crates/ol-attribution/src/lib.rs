@@ -1,0 +1,1 @@
+//! Gradients to integer sketches: Fisher whitening, learned subspace, query sketches.

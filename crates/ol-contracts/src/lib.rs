@@ -1,0 +1,1 @@
+//! Contract bindings, bytecode and the genesis state.

@@ -1,0 +1,1 @@
+//! Datanets: records, duplicate clusters, versions with Merkle manifests.

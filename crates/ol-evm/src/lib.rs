@@ -1,0 +1,1 @@
+//! Block execution with the attribution precompiles: a pure function.

@@ -1,0 +1,1 @@
+//! Llama-family models: weights, tokenizer, LoRA, kernels with one K-order.

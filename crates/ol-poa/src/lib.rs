@@ -1,0 +1,1 @@
+//! Proof of Attribution in integers: scores, netting, shares, commitments.

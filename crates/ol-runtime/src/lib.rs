@@ -1,0 +1,1 @@
+//! Clock, object store and other things that come from outside, passed in.

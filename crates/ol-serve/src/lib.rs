@@ -1,0 +1,1 @@
+//! OpenLoRA: an engine that decodes batches of mixed adapters. No HTTP.

@@ -1,0 +1,1 @@
+//! The HTTP edge: eth JSON-RPC and the OpenAI-compatible API.

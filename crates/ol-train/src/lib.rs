@@ -1,0 +1,1 @@
+//! Training: base models and LoRA adapters, checkpoints, held-out loss.
