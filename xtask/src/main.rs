@@ -1,2 +1,160 @@
-//! Repository tasks.
-fn main() {}
+//! Repository tasks. Standard library only, so that it builds in a second.
+//!
+//! `cargo xtask test` is what CI runs and what a contributor runs before a
+//! commit; the other tasks are its parts, and the benchmarks.
+
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command-line tool"
+)]
+
+mod bench;
+mod tidy;
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+const USAGE: &str = "\
+Usage: cargo xtask <task>
+
+  test               everything CI runs: tidy, fmt, clippy, contracts, unit,
+                     property and integration tests, documentation, the loop
+  tidy               layering, file sizes, invariants that name no test
+  contracts          rebuild the committed contract artifacts
+  contracts --check  run the Solidity tests, fail if the artifacts are stale
+  bench ROOM         run the benchmarks of a room (attribution), write
+                     docs/benchmarks/ROOM.json and docs/benchmarks.md
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = env::args().skip(1).collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let root = root();
+    let done = match words.as_slice() {
+        ["test"] => test(&root),
+        ["tidy"] => tidy::check(&root),
+        ["contracts"] => contracts(&root, false),
+        ["contracts", "--check"] => contracts(&root, true),
+        ["bench", room] => bench::run(&root, room),
+        _ => {
+            eprint!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What every task returns: the message is for a person.
+type Done = Result<(), String>;
+
+/// The repository root: the parent of this package's folder.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("xtask lies in the repository root")
+        .to_owned()
+}
+
+fn test(root: &Path) -> Done {
+    step("tidy", || tidy::check(root))?;
+    step("format", || {
+        run(root, "cargo", &["fmt", "--all", "--check"])
+    })?;
+    step("contracts", || contracts(root, true))?;
+    step("lints", || {
+        let clippy = [
+            "clippy",
+            "--release",
+            "--workspace",
+            "--all-targets",
+            "--locked",
+        ];
+        run(
+            root,
+            "cargo",
+            &[&clippy[..], &["--", "-D", "warnings"]].concat(),
+        )
+    })?;
+    step("tests", || {
+        if quiet(root, "cargo", &["nextest", "--version"]) {
+            let nextest = ["nextest", "run", "--release", "--workspace", "--locked"];
+            run(root, "cargo", &nextest)
+        } else {
+            let test = [
+                "test",
+                "--release",
+                "--workspace",
+                "--locked",
+                "--all-targets",
+            ];
+            run(root, "cargo", &test)
+        }
+    })?;
+    step("documentation", || {
+        run(
+            root,
+            "cargo",
+            &[
+                "test",
+                "--release",
+                "--workspace",
+                "--locked",
+                "--doc",
+                "--quiet",
+            ],
+        )
+    })
+}
+
+/// Solidity tests and artifacts. Needs Node.js; the compiler, forge and
+/// OpenZeppelin come from the lock file in `contracts/`.
+fn contracts(root: &Path, check: bool) -> Done {
+    let folder = root.join("contracts");
+    if !quiet(root, "node", &["--version"]) {
+        return Err("Node.js 20 or newer is needed to build the contracts".into());
+    }
+    if !folder.join("node_modules").exists() {
+        run(&folder, "npm", &["ci", "--no-audit", "--no-fund"])?;
+    }
+    if check {
+        run(&folder, "node", &["scripts/test.mjs"])?;
+        run(&folder, "node", &["scripts/artifacts.mjs", "--check"])
+    } else {
+        run(&folder, "node", &["scripts/artifacts.mjs"])
+    }
+}
+
+fn step(name: &str, work: impl FnOnce() -> Done) -> Done {
+    println!("\n== {name}");
+    work().map_err(|error| format!("{name}: {error}"))
+}
+
+/// Runs a program in `folder`, its output going where ours goes.
+fn run(folder: &Path, program: &str, args: &[&str]) -> Done {
+    let status = Command::new(program)
+        .args(args)
+        .current_dir(folder)
+        .status()
+        .map_err(|error| format!("could not start `{program}`: {error}"))?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(format!("`{program} {}` failed ({status})", args.join(" ")))
+}
+
+/// Whether a program runs and succeeds, without showing its output.
+fn quiet(folder: &Path, program: &str, args: &[&str]) -> bool {
+    Command::new(program)
+        .args(args)
+        .current_dir(folder)
+        .output()
+        .is_ok_and(|output| output.status.success())
+}
