@@ -1,0 +1,164 @@
+//! Scores of an answer against an index, netted by contributor.
+//!
+//! # No overflow
+//! Codes are in -127..=127 (-128 is refused at the door), so a dot product is
+//! at most `128 · 127² = 2,064,512 < 2²¹` in size and every partial sum fits an
+//! `i32`. Times a scale of at most 65,535 it stays below 2³⁷, and the sum over
+//! at most 16,384 = 2¹⁴ entries stays below 2⁵¹: an `i64` is enough for any net.
+
+use alloc::vec::Vec;
+
+use alloy_primitives::{Address, B256};
+
+use crate::index::{EntryView, Index, IndexError, K, scan};
+
+/// The sketch of an answer: [`K`] codes in -127..=127.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QuerySketch([i8; K]);
+
+impl QuerySketch {
+    /// Takes codes that are in range.
+    ///
+    /// # Errors
+    /// [`IndexError::Query`] if a code is -128.
+    pub fn new(codes: [i8; K]) -> Result<Self, IndexError> {
+        if codes.contains(&i8::MIN) {
+            return Err(IndexError::Query);
+        }
+        Ok(Self(codes))
+    }
+
+    /// Reads the codes from their bytes.
+    ///
+    /// # Errors
+    /// [`IndexError::Query`] if there are not [`K`] bytes or one is `0x80`.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, IndexError> {
+        let bytes: &[u8; K] = bytes.try_into().map_err(|_| IndexError::Query)?;
+        Self::new(bytes.map(u8::cast_signed))
+    }
+
+    /// The codes.
+    #[must_use]
+    pub const fn codes(&self) -> &[i8; K] {
+        &self.0
+    }
+
+    /// The codes as bytes, as they go on chain.
+    #[must_use]
+    pub fn to_bytes(&self) -> [u8; K] {
+        self.0.map(i8::cast_unsigned)
+    }
+
+    /// What a receipt names the query by: keccak256 of the bytes.
+    #[must_use]
+    pub fn hash(&self) -> B256 {
+        alloy_primitives::keccak256(self.to_bytes())
+    }
+
+    /// The codes widened once per query, so that the dot product widens only
+    /// the entry's.
+    fn widen(&self) -> [i16; K] {
+        self.0.map(i16::from)
+    }
+}
+
+/// `sum_j query_j · codes_j`.
+#[must_use]
+pub fn dot(query: &QuerySketch, codes: &[u8; K]) -> i32 {
+    dot_wide(&query.widen(), codes)
+}
+
+/// Wrapping operations cannot wrap here (see the module documentation); they
+/// keep overflow checks, which would stop the loop from being vectorised, out.
+#[inline]
+fn dot_wide(query: &[i16; K], codes: &[u8; K]) -> i32 {
+    let mut sum = 0_i32;
+    for (&q, &code) in query.iter().zip(codes) {
+        let product = i32::from(q).wrapping_mul(i32::from(code.cast_signed()));
+        sum = sum.wrapping_add(product);
+    }
+    sum
+}
+
+#[inline]
+fn score_wide(query: &[i16; K], entry: EntryView<'_>) -> i64 {
+    i64::from(dot_wide(query, entry.code_bytes())) * i64::from(entry.scale())
+}
+
+/// The score of one entry: its scale times the dot product. Positive means
+/// that the record made the answer more likely.
+#[must_use]
+pub fn score(query: &QuerySketch, entry: EntryView<'_>) -> i64 {
+    score_wide(&query.widen(), entry)
+}
+
+/// The net of every contributor of an index given as its chunks, ascending by
+/// address: the sum of the scores of their entries.
+///
+/// # Errors
+/// [`IndexError`] if the chunks are malformed; see
+/// [`check_chunks`](crate::index::check_chunks) for what is checked.
+pub fn nets(chunks: &[&[u8]], query: &QuerySketch) -> Result<Vec<(Address, i64)>, IndexError> {
+    let query = query.widen();
+    let mut nets: Vec<(Address, i64)> = Vec::new();
+    scan(chunks, |entry| {
+        let score = score_wide(&query, entry);
+        let contributor = entry.contributor();
+        match nets.last_mut() {
+            Some((last, net)) if *last == contributor => *net += score,
+            _ => nets.push((contributor, score)),
+        }
+    })?;
+    Ok(nets)
+}
+
+/// The contributors with a positive weight, ascending by address, with their
+/// weights: `max(0, net − null_threshold)`.
+///
+/// Works on the chunk bytes in place; nothing is allocated per entry.
+///
+/// # Shapes and units
+/// - `chunks`: as on chain, without the leading STOP byte, in order.
+/// - `null_threshold`, weights: units of the scores. A weight is below 2⁵¹.
+///
+/// # Errors
+/// [`IndexError`] if the chunks are malformed; see
+/// [`check_chunks`](crate::index::check_chunks) for what is checked.
+pub fn weights(
+    chunks: &[&[u8]],
+    null_threshold: u64,
+    query: &QuerySketch,
+) -> Result<Vec<(Address, u64)>, IndexError> {
+    let mut weights: Vec<(Address, u64)> = Vec::new();
+    for (contributor, net) in nets(chunks, query)? {
+        let weight = u64::try_from(net)
+            .unwrap_or(0)
+            .saturating_sub(null_threshold);
+        if weight > 0 {
+            weights.push((contributor, weight));
+        }
+    }
+    Ok(weights)
+}
+
+impl Index {
+    /// The score of every entry, in order.
+    #[must_use]
+    pub fn scores(&self, query: &QuerySketch) -> Vec<i64> {
+        let query = query.widen();
+        self.entries()
+            .map(|entry| score_wide(&query, entry))
+            .collect()
+    }
+
+    /// [`weights`] of an index that was checked when it was built.
+    #[must_use]
+    #[expect(clippy::missing_panics_doc, reason = "the expectation cannot fail")]
+    pub fn weights(&self, null_threshold: u64, query: &QuerySketch) -> Vec<(Address, u64)> {
+        weights(&self.chunks(), null_threshold, query)
+            .expect("the index was checked when it was built")
+    }
+}
+
+#[cfg(test)]
+mod tests;
