@@ -1,1 +1,60 @@
 //! Block execution with the attribution precompiles: a pure function.
+//!
+//! Owns the rules by which a state, a block context and transactions become
+//! receipts and a new state. Nothing here has a clock, randomness, I/O, floats
+//! or an order that depends on a hash map: the same input gives the same bytes
+//! on every machine.
+//!
+//! # Rules
+//! OP Stack execution at *Jovian* (the Prague EVM), active from genesis: the
+//! newest stable fork of the pinned set, and one that runs without an
+//! L1-attributes transaction (absent L1 parameters read as zero, so the L1,
+//! operator and data-footprint fees are zero). Headers follow Ethereum: the
+//! base fee is EIP-1559 with Ethereum's constants, and `extraData` is empty.
+//!
+//! The base fee and the tip go to the OP Stack's vault addresses. What EIP-6780
+//! would burn (a contract that destroys itself in the transaction that made it,
+//! while it holds coins) goes to the base-fee vault too, so the sum of all
+//! balances never changes.
+//!
+//! # Map
+//! - [`StateReader`] and [`StateDiff`]: the only view of a state database.
+//! - [`execute_block`], [`build_block`]: transactions in, [`Execution`] out.
+//! - [`call`], [`estimate_gas`]: one message against a state, nothing kept.
+//! - [`header`]: base fee, sealing, the genesis header.
+//! - [`precompiles`]: `POA_SCORE`, `POA_SHARES`, `OPEN_TRANSFER`.
+//! - [`factory`]: the one place where an EVM is made, so that execution, calls
+//!   and tracing cannot differ.
+//!
+//! The EVM crates stay behind this crate: nothing of revm is in its interface
+//! except [`factory`], for tracers.
+
+pub mod factory;
+pub mod header;
+pub mod precompiles;
+
+mod block;
+mod call;
+mod state;
+
+pub use alloy_consensus::{Header, transaction::Recovered};
+pub use block::{
+    BlockContext, BuiltBlock, ExecuteError, Execution, LeftOut, Transaction, TransactionReceipt,
+    build_block, execute_block,
+};
+pub use call::{CallError, CallOutput, CallRequest, CallStatus, call, estimate_gas};
+pub use state::{AccountChange, AccountState, MemoryState, StateDiff, StateReader};
+
+use alloy_primitives::{Address, address};
+
+/// Gas of one block, from genesis on.
+pub const BLOCK_GAS_LIMIT: u64 = 60_000_000;
+
+/// Where the base fee of every transaction goes.
+pub const BASE_FEE_VAULT: Address = address!("0x4200000000000000000000000000000000000019");
+
+/// Where the priority fee of every transaction goes; the beneficiary of every block.
+pub const SEQUENCER_FEE_VAULT: Address = address!("0x4200000000000000000000000000000000000011");
+
+/// The ERC-20 façade over the native balance, the only caller of `OPEN_TRANSFER`.
+pub const OPEN_FACADE: Address = address!("0x4F50454E00000000000000000000000000000001");

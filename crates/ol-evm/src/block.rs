@@ -1,0 +1,331 @@
+//! Transactions of one block, executed in order.
+
+use alloy_consensus::{Header, Transaction as _, TxReceipt, transaction::Recovered};
+use alloy_evm::block::{
+    BlockExecutionError, BlockExecutor, BlockExecutorFactory, BlockValidationError,
+    InternalBlockExecutionError, TxResult,
+};
+use alloy_evm::{Evm, EvmEnv, EvmFactory};
+use alloy_op_evm::block::receipt_builder::OpAlloyReceiptBuilder;
+use alloy_op_evm::{OpBlockExecutionCtx, OpBlockExecutorFactory};
+use alloy_op_hardforks::{ForkCondition, OpChainHardforks, OpHardfork};
+use alloy_primitives::{Address, B256, Bloom, Bytes, U256};
+use op_alloy_consensus::{OpReceiptEnvelope, OpTxEnvelope};
+use op_revm::OpSpecId;
+use revm::Database;
+use revm::context::{BlockEnv, CfgEnv};
+use revm::context_interface::block::BlobExcessGasAndPrice;
+use revm::database::{DatabaseCommitExt, State, states::bundle_state::BundleRetention};
+use revm::state::EvmState;
+
+use crate::factory::OpenEvmFactory;
+use crate::state::Reader;
+use crate::{BASE_FEE_VAULT, SEQUENCER_FEE_VAULT, StateDiff, StateReader, header};
+
+/// A transaction as it stands in a block.
+pub type Transaction = OpTxEnvelope;
+
+/// What a transaction left in its block.
+pub type TransactionReceipt = OpReceiptEnvelope;
+
+/// Everything that execution knows of its block besides the state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockContext {
+    /// The chain, for `CHAINID` and signatures.
+    pub chain_id: u64,
+    /// Number of the block.
+    pub number: u64,
+    /// Unix time in seconds.
+    pub timestamp_s: u64,
+    /// Gas of all transactions together, at most.
+    pub gas_limit: u64,
+    /// Base fee for one unit of gas.
+    pub base_fee_wei: u64,
+    /// Hash of the parent block.
+    pub parent_hash: B256,
+}
+
+impl BlockContext {
+    /// The context of the block after `parent`.
+    ///
+    /// The timestamp never runs backwards: a `timestamp_s` below the parent's
+    /// is raised to it.
+    #[must_use]
+    pub fn after(parent: &Header, parent_hash: B256, chain_id: u64, timestamp_s: u64) -> Self {
+        Self {
+            chain_id,
+            number: parent.number + 1,
+            timestamp_s: timestamp_s.max(parent.timestamp),
+            gas_limit: parent.gas_limit,
+            base_fee_wei: header::next_base_fee_wei(parent),
+            parent_hash,
+        }
+    }
+
+    pub(crate) fn evm_env(&self) -> EvmEnv<OpSpecId> {
+        let cfg_env = CfgEnv::new()
+            .with_chain_id(self.chain_id)
+            .with_spec_and_mainnet_gas_params(OpSpecId::JOVIAN);
+        let block_env = BlockEnv {
+            number: U256::from(self.number),
+            beneficiary: SEQUENCER_FEE_VAULT,
+            timestamp: U256::from(self.timestamp_s),
+            gas_limit: self.gas_limit,
+            basefee: self.base_fee_wei,
+            difficulty: U256::ZERO,
+            // There is no beacon to take randomness from.
+            prevrandao: Some(B256::ZERO),
+            blob_excess_gas_and_price: Some(BlobExcessGasAndPrice {
+                excess_blob_gas: 0,
+                blob_gasprice: 1,
+            }),
+            slot_num: 0,
+        };
+        EvmEnv::new(cfg_env, block_env)
+    }
+}
+
+/// What the transactions of a block did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Execution {
+    /// One receipt for each transaction.
+    pub receipts: Vec<TransactionReceipt>,
+    /// Gas of all transactions.
+    pub gas_used: u64,
+    /// What changed in the state.
+    pub diff: StateDiff,
+    /// Bloom filter over the logs of all receipts.
+    pub logs_bloom: Bloom,
+    /// What the senders paid for gas; all of it is in the vaults.
+    pub fees_wei: U256,
+}
+
+/// A block made from candidates.
+#[derive(Debug)]
+pub struct BuiltBlock {
+    /// What the included transactions did.
+    pub execution: Execution,
+    /// Positions of the included candidates, ascending.
+    pub included: Vec<usize>,
+    /// Positions of the others, and why.
+    pub left_out: Vec<(usize, LeftOut)>,
+}
+
+/// Why a candidate is not in the block.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LeftOut {
+    /// The block has no room for its gas limit; the next one may.
+    NoRoom,
+    /// It cannot be executed on this state.
+    Invalid {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Why a block was not executed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExecuteError {
+    /// A transaction does not belong in the block: the block is invalid.
+    #[error("transaction {position} of the block is invalid: {reason}")]
+    Invalid {
+        /// Which, from 0.
+        position: usize,
+        /// Why.
+        reason: String,
+    },
+    /// The state could not be read or does not add up; no block can be made.
+    #[error("the block could not be executed")]
+    Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl ExecuteError {
+    fn internal(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Internal(error.into())
+    }
+}
+
+/// Executes a block whose transactions are given.
+///
+/// # Errors
+/// [`ExecuteError::Invalid`] for the first transaction that does not belong;
+/// [`ExecuteError::Internal`] if the state cannot be read.
+pub fn execute_block<S: StateReader>(
+    state: &S,
+    context: &BlockContext,
+    transactions: &[Recovered<Transaction>],
+) -> Result<Execution, ExecuteError> {
+    let built = build_block(state, context, transactions)?;
+    match built.left_out.into_iter().next() {
+        None => Ok(built.execution),
+        Some((position, LeftOut::NoRoom)) => Err(ExecuteError::Invalid {
+            position,
+            reason: "its gas limit is more than the block has left".to_owned(),
+        }),
+        Some((position, LeftOut::Invalid { reason })) => {
+            Err(ExecuteError::Invalid { position, reason })
+        }
+    }
+}
+
+/// Makes a block from candidates, in order, leaving out what does not fit.
+///
+/// # Errors
+/// [`ExecuteError::Internal`] if the state cannot be read.
+pub fn build_block<S: StateReader>(
+    state: &S,
+    context: &BlockContext,
+    candidates: &[Recovered<Transaction>],
+) -> Result<BuiltBlock, ExecuteError> {
+    let mut database = State::builder()
+        .with_database_ref(Reader(state))
+        .with_bundle_update()
+        .build();
+    let factory = OpBlockExecutorFactory::new(
+        OpAlloyReceiptBuilder::default(),
+        hardforks(),
+        OpenEvmFactory::default(),
+    );
+    let evm = OpenEvmFactory::default().create_evm(&mut database, context.evm_env());
+    let execution_context = OpBlockExecutionCtx {
+        parent_hash: context.parent_hash,
+        parent_beacon_block_root: Some(B256::ZERO),
+        extra_data: Bytes::new(),
+    };
+    let mut executor = factory.create_executor(evm, execution_context);
+    executor
+        .apply_pre_execution_changes()
+        .map_err(ExecuteError::internal)?;
+
+    let mut included = Vec::with_capacity(candidates.len());
+    let mut left_out = Vec::new();
+    let mut fees_wei = U256::ZERO;
+    for (position, candidate) in candidates.iter().enumerate() {
+        if let Some(reason) = refused_type(candidate.inner()) {
+            left_out.push((position, LeftOut::Invalid { reason }));
+            continue;
+        }
+        let outcome = match executor.execute_transaction_without_commit(candidate) {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                left_out.push((position, left_out_reason(error)?));
+                continue;
+            }
+        };
+        let executed = outcome.result();
+        let gas_used = executed.result.tx_gas_used();
+        let burnt_wei = burnt_wei(executor.evm_mut().db_mut(), &executed.state)?;
+        executor
+            .commit_transaction(outcome)
+            .map_err(ExecuteError::internal)?;
+        if burnt_wei > 0 {
+            executor
+                .evm_mut()
+                .db_mut()
+                .increment_balances([(BASE_FEE_VAULT, burnt_wei)])
+                .map_err(ExecuteError::internal)?;
+        }
+        let price_wei = candidate.effective_gas_price(Some(context.base_fee_wei));
+        fees_wei += U256::from(gas_used) * U256::from(price_wei);
+        included.push(position);
+    }
+
+    let (evm, result) = executor.finish().map_err(ExecuteError::internal)?;
+    drop(evm);
+    database.merge_transitions(BundleRetention::PlainState);
+    let logs_bloom = result
+        .receipts
+        .iter()
+        .fold(Bloom::ZERO, |bloom, receipt| bloom | receipt.bloom());
+    let execution = Execution {
+        receipts: result.receipts,
+        gas_used: result.gas_used,
+        diff: StateDiff::from_bundle(database.take_bundle()),
+        logs_bloom,
+        fees_wei,
+    };
+    Ok(BuiltBlock {
+        execution,
+        included,
+        left_out,
+    })
+}
+
+/// Every fork up to Jovian, active from genesis.
+fn hardforks() -> OpChainHardforks {
+    let always = [
+        OpHardfork::Bedrock,
+        OpHardfork::Regolith,
+        OpHardfork::Canyon,
+        OpHardfork::Ecotone,
+        OpHardfork::Fjord,
+        OpHardfork::Granite,
+        OpHardfork::Holocene,
+        OpHardfork::Isthmus,
+        OpHardfork::Jovian,
+    ];
+    OpChainHardforks::new(always.into_iter().map(|fork| {
+        let condition = match fork {
+            OpHardfork::Bedrock => ForkCondition::Block(0),
+            _ => ForkCondition::Timestamp(0),
+        };
+        (fork, condition)
+    }))
+}
+
+/// The transaction types that no block may hold for now: deposits mint coins
+/// and need a portal to stand against them, and post-execution transactions
+/// are an unfinished upstream feature.
+fn refused_type(transaction: &Transaction) -> Option<String> {
+    match transaction {
+        Transaction::Deposit(_) => Some("deposits are not accepted".to_owned()),
+        Transaction::PostExec(_) => Some("transaction type 0x7D is not accepted".to_owned()),
+        _ => None,
+    }
+}
+
+fn left_out_reason(error: BlockExecutionError) -> Result<LeftOut, ExecuteError> {
+    match error {
+        BlockExecutionError::Validation(
+            BlockValidationError::TransactionGasLimitMoreThanAvailableBlockGas { .. },
+        ) => Ok(LeftOut::NoRoom),
+        BlockExecutionError::Validation(BlockValidationError::InvalidTx { error, .. }) => {
+            Ok(LeftOut::Invalid {
+                reason: error.to_string(),
+            })
+        }
+        BlockExecutionError::Internal(InternalBlockExecutionError::EVM { error, .. }) => {
+            Err(ExecuteError::Internal(error))
+        }
+        other => Err(ExecuteError::internal(other)),
+    }
+}
+
+/// The coins that a transaction destroys: EIP-6780 drops what a contract holds
+/// that destroys itself in the transaction that made it.
+fn burnt_wei<D: Database>(before: &mut D, after: &EvmState) -> Result<u128, ExecuteError> {
+    if !after.values().any(|account| account.is_selfdestructed()) {
+        return Ok(0);
+    }
+    let mut sum_before = U256::ZERO;
+    let mut sum_after = U256::ZERO;
+    for (&address, account) in after.iter().filter(|(_, account)| account.is_touched()) {
+        sum_before += balance_wei(before, address)?;
+        if !account.is_selfdestructed() {
+            sum_after += account.info.balance;
+        }
+    }
+    sum_before
+        .checked_sub(sum_after)
+        .and_then(|burnt| u128::try_from(burnt).ok())
+        .ok_or_else(|| ExecuteError::internal("a transaction would make coins"))
+}
+
+fn balance_wei<D: Database>(database: &mut D, address: Address) -> Result<U256, ExecuteError> {
+    let account = database.basic(address).map_err(ExecuteError::internal)?;
+    Ok(account.map(|account| account.balance).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests;
