@@ -1,0 +1,150 @@
+// Golden vectors of the formats that contracts, engine and verifier share, computed a third way:
+// plain BigInt arithmetic from specs/poa.md and specs/receipt.md. Rust and Solidity tests read them.
+//
+//   node scripts/vectors.mjs           writes test/vectors/*.json
+//   node scripts/vectors.mjs --check   fails if they differ
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+import sha3 from "js-sha3";
+
+const folder = join(dirname(fileURLToPath(import.meta.url)), "..", "test", "vectors");
+const H = (...parts) => Buffer.from(sha3.keccak256.arrayBuffer(Buffer.concat(parts)));
+const text = (value) => Buffer.from(value, "utf8");
+const hex = (bytes) => `0x${bytes.toString("hex")}`;
+const bytes = (value, size) => Buffer.from(BigInt(value).toString(16).padStart(2 * size, "0"), "hex");
+const word = (value) => (Buffer.isBuffer(value) ? Buffer.concat([Buffer.alloc(32 - value.length), value]) : bytes(value, 32));
+
+// --- receipt -----------------------------------------------------------------------------------
+const settlement = Buffer.from("4f50454e00000000000000000000000000000005", "hex");
+const receipt = {
+  chainId: 161200n,
+  settlement,
+  payer: H(text("payer")).subarray(12),
+  requestId: H(text("request")),
+  modelId: H(text("defi-exploits")),
+  baseHash: H(text("base")),
+  adapterHash: H(text("adapter")),
+  manifestHash: H(text("manifest")),
+  sketchRoot: H(text("sketches")),
+  promptHash: H(bytes(1, 4), bytes(2, 4), bytes(70000, 4)),
+  responseHash: H(bytes(3, 4)),
+  queryHash: H(Buffer.alloc(128, 0xff)),
+  tokensIn: 3n,
+  tokensOut: 1n,
+  feeWei: 1_234_567_890_123_456_789n,
+  answeredAt: 1_800_000_000n,
+};
+const encoding = Buffer.concat(Object.values(receipt).map(word));
+const show = (value) => (Buffer.isBuffer(value) ? hex(value) : value.toString());
+const receiptVector = {
+  fields: Object.fromEntries(Object.entries(receipt).map(([key, value]) => [key, show(value)])),
+  encoding: hex(encoding),
+  id: hex(H(encoding)),
+};
+
+// --- sketch index ------------------------------------------------------------------------------
+const ZERO = Buffer.alloc(32);
+const CHUNK = 128;
+function fold(level) {
+  while (level.length > 1) {
+    const next = [];
+    for (let i = 0; i < level.length; i += 2) next.push(H(Buffer.from([1]), level[i], level[i + 1]));
+    level = next;
+  }
+  return level[0];
+}
+function padded(nodes, width) {
+  return [...nodes, ...Array(width - nodes.length).fill(ZERO)];
+}
+/** Codes of a sketch from a seed: any byte but 0x80. */
+function codes(seed) {
+  const out = Buffer.alloc(128);
+  for (let i = 0; i < 4; i++) H(text(`${seed} ${i}`)).copy(out, 32 * i);
+  return Buffer.from(out.map((code) => (code === 0x80 ? 0x81 : code)));
+}
+const signed = (sketch) => [...new Int8Array(sketch)].map(BigInt);
+
+function index(name, nEntries, nContributors, nullThreshold) {
+  const entries = Array.from({ length: nEntries }, (_, cluster) => ({
+    contributor: H(text(`${name} contributor ${cluster % nContributors}`)).subarray(12),
+    record: H(text(`${name} record ${cluster}`)),
+    cluster,
+    scale: 1 + ((cluster * 7919) % 65535),
+    codes: codes(`${name} codes ${cluster}`),
+  })).sort((a, b) => Buffer.compare(a.contributor, b.contributor) || a.cluster - b.cluster);
+  const encoded = entries.map((entry) =>
+    Buffer.concat([entry.contributor, entry.record, bytes(entry.cluster, 4), bytes(entry.scale, 2), entry.codes]),
+  );
+  const chunks = [];
+  for (let i = 0; i < nEntries; i += CHUNK) chunks.push(encoded.slice(i, i + CHUNK));
+  const chunkRoots = chunks.map((chunk) => fold(padded(chunk.map((entry) => H(Buffer.from([0]), entry)), CHUNK)));
+  const width = 2 ** Math.ceil(Math.log2(chunks.length));
+  const query = codes(`${name} query`);
+  const nets = new Map();
+  for (const entry of entries) {
+    const dot = signed(query).reduce((sum, q, j) => sum + q * signed(entry.codes)[j], 0n);
+    const key = hex(entry.contributor);
+    nets.set(key, (nets.get(key) ?? 0n) + BigInt(entry.scale) * dot);
+  }
+  const paid = [...nets].map(([who, net]) => [who, net - nullThreshold]).filter(([, weight]) => weight > 0n);
+  return {
+    name,
+    nEntries,
+    chunks: chunks.map((chunk) => hex(Buffer.concat(chunk))),
+    chunkRoots: chunkRoots.map(hex),
+    root: hex(fold(padded(chunkRoots, width))),
+    query: hex(query),
+    nullThreshold: nullThreshold.toString(),
+    contributors: paid.map(([who]) => who),
+    weights: paid.map(([, weight]) => weight.toString()),
+  };
+}
+const sketchVectors = [index("one", 1, 1, 0n), index("three", 3, 2, 1000n), index("chunks", 260, 7, 50_000_000n)];
+
+// --- shares ------------------------------------------------------------------------------------
+function shares(pot, weights) {
+  const sum = weights.reduce((a, b) => a + b, 0n);
+  if (sum === 0n) return weights.map(() => 0n);
+  const amounts = weights.map((weight) => (pot * weight) / sum);
+  const remainders = weights.map((weight, i) => [(pot * weight) % sum, i]);
+  remainders.sort(([a, i], [b, j]) => (a === b ? i - j : a > b ? -1 : 1));
+  const left = Number(pot - amounts.reduce((a, b) => a + b, 0n));
+  for (const [, i] of remainders.slice(0, left)) amounts[i] += 1n;
+  return amounts;
+}
+const shareCases = [
+  [0n, [1n, 2n]],
+  [1n, [1n, 1n]],
+  [10n, [1n, 1n, 1n]],
+  [100n, [0n, 2n, 1n]],
+  [7n, [0n, 0n]],
+  [7n, []],
+  [5n, [3n]],
+  [10n ** 18n + 1n, [1000n, 2000n, 2000n, 5000n]],
+  [2n ** 128n - 1n, [2n ** 63n - 1n, 1n, 2n ** 63n - 2n]],
+  [1_000_003n, Array.from({ length: 40 }, (_, i) => BigInt((i * 7919 + 13) % 101))],
+];
+const shareVectors = shareCases.map(([pot, weights]) => ({
+  pot: pot.toString(),
+  weights: weights.map(String),
+  amounts: shares(pot, weights).map(String),
+}));
+
+// -----------------------------------------------------------------------------------------------
+const files = {
+  "receipt.json": receiptVector,
+  "shares.json": { cases: shareVectors },
+  "sketch.json": { indexes: sketchVectors },
+};
+mkdirSync(folder, { recursive: true });
+for (const [name, value] of Object.entries(files)) {
+  const path = join(folder, name);
+  const wanted = `${JSON.stringify(value, null, 2)}\n`;
+  if (!process.argv.includes("--check")) {
+    writeFileSync(path, wanted);
+  } else if (!existsSync(path) || readFileSync(path, "utf8") !== wanted) {
+    console.error(`${name} is stale: run node scripts/vectors.mjs`);
+    process.exitCode = 1;
+  }
+}

@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+pragma solidity 0.8.37;
+
+import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
+import {MODEL_REGISTRY, POA_SCORE, POA_SHARES, SKETCH_STORE} from "./Addresses.sol";
+import {ModelRegistry} from "./ModelRegistry.sol";
+import {IPoaScore, IPoaShares} from "./Precompiles.sol";
+import {Receipt} from "./Receipt.sol";
+import {SketchStore} from "./SketchStore.sol";
+
+/// @title Prepaid balances, and what an answer's fee becomes
+/// @notice A receipt charges its payer once. In the same transaction the chain recomputes from the committed sketches
+/// whose data moved the answer, and credits each part of the fee; the parts add up to the fee to the wei.
+/// @dev The operator is trusted to report answers honestly (prompt, tokens, query sketch); it is not trusted with
+/// prices, splits, scores or shares, which are all recomputed here. A payer may withdraw what no receipt has charged yet,
+/// so an operator settles before it lets an account run up more than it is ready to lose.
+///
+/// Native OPEN can be moved here without a call (`Open.transfer`, a block's fees), so the invariant is
+/// `balance >= sum of prepaid + sum of credit`; what is above belongs to nobody.
+///
+/// Storage, written by genesis: slot 0 platform, slot 1 operator, slot 2 stakersPool. Then: slot 3 pendingPlatform,
+/// 4 prepaid, 5 credit, 6 settledAt, 7 receiptOf.
+contract InferenceSettlement is ReentrancyGuardTransient {
+    /// @notice The caller does not have the role.
+    error NotOperator(address caller);
+    error NotPlatform(address caller);
+    error NotPendingPlatform(address caller);
+    /// @notice An account is the zero address.
+    error InvalidAccount();
+    /// @notice The receipt is for another chain or contract.
+    error WrongSettlement(uint64 chainId, address settlement);
+    /// @notice The receipt, or another one for the same request, was settled before.
+    error AlreadySettled(bytes32 requestId, bytes32 receiptId);
+    /// @notice The receipt names another base, adapter, manifest or sketch index than the model's newest version.
+    error WrongModel(bytes32 modelId, uint64 version);
+    /// @notice The fee is not the model's price.
+    error WrongFee(uint256 expected, uint256 given);
+    /// @notice The query sketch is not the one the receipt commits to.
+    error WrongQuery(bytes32 expected, bytes32 given);
+    /// @notice The account has less than that.
+    error InsufficientPrepaid(address account, uint256 balance, uint256 needed);
+    /// @notice The account has no credit.
+    error NothingToClaim(address account);
+    /// @notice The receiver refused the payment.
+    error PaymentRefused(address to);
+    /// @notice Amounts do not match what was to be divided: a fault of the precompile, never of the caller.
+    error SharesBroken(uint256 pot, uint256 sum);
+
+    event Deposited(address indexed account, address indexed from, uint256 amount);
+    event Withdrawn(address indexed account, uint256 amount);
+    event Claimed(address indexed account, address indexed to, uint256 amount);
+    /// @notice A fee was charged and split; the last four amounts add up to `fee`.
+    event Settled(
+        bytes32 indexed receiptId,
+        bytes32 indexed modelId,
+        address indexed payer,
+        uint256 fee,
+        uint256 platform,
+        uint256 model,
+        uint256 stakers,
+        uint256 contributors
+    );
+    /// @notice Whose data moved the answer, by how much, and what they got. Empty if nobody's did.
+    event Credited(bytes32 indexed receiptId, address[] contributors, uint64[] weights, uint256[] amounts);
+    /// @notice Nobody's data moved the answer: the contributors' part went to the model's treasury.
+    event TreasuryCredited(bytes32 indexed receiptId, address indexed treasury, uint256 amount);
+    event OperatorChanged(address indexed operator);
+    event StakersPoolChanged(address indexed stakersPool);
+    event PlatformOffered(address indexed to);
+    event PlatformChanged(address indexed platform);
+
+    /// @notice Gets the platform's part, and appoints the other roles.
+    address public platform;
+    /// @notice The only account that may settle.
+    address public operator;
+    /// @notice Gets the stakers' part.
+    address public stakersPool;
+    /// @notice Whom the platform's role is offered to.
+    address public pendingPlatform;
+    /// @notice What an account has paid in and no receipt has charged, in wei.
+    mapping(address account => uint256) public prepaid;
+    /// @notice What an account has earned and not claimed, in wei.
+    mapping(address account => uint256) public credit;
+    /// @notice The block in which a receipt settled; 0 if it did not.
+    mapping(bytes32 receiptId => uint256 blockNumber) public settledAt;
+    /// @notice The receipt that settled a request; 0 if none did.
+    mapping(bytes32 requestId => bytes32 receiptId) public receiptOf;
+
+    modifier onlyPlatform() {
+        if (msg.sender != platform) revert NotPlatform(msg.sender);
+        _;
+    }
+
+    /// @notice Adds the value of the call to the caller's prepaid balance.
+    function deposit() external payable {
+        _deposit(msg.sender);
+    }
+
+    /// @notice Adds the value of the call to the prepaid balance of `account`.
+    function depositFor(address account) external payable {
+        if (account == address(0)) revert InvalidAccount();
+        _deposit(account);
+    }
+
+    /// @notice Takes back `amount` of the caller's prepaid balance.
+    function withdraw(uint256 amount) external nonReentrant {
+        _takePrepaid(msg.sender, amount);
+        emit Withdrawn(msg.sender, amount);
+        _pay(msg.sender, amount);
+    }
+
+    /// @notice Charges a receipt and credits everybody who has a part in it.
+    /// @param receipt as specs/receipt.md; its id is keccak256 of its encoding
+    /// @param query the 128 codes of the query sketch, whose hash the receipt holds
+    /// @return receiptId the receipt's id
+    function settle(Receipt calldata receipt, bytes calldata query) external nonReentrant returns (bytes32 receiptId) {
+        if (msg.sender != operator) revert NotOperator(msg.sender);
+        receiptId = keccak256(abi.encode(receipt));
+        (address owner, ModelRegistry.Params memory params) = _check(receipt, query);
+
+        settledAt[receiptId] = block.number;
+        receiptOf[receipt.requestId] = receiptId;
+        uint256 fee = receipt.feeWei;
+        _takePrepaid(receipt.payer, fee);
+
+        uint256[] memory parts = _split(fee, params.splitBps);
+        credit[platform] += parts[0];
+        credit[owner] += parts[1];
+        credit[stakersPool] += parts[2];
+        emit Settled(
+            receiptId, receipt.modelId, receipt.payer, fee, parts[0], parts[1], parts[2], parts[3]
+        );
+        _creditContributors(receiptId, params, query, parts[3]);
+    }
+
+    /// @notice Pays the caller's credit to `to`.
+    /// @return amount what was paid, in wei
+    function claim(address to) external nonReentrant returns (uint256 amount) {
+        if (to == address(0)) revert InvalidAccount();
+        return _claim(msg.sender, to);
+    }
+
+    /// @notice Pays the credit of `account` to that account; anyone may call.
+    /// @return amount what was paid, in wei
+    function claimFor(address account) external nonReentrant returns (uint256 amount) {
+        return _claim(account, account);
+    }
+
+    /// @notice What the newest version of a model charges for an answer, in wei.
+    function quote(bytes32 modelId, uint32 tokensIn, uint32 tokensOut) external view returns (uint256 fee) {
+        (,, ModelRegistry.Params memory params) = ModelRegistry(MODEL_REGISTRY).current(modelId);
+        return _quote(params, tokensIn, tokensOut);
+    }
+
+    /// @notice Whether this receipt was settled.
+    function settled(bytes32 receiptId) external view returns (bool) {
+        return settledAt[receiptId] != 0;
+    }
+
+    /// @notice Appoints who may settle.
+    function setOperator(address account) external onlyPlatform {
+        if (account == address(0)) revert InvalidAccount();
+        operator = account;
+        emit OperatorChanged(account);
+    }
+
+    /// @notice Changes who gets the stakers' part from now on; credit already given stays where it is.
+    function setStakersPool(address account) external onlyPlatform {
+        if (account == address(0)) revert InvalidAccount();
+        stakersPool = account;
+        emit StakersPoolChanged(account);
+    }
+
+    /// @notice Offers the platform's role to `to`, who must accept; zero takes an offer back.
+    function offerPlatform(address to) external onlyPlatform {
+        pendingPlatform = to;
+        emit PlatformOffered(to);
+    }
+
+    /// @notice Takes over the platform's role.
+    function acceptPlatform() external {
+        if (msg.sender != pendingPlatform) revert NotPendingPlatform(msg.sender);
+        platform = msg.sender;
+        pendingPlatform = address(0);
+        emit PlatformChanged(msg.sender);
+    }
+
+    /// @dev Everything a receipt can be wrong in, but the payer's balance.
+    function _check(Receipt calldata receipt, bytes calldata query)
+        private
+        view
+        returns (address owner, ModelRegistry.Params memory params)
+    {
+        if (receipt.chainId != block.chainid || receipt.settlement != address(this)) {
+            revert WrongSettlement(receipt.chainId, receipt.settlement);
+        }
+        // A receipt's id covers its request, so this also refuses a receipt settled before.
+        bytes32 settledBy = receiptOf[receipt.requestId];
+        if (settledBy != 0) revert AlreadySettled(receipt.requestId, settledBy);
+        bytes32 queryHash = keccak256(query);
+        if (queryHash != receipt.queryHash) revert WrongQuery(receipt.queryHash, queryHash);
+
+        uint64 version;
+        (owner, version, params) = ModelRegistry(MODEL_REGISTRY).current(receipt.modelId);
+        bool isCurrent = receipt.baseHash == params.baseHash && receipt.adapterHash == params.adapterHash
+            && receipt.manifestHash == params.manifestHash && receipt.sketchRoot == params.sketchRoot;
+        if (!isCurrent) revert WrongModel(receipt.modelId, version);
+        uint256 expected = _quote(params, receipt.tokensIn, receipt.tokensOut);
+        if (receipt.feeWei != expected) revert WrongFee(expected, receipt.feeWei);
+    }
+
+    function _creditContributors(
+        bytes32 receiptId,
+        ModelRegistry.Params memory params,
+        bytes calldata query,
+        uint256 pot
+    ) private {
+        (address[] memory chunks,) = SketchStore(SKETCH_STORE).indexOf(params.sketchRoot);
+        (address[] memory contributors, uint64[] memory weights) =
+            IPoaScore(POA_SCORE).score(chunks, params.nullThreshold, query);
+        uint256[] memory amounts = new uint256[](0);
+        if (contributors.length == 0) {
+            credit[params.treasury] += pot;
+            emit TreasuryCredited(receiptId, params.treasury, pot);
+        } else {
+            amounts = _shares(pot, weights);
+            for (uint256 i = 0; i < contributors.length; ++i) {
+                credit[contributors[i]] += amounts[i];
+            }
+        }
+        emit Credited(receiptId, contributors, weights, amounts);
+    }
+
+    function _split(uint256 fee, uint16[4] memory splitBps) private view returns (uint256[] memory) {
+        uint64[] memory weights = new uint64[](4);
+        for (uint256 i = 0; i < 4; ++i) {
+            weights[i] = splitBps[i];
+        }
+        return _shares(fee, weights);
+    }
+
+    /// @dev Divides `pot`, and checks that nothing is lost or made.
+    function _shares(uint256 pot, uint64[] memory weights) private view returns (uint256[] memory amounts) {
+        amounts = IPoaShares(POA_SHARES).shares(pot, weights);
+        uint256 sum = 0;
+        for (uint256 i = 0; i < amounts.length; ++i) {
+            sum += amounts[i];
+        }
+        if (sum != pot || amounts.length != weights.length) revert SharesBroken(pot, sum);
+    }
+
+    /// @dev Below 2^128 by the limits on prices in the ModelRegistry.
+    function _quote(ModelRegistry.Params memory params, uint256 tokensIn, uint256 tokensOut)
+        private
+        pure
+        returns (uint256)
+    {
+        return tokensIn * params.priceInPerKTokens / 1000 + tokensOut * params.priceOutPerKTokens / 1000
+            + params.platformFee;
+    }
+
+    function _deposit(address account) private {
+        prepaid[account] += msg.value;
+        emit Deposited(account, msg.sender, msg.value);
+    }
+
+    function _takePrepaid(address account, uint256 amount) private {
+        uint256 balance = prepaid[account];
+        if (balance < amount) revert InsufficientPrepaid(account, balance, amount);
+        unchecked {
+            prepaid[account] = balance - amount;
+        }
+    }
+
+    function _claim(address account, address to) private returns (uint256 amount) {
+        amount = credit[account];
+        if (amount == 0) revert NothingToClaim(account);
+        credit[account] = 0;
+        emit Claimed(account, to, amount);
+        _pay(to, amount);
+    }
+
+    function _pay(address to, uint256 amount) private {
+        // The receiver's return data is not copied: it could make the caller pay for a megabyte of it.
+        bool paid;
+        assembly ("memory-safe") {
+            paid := call(gas(), to, amount, 0, 0, 0, 0)
+        }
+        if (!paid) revert PaymentRefused(to);
+    }
+}
