@@ -11,7 +11,7 @@ const INTERFACES = { IOpenTransfer: "Precompiles", IPoaScore: "Precompiles", IPo
 
 const check = process.argv.includes("--check");
 const folder = join(root, "..", "crates", "ol-contracts", "artifacts");
-forge("build");
+forge("build", "src");
 mkdirSync(folder, { recursive: true });
 
 const files = new Map();

@@ -127,9 +127,7 @@ contract InferenceSettlement is ReentrancyGuardTransient {
         credit[platform] += parts[0];
         credit[owner] += parts[1];
         credit[stakersPool] += parts[2];
-        emit Settled(
-            receiptId, receipt.modelId, receipt.payer, fee, parts[0], parts[1], parts[2], parts[3]
-        );
+        emit Settled(receiptId, receipt.modelId, receipt.payer, fee, parts[0], parts[1], parts[2], parts[3]);
         _creditContributors(receiptId, params, query, parts[3]);
     }
 

@@ -103,9 +103,7 @@ contract ModelRegistry is NamedRegistry {
         version = _newest[id] + 1;
         _newest[id] = version;
         _versions[id][version] = params;
-        emit VersionAdded(
-            id, version, params.baseHash, params.adapterHash, params.manifestHash, params.sketchRoot
-        );
+        emit VersionAdded(id, version, params.baseHash, params.adapterHash, params.manifestHash, params.sketchRoot);
     }
 
     function _check(Params calldata params) private view {

@@ -108,7 +108,6 @@ contract Open is IERC20, IERC20Metadata, IERC20Permit, IERC5267, IERC20Errors {
 
     /// @inheritdoc IERC20Permit
     /// @dev Computed at each call: a predeploy has no constructor, and a fork of the chain changes its id.
-    // solhint-disable-next-line func-name-mixedcase
     function DOMAIN_SEPARATOR() public view returns (bytes32) {
         return keccak256(abi.encode(DOMAIN_TYPEHASH, keccak256("OPEN"), keccak256("1"), block.chainid, address(this)));
     }

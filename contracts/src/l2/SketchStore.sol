@@ -255,9 +255,10 @@ contract SketchStore {
     }
 
     function _create2Address(bytes32 initCodeHash) private view returns (address) {
-        return address(
-            uint160(uint256(keccak256(abi.encodePacked(bytes1(0xff), address(this), bytes32(0), initCodeHash))))
-        );
+        return
+            address(
+                uint160(uint256(keccak256(abi.encodePacked(bytes1(0xff), address(this), bytes32(0), initCodeHash))))
+            );
     }
 
     /// @dev Creates the account, or finds it: a list's bytes could equal those of a chunk. Either way the code at the
