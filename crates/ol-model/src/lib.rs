@@ -1,1 +1,42 @@
 //! Llama-family models: weights, tokenizer, LoRA, kernels with one K-order.
+//!
+//! Everything is computed in f32 with a fixed order of operations (see the
+//! `kernels` module), so losses, gradients, logits and tokens have the same bits
+//! on every machine, at every batch size and on any number of threads.
+//!
+//! * [`Llama`]: load, save, [`Llama::forward`] for mixed-adapter batches with
+//!   [`KvCache`]s, [`Llama::losses`], [`Llama::lora_gradients`] per sequence,
+//!   [`Llama::full_gradient`].
+//! * [`Lora`]: adapters in PEFT's format.
+//! * [`Tokenizer`]: byte-level BPE, chat format, streaming decoder.
+//! * [`Pool`]: the threads it all runs on.
+
+mod cache;
+mod config;
+mod isa;
+pub(crate) mod kernels;
+mod layout;
+mod llama;
+mod lora;
+mod pool;
+mod random;
+mod tokenizer;
+mod weights;
+
+pub use cache::KvCache;
+pub use config::{ConfigError, LlamaConfig};
+pub use isa::Isa;
+pub use layout::{Layout, TensorSpec};
+pub use llama::{
+    ForwardError, Labels, Llama, LoadError, MAX_MODEL_SIZE_BYTES, Segment, Sequence,
+    SequenceGradient,
+};
+pub use lora::{
+    Lora, LoraBlock, LoraConfig, LoraError, MAX_ADAPTER_SIZE_BYTES, MAX_RANK, PeftError, Projection,
+};
+pub use pool::Pool;
+pub use random::Random;
+pub use tokenizer::{
+    ChatMessage, MAX_TOKENIZER_SIZE_BYTES, Role, TokenStream, Tokenizer, TokenizerError,
+};
+pub use weights::{Dtype, WeightsError, write_atomic};

@@ -1,0 +1,638 @@
+//! One family of matrix products: `C (+)= A B` with `A` of any strides and `B`
+//! in panels of sixteen columns.
+#![expect(unsafe_code, reason = "vector intrinsics and disjoint output tiles")]
+
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use std::cell::RefCell;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use crate::isa::{Isa, Level};
+use crate::pool::Pool;
+
+/// Columns of a panel: one AVX-512 register, two AVX2 registers.
+pub(crate) const PANEL: usize = 16;
+
+/// Depth of a block: two panels of it fill three quarters of a 32 KiB cache.
+const DEPTH: usize = 192;
+
+/// Rows of a block: with `DEPTH` they stay in the second-level cache.
+const ROWS: usize = 96;
+
+/// Products smaller than this many multiply-adds are not worth a fork.
+const FORK_WORK: usize = 1 << 16;
+
+/// One row of a panel, aligned to a cache line.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[repr(C, align(64))]
+pub(crate) struct Line(pub(crate) [f32; PANEL]);
+
+impl Line {
+    pub(crate) const ZERO: Self = Self([0.0; PANEL]);
+}
+
+/// A read-only matrix with any strides.
+#[derive(Clone, Copy)]
+pub(crate) struct Mat<'a> {
+    data: &'a [f32],
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    col_stride: usize,
+}
+
+impl<'a> Mat<'a> {
+    /// A row-major matrix without gaps.
+    pub(crate) fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
+        Self::strided(data, rows, cols, cols)
+    }
+
+    /// A row-major matrix whose rows start `row_stride` apart.
+    pub(crate) fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+        if rows > 0 && cols > 0 {
+            assert!(
+                (rows - 1) * row_stride + cols <= data.len(),
+                "matrix outside its slice"
+            );
+        }
+        Self {
+            data,
+            rows,
+            cols,
+            row_stride,
+            col_stride: 1,
+        }
+    }
+
+    /// The transposed view.
+    pub(crate) fn t(self) -> Self {
+        Self {
+            data: self.data,
+            rows: self.cols,
+            cols: self.rows,
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+        }
+    }
+
+    /// Rows `range`.
+    pub(crate) fn rows(self, range: &Range<usize>) -> Self {
+        assert!(
+            range.start <= range.end && range.end <= self.rows,
+            "rows outside the matrix"
+        );
+        let data = &self.data[(range.start * self.row_stride).min(self.data.len())..];
+        Self {
+            data,
+            rows: range.len(),
+            ..self
+        }
+    }
+
+    pub(crate) fn n_rows(&self) -> usize {
+        self.rows
+    }
+
+    fn at(&self, row: usize, col: usize) -> f32 {
+        self.data[row * self.row_stride + col * self.col_stride]
+    }
+}
+
+/// A writable row-major matrix whose rows start `row_stride` apart; what lies
+/// between the rows is not touched.
+pub(crate) struct MatMut<'a> {
+    data: *mut f32,
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    life: PhantomData<&'a mut [f32]>,
+}
+
+impl<'a> MatMut<'a> {
+    pub(crate) fn new(data: &'a mut [f32], rows: usize, cols: usize) -> Self {
+        Output::new(data, cols).tile(0..rows, 0..cols)
+    }
+
+    /// Rows `range` of the matrix.
+    pub(crate) fn rows(&mut self, range: Range<usize>) -> MatMut<'_> {
+        assert!(
+            range.start <= range.end && range.end <= self.rows,
+            "rows outside the matrix"
+        );
+        // SAFETY: the first row is inside the matrix, or the view is empty.
+        let data = unsafe {
+            self.data.add(if range.is_empty() {
+                0
+            } else {
+                range.start * self.row_stride
+            })
+        };
+        MatMut {
+            data,
+            rows: range.len(),
+            ..*self
+        }
+    }
+
+    /// One row.
+    pub(crate) fn row(&mut self, i: usize) -> &mut [f32] {
+        assert!(i < self.rows, "row outside the matrix");
+        // SAFETY: the constructor checked that every row lies in the buffer.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(i * self.row_stride), self.cols) }
+    }
+}
+
+/// A row-major buffer whose tiles are written by different tasks.
+#[derive(Clone, Copy)]
+pub(crate) struct Output<'a> {
+    start: *mut f32,
+    len: usize,
+    width: usize,
+    life: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: tiles are only lent to the task they belong to, see `tile`.
+unsafe impl Send for Output<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Output<'_> {}
+
+impl<'a> Output<'a> {
+    /// A buffer with rows of `width`.
+    pub(crate) fn new(data: &'a mut [f32], width: usize) -> Self {
+        Self {
+            start: data.as_mut_ptr(),
+            len: data.len(),
+            width,
+            life: PhantomData,
+        }
+    }
+
+    /// The tile `rows x columns`. Internal contract: tiles in use at the same
+    /// time do not overlap, because each belongs to one task.
+    pub(crate) fn tile(&self, rows: Range<usize>, columns: Range<usize>) -> MatMut<'a> {
+        assert!(
+            rows.start <= rows.end && columns.start <= columns.end && columns.end <= self.width,
+            "no such tile"
+        );
+        assert!(rows.end * self.width <= self.len, "tile outside its buffer");
+        let first = if rows.is_empty() || columns.is_empty() {
+            0
+        } else {
+            rows.start * self.width + columns.start
+        };
+        // SAFETY: in bounds by the assertions.
+        let data = unsafe { self.start.add(first) };
+        MatMut {
+            data,
+            rows: rows.len(),
+            cols: columns.len(),
+            row_stride: self.width,
+            life: PhantomData,
+        }
+    }
+}
+
+/// A `k x n` matrix in panels: panel `p` holds columns `16 p ..`, its row `i` is
+/// one [`Line`]; the last panel is filled up with zeros.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Panels {
+    lines: Vec<Line>,
+    k: usize,
+    n: usize,
+}
+
+impl Panels {
+    /// Packs `b` (`k x n`).
+    pub(crate) fn pack(b: Mat<'_>) -> Self {
+        let mut panels = Self {
+            lines: vec![Line::ZERO; b.rows * b.cols.div_ceil(PANEL)],
+            k: b.rows,
+            n: b.cols,
+        };
+        for (p, panel) in panels.lines.chunks_exact_mut(b.rows.max(1)).enumerate() {
+            pack_panel(b, p, panel);
+        }
+        panels
+    }
+
+    /// As [`Panels::pack`], on all threads and into memory already there.
+    pub(crate) fn repack(&mut self, pool: &Pool, b: Mat<'_>) {
+        let (k, n_panels) = (b.rows, b.cols.div_ceil(PANEL));
+        self.k = k;
+        self.n = b.cols;
+        self.lines.clear();
+        self.lines.resize(k * n_panels, Line::ZERO);
+        let parts = crate::pool::Parts::new(&mut self.lines);
+        let chunk = if k * b.cols < FORK_WORK { n_panels } else { 1 };
+        pool.ranges(n_panels, chunk, &|range| {
+            for p in range {
+                // SAFETY: each panel is written by one task.
+                pack_panel(b, p, unsafe { parts.slice(p * k..(p + 1) * k) });
+            }
+        });
+    }
+
+    /// The same matrix transposed, packed anew.
+    pub(crate) fn transposed(&self, pool: &Pool) -> Self {
+        let mut rows = vec![0.0_f32; self.k * self.n];
+        self.unpack_t(&mut rows);
+        let mut out = Self::default();
+        out.repack(pool, Mat::new(&rows, self.n, self.k));
+        out
+    }
+
+    pub(crate) fn view(&self) -> PanelsRef<'_> {
+        PanelsRef {
+            lines: &self.lines,
+            k: self.k,
+            n: self.n,
+            stride: self.k,
+        }
+    }
+
+    /// The element at row `k`, column `n`.
+    pub(crate) fn at(&self, k: usize, n: usize) -> f32 {
+        self.lines[(n / PANEL) * self.k + k].0[n % PANEL]
+    }
+
+    /// Writes the matrix back transposed: `out[n * k_total + k]`.
+    pub(crate) fn unpack_t(&self, out: &mut [f32]) {
+        assert_eq!(out.len(), self.k * self.n, "shape of the unpacked matrix");
+        for (col, row) in out.chunks_exact_mut(self.k.max(1)).enumerate() {
+            for (k, value) in row.iter_mut().enumerate() {
+                *value = self.at(k, col);
+            }
+        }
+    }
+}
+
+fn pack_panel(b: Mat<'_>, p: usize, panel: &mut [Line]) {
+    let first = p * PANEL;
+    let width = PANEL.min(b.cols - first);
+    if b.col_stride == 1 {
+        for (k, line) in panel.iter_mut().enumerate() {
+            let start = k * b.row_stride + first;
+            line.0[..width].copy_from_slice(&b.data[start..start + width]);
+        }
+    } else {
+        for c in 0..width {
+            for (k, line) in panel.iter_mut().enumerate() {
+                line.0[c] = b.at(k, first + c);
+            }
+        }
+    }
+}
+
+/// A view of panels that lie `stride` lines apart.
+#[derive(Clone, Copy)]
+pub(crate) struct PanelsRef<'a> {
+    lines: &'a [Line],
+    k: usize,
+    n: usize,
+    stride: usize,
+}
+
+impl<'a> PanelsRef<'a> {
+    pub(crate) fn new(lines: &'a [Line], k: usize, n: usize, stride: usize) -> Self {
+        if n > 0 {
+            assert!(
+                k <= stride && (n.div_ceil(PANEL) - 1) * stride + k <= lines.len(),
+                "panels outside their lines"
+            );
+        }
+        Self {
+            lines,
+            k,
+            n,
+            stride,
+        }
+    }
+
+    /// The first `n` columns.
+    pub(crate) fn columns(self, n: usize) -> Self {
+        assert!(n <= self.n, "more columns than there are");
+        Self { n, ..self }
+    }
+
+    /// Rows `range`.
+    pub(crate) fn rows(self, range: Range<usize>) -> Self {
+        assert!(
+            range.start <= range.end && range.end <= self.k,
+            "rows outside the panels"
+        );
+        Self {
+            lines: &self.lines[range.start.min(self.lines.len())..],
+            k: range.len(),
+            ..self
+        }
+    }
+}
+
+/// Pointers and sizes of one product; what the unsafe part works on.
+#[derive(Clone, Copy)]
+struct Tile {
+    m: usize,
+    n: usize,
+    k: usize,
+    a: *const f32,
+    a_row: usize,
+    a_col: usize,
+    b: *const f32,
+    /// Floats from one panel to the next.
+    b_panel: usize,
+    c: *mut f32,
+    c_row: usize,
+    accumulate: bool,
+}
+
+// SAFETY: a tile is sent to a task together with the promise that it alone
+// writes this part of C; A and B are only read.
+unsafe impl Send for Tile {}
+// SAFETY: as above.
+unsafe impl Sync for Tile {}
+
+impl Tile {
+    /// At most `rows` rows from `row` and `cols` panels from `panel`.
+    ///
+    /// # Safety
+    /// `row` and `panel` exist.
+    unsafe fn part(&self, row: usize, rows: usize, panel: usize, cols: usize) -> Self {
+        Self {
+            m: rows.min(self.m - row),
+            n: (cols * PANEL).min(self.n - panel * PANEL),
+            // SAFETY: by the caller's promise this stays inside A.
+            a: unsafe { self.a.add(row * self.a_row) },
+            // SAFETY: as above, inside B.
+            b: unsafe { self.b.add(panel * self.b_panel) },
+            // SAFETY: as above, inside C.
+            c: unsafe { self.c.add(row * self.c_row + panel * PANEL) },
+            ..*self
+        }
+    }
+}
+
+fn tile(a: Mat<'_>, b: PanelsRef<'_>, c: &MatMut<'_>, accumulate: bool) -> Tile {
+    assert!(
+        a.rows == c.rows && a.cols == b.k && b.n == c.cols,
+        "shapes of a product do not fit"
+    );
+    Tile {
+        m: a.rows,
+        n: b.n,
+        k: b.k,
+        a: a.data.as_ptr(),
+        a_row: a.row_stride,
+        a_col: a.col_stride,
+        b: b.lines.as_ptr().cast(),
+        b_panel: b.stride * PANEL,
+        c: c.data,
+        c_row: c.row_stride,
+        accumulate,
+    }
+}
+
+/// `C = A B`, or `C += A B`, on the calling thread.
+pub(crate) fn matmul_here(isa: Isa, a: Mat<'_>, b: PanelsRef<'_>, c: MatMut<'_>, accumulate: bool) {
+    let t = tile(a, b, &c, accumulate);
+    // SAFETY: the constructors of the three views checked their bounds and
+    // `tile` that the shapes fit; C is borrowed mutably.
+    unsafe { block(isa, t) }
+}
+
+/// `C = A B`, or `C += A B`, split over the pool.
+pub(crate) fn matmul(pool: &Pool, a: Mat<'_>, b: PanelsRef<'_>, c: MatMut<'_>, accumulate: bool) {
+    let t = tile(a, b, &c, accumulate);
+    let panels = t.n.div_ceil(PANEL);
+    let threads = pool.threads();
+    let work = t.m.saturating_mul(t.n).saturating_mul(t.k);
+    if threads == 1 || work < FORK_WORK {
+        // SAFETY: as in `matmul_here`.
+        unsafe { block(pool.isa(), t) }
+        return;
+    }
+    // A few tasks a thread, so that a core which is busy elsewhere does less.
+    let wanted = (threads * 4).min(work / (FORK_WORK / 2));
+    let row_parts = t.m.div_ceil(ROWS / 2).clamp(1, wanted);
+    let col_parts = panels.div_ceil(4).clamp(1, wanted.div_ceil(row_parts));
+    let rows = t.m.div_ceil(row_parts).next_multiple_of(12);
+    let cols = panels.div_ceil(col_parts);
+    let (row_parts, col_parts) = (t.m.div_ceil(rows), panels.div_ceil(cols));
+    pool.run(row_parts * col_parts, &|task| {
+        let (row, panel) = (task / col_parts * rows, task % col_parts * cols);
+        // SAFETY: row < m and panel < panels, by the two divisions above.
+        let part = unsafe { t.part(row, rows, panel, cols) };
+        // SAFETY: parts cover disjoint rows and columns of C.
+        unsafe { block(pool.isa(), part) }
+    });
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Runs one product block by block.
+///
+/// # Safety
+/// `t` describes memory that may be read (A, B: whole panels) and written (C),
+/// and this CPU has `isa`.
+unsafe fn block(isa: Isa, t: Tile) {
+    if t.k == 0 {
+        if !t.accumulate {
+            for i in 0..t.m {
+                // SAFETY: row i of C has n elements.
+                unsafe { std::slice::from_raw_parts_mut(t.c.add(i * t.c_row), t.n) }.fill(0.0);
+            }
+        }
+        return;
+    }
+    let most_rows = match isa.0 {
+        Level::Scalar => 8,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => 6,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => 12,
+    };
+    for m0 in (0..t.m).step_by(ROWS) {
+        let mc = ROWS.min(t.m - m0);
+        let rows = mc.div_ceil(mc.div_ceil(most_rows));
+        for k0 in (0..t.k).step_by(DEPTH) {
+            let kc = DEPTH.min(t.k - k0);
+            // SAFETY: (m0, k0) lies inside A.
+            let a = unsafe { t.a.add(m0 * t.a_row + k0 * t.a_col) };
+            let part = Tile {
+                m: mc,
+                k: kc,
+                a,
+                // SAFETY: row k0 lies inside each panel.
+                b: unsafe { t.b.add(k0 * PANEL) },
+                // SAFETY: row m0 lies inside C.
+                c: unsafe { t.c.add(m0 * t.c_row) },
+                accumulate: t.accumulate || k0 > 0,
+                ..t
+            };
+            if t.a_col == 1 {
+                // SAFETY: `part` is inside `t`.
+                unsafe { sweep(isa, part, rows, None) };
+            } else {
+                SCRATCH.with_borrow_mut(|scratch| {
+                    scratch.resize((ROWS * DEPTH).div_ceil(PANEL), Line::ZERO);
+                    let packed = scratch.as_mut_ptr().cast::<f32>();
+                    // SAFETY: `packed` has room for ROWS x DEPTH floats and
+                    // `part` is inside `t`.
+                    unsafe {
+                        pack_a(part, rows, packed);
+                        sweep(isa, part, rows, Some(packed));
+                    }
+                });
+            }
+        }
+    }
+}
+
+/// Copies A to `out` so that the rows of a row block lie side by side.
+///
+/// # Safety
+/// As [`block`]; `out` holds `m * k` floats.
+unsafe fn pack_a(t: Tile, rows: usize, out: *mut f32) {
+    for kk in 0..t.k {
+        for i0 in (0..t.m).step_by(rows) {
+            let height = rows.min(t.m - i0);
+            // SAFETY: block i0 starts at i0 * k and has `height` rows.
+            let to = unsafe { out.add(i0 * t.k + kk * height) };
+            for i in 0..height {
+                // SAFETY: (i0 + i, kk) is inside A, `to + i` inside `out`.
+                unsafe { *to.add(i) = *t.a.add((i0 + i) * t.a_row + kk * t.a_col) };
+            }
+        }
+    }
+}
+
+/// Panel groups outside, row blocks inside, so that a panel group stays in the
+/// first-level cache.
+///
+/// # Safety
+/// As [`block`].
+unsafe fn sweep(isa: Isa, t: Tile, rows: usize, packed: Option<*const f32>) {
+    let full = t.n / PANEL;
+    let group = match isa.0 {
+        Level::Scalar => 1,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => x86::group_avx2(rows),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => x86::group_avx512(rows),
+    };
+    let mut p = 0;
+    while p * PANEL < t.n {
+        let width = if p + group <= full { group } else { 1 };
+        // SAFETY: panel p exists.
+        let b = unsafe { t.b.add(p * t.b_panel) };
+        for i0 in (0..t.m).step_by(rows) {
+            let height = rows.min(t.m - i0);
+            let (a, a_row, a_col) = match packed {
+                // SAFETY: block i0 was written there by `pack_a`.
+                Some(packed) => (unsafe { packed.add(i0 * t.k) }, 1, height),
+                // SAFETY: row i0 is inside A.
+                None => (unsafe { t.a.add(i0 * t.a_row) }, t.a_row, t.a_col),
+            };
+            // SAFETY: (i0, p) is inside C.
+            let c = unsafe { t.c.add(i0 * t.c_row + p * PANEL) };
+            let piece = Tile {
+                m: height,
+                n: width * PANEL,
+                a,
+                a_row,
+                a_col,
+                b,
+                c,
+                ..t
+            };
+            if p < full {
+                // SAFETY: all `width` panels and their columns of C exist.
+                unsafe { micro(isa, width, piece) };
+            } else {
+                // The last panel is narrower than a register: go through a
+                // buffer of full width.
+                let mut buffer = [Line::ZERO; 12];
+                let n = t.n - p * PANEL;
+                if t.accumulate {
+                    for (i, line) in buffer.iter_mut().enumerate().take(height) {
+                        // SAFETY: row i0 + i of C has n columns from here.
+                        line.0[..n].copy_from_slice(unsafe {
+                            std::slice::from_raw_parts(c.add(i * t.c_row), n)
+                        });
+                    }
+                }
+                // SAFETY: the buffer has `height <= 12` rows of 16 columns.
+                unsafe {
+                    micro(
+                        isa,
+                        1,
+                        Tile {
+                            c: buffer.as_mut_ptr().cast(),
+                            c_row: PANEL,
+                            ..piece
+                        },
+                    )
+                };
+                for (i, line) in buffer.iter().enumerate().take(height) {
+                    // SAFETY: as above; C is ours to write.
+                    unsafe { std::slice::from_raw_parts_mut(c.add(i * t.c_row), n) }
+                        .copy_from_slice(&line.0[..n]);
+                }
+            }
+        }
+        p += width;
+    }
+}
+
+/// One register tile: `t.m` rows by `panels` full panels.
+///
+/// # Safety
+/// As [`block`], for full panels.
+unsafe fn micro(isa: Isa, panels: usize, t: Tile) {
+    match isa.0 {
+        // SAFETY: passed on.
+        Level::Scalar => unsafe { micro_scalar(t) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: passed on; the CPU has AVX2 and FMA.
+        Level::Avx2 => unsafe { x86::micro_avx2(panels, t) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: passed on; the CPU has AVX-512.
+        Level::Avx512 => unsafe { x86::micro_avx512(panels, t) },
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = panels;
+}
+
+/// The oracle: one panel, rows one after the other.
+///
+/// # Safety
+/// As [`micro`] with one panel.
+unsafe fn micro_scalar(t: Tile) {
+    for i in 0..t.m {
+        // SAFETY: row i of C has 16 columns here.
+        let c = unsafe { std::slice::from_raw_parts_mut(t.c.add(i * t.c_row), PANEL) };
+        let mut acc = [0.0_f32; PANEL];
+        if t.accumulate {
+            acc.copy_from_slice(c);
+        }
+        for kk in 0..t.k {
+            // SAFETY: (i, kk) is inside A, row kk inside the panel.
+            let (a, b) = unsafe {
+                (
+                    *t.a.add(i * t.a_row + kk * t.a_col),
+                    std::slice::from_raw_parts(t.b.add(kk * PANEL), PANEL),
+                )
+            };
+            for (sum, &b) in acc.iter_mut().zip(b) {
+                *sum = a.mul_add(b, *sum);
+            }
+        }
+        c.copy_from_slice(&acc);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,465 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::cache::KvCache;
+use crate::isa::Isa;
+use crate::lora::{Lora, LoraConfig, Projection};
+
+fn tiny(tied: bool) -> LlamaConfig {
+    LlamaConfig {
+        vocab_size: 61,
+        hidden_size: 24,
+        intermediate_size: 40,
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        head_dim: 6,
+        rms_norm_eps: 1e-5,
+        rope_theta: 10_000.0,
+        max_position_embeddings: 128,
+        tie_word_embeddings: tied,
+    }
+}
+
+/// Weights large enough that nothing is nearly zero.
+fn model(tied: bool) -> Llama {
+    let base = Llama::random(tiny(tied), 5).unwrap();
+    let mut random = Random::new(9);
+    let params: Vec<f32> = base
+        .parameters()
+        .iter()
+        .map(|p| p + 0.15 * random.normal())
+        .collect();
+    Llama::from_parameters(tiny(tied), &params).unwrap()
+}
+
+fn adapter(rank: usize, seed: u64, targets: &[Projection]) -> Lora {
+    let config = LoraConfig {
+        rank,
+        alpha: 12.0,
+        target_modules: targets.to_vec(),
+    };
+    let mut lora = Lora::init(&tiny(true), config, seed).unwrap();
+    let mut random = Random::new(seed);
+    let params: Vec<f32> = (0..lora.n_params())
+        .map(|_| 0.1 * random.normal())
+        .collect();
+    lora.set_parameters(&params).unwrap();
+    lora
+}
+
+fn tokens(n: usize, seed: u64) -> Vec<u32> {
+    let mut random = Random::new(seed);
+    (0..n)
+        .map(|_| u32::try_from(random.below(61)).unwrap())
+        .collect()
+}
+
+fn sequence(n: usize, seed: u64) -> Sequence {
+    let mut random = Random::new(seed + 1000);
+    let mut weights: Vec<f32> = (0..n).map(|_| 0.25 + random.uniform() as f32).collect();
+    if n > 4 {
+        weights[3] = 0.0;
+    }
+    Sequence {
+        tokens: tokens(n, seed),
+        weights,
+    }
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|v| v.to_bits()).collect()
+}
+
+fn alone(model: &Llama, pool: &Pool, tokens: &[u32], adapter: Option<&Lora>) -> Vec<f32> {
+    let mut cache = KvCache::new(model.config(), tokens.len());
+    model
+        .forward(
+            pool,
+            &mut [Segment {
+                tokens,
+                cache: &mut cache,
+                adapter,
+            }],
+        )
+        .unwrap()
+}
+
+#[test]
+fn parameters_round_trip() {
+    for tied in [true, false] {
+        let model = model(tied);
+        let again = Llama::from_parameters(tiny(tied), &model.parameters()).unwrap();
+        assert_eq!(model.hash(), again.hash());
+        assert_eq!(bits(&model.parameters()), bits(&again.parameters()));
+    }
+}
+
+#[test]
+fn a_row_has_the_same_bits_alone_and_in_any_batch() {
+    let model = model(true);
+    let some = adapter(4, 1, &Projection::ALL);
+    let other = adapter(9, 2, &[Projection::Q, Projection::Down]);
+    let prompts: Vec<Vec<u32>> = [1, 37, 5, 64, 2, 90]
+        .iter()
+        .zip(0..)
+        .map(|(&n, i)| tokens(n, i))
+        .collect();
+    let adapters = [
+        None,
+        Some(&some),
+        Some(&other),
+        Some(&some),
+        Some(&some),
+        None,
+    ];
+    let pool = Pool::with_isa(1, Isa::SCALAR);
+    let want: Vec<Vec<u32>> = prompts
+        .iter()
+        .zip(adapters)
+        .map(|(p, a)| bits(&alone(&model, &pool, p, a)))
+        .collect();
+    for isa in Isa::available() {
+        for threads in 1..=3 {
+            let pool = Pool::with_isa(threads, isa);
+            let mut caches: Vec<KvCache> = prompts
+                .iter()
+                .map(|_| KvCache::new(model.config(), 128))
+                .collect();
+            let mut segments: Vec<Segment<'_>> = caches
+                .iter_mut()
+                .zip(&prompts)
+                .zip(adapters)
+                .map(|((cache, tokens), adapter)| Segment {
+                    tokens,
+                    cache,
+                    adapter,
+                })
+                .collect();
+            let logits = model.forward(&pool, &mut segments).unwrap();
+            for (row, want) in logits.chunks(61).zip(&want) {
+                assert!(bits(row) == *want, "{isa:?}, {threads} threads");
+            }
+        }
+    }
+}
+
+#[test]
+fn prefill_at_once_equals_token_by_token() {
+    let model = model(false);
+    let lora = adapter(4, 3, &Projection::ALL);
+    let pool = Pool::new(2);
+    let prompt = tokens(75, 4);
+    for adapter in [None, Some(&lora)] {
+        let whole = alone(&model, &pool, &prompt, adapter);
+        for chunks in [vec![75], vec![1; 75], vec![20, 1, 1, 50, 3]] {
+            let mut cache = KvCache::new(model.config(), 75);
+            let (mut at, mut last) = (0, Vec::new());
+            for n in chunks {
+                let segment = Segment {
+                    tokens: &prompt[at..at + n],
+                    cache: &mut cache,
+                    adapter,
+                };
+                last = model.forward(&pool, &mut [segment]).unwrap();
+                at += n;
+            }
+            assert_eq!(bits(&last), bits(&whole));
+            // Going back and on again leaves no trace.
+            cache.truncate(40);
+            let segment = Segment {
+                tokens: &prompt[40..],
+                cache: &mut cache,
+                adapter,
+            };
+            assert_eq!(
+                bits(&model.forward(&pool, &mut [segment]).unwrap()),
+                bits(&whole)
+            );
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_and_changes_nothing() {
+    let model = model(true);
+    let pool = Pool::new(1);
+    let mut cache = KvCache::new(model.config(), 4);
+    let mut go = |tokens: &[u32], adapter: Option<&Lora>| {
+        model
+            .forward(
+                &pool,
+                &mut [Segment {
+                    tokens,
+                    cache: &mut cache,
+                    adapter,
+                }],
+            )
+            .map(|_| ())
+    };
+    assert_eq!(go(&[], None), Err(ForwardError::Empty(0)));
+    assert_eq!(
+        go(&[61], None),
+        Err(ForwardError::Token {
+            segment: 0,
+            token: 61,
+            vocab_size: 61
+        })
+    );
+    assert_eq!(
+        go(&[0; 5], None),
+        Err(ForwardError::TooLong {
+            segment: 0,
+            needed: 5,
+            room: 4
+        })
+    );
+    let wide = LlamaConfig {
+        hidden_size: 26,
+        ..tiny(true)
+    };
+    let stranger = Lora::init(&wide, LoraConfig::all_linear(2), 0).unwrap();
+    assert_eq!(
+        go(&[1], Some(&stranger)),
+        Err(ForwardError::Shape {
+            segment: 0,
+            what: "adapter"
+        })
+    );
+    assert!(go(&[1, 2, 3, 4], None).is_ok());
+    assert_eq!(cache.len(), 4);
+    let mut short = KvCache::new(&wide, 4);
+    short.truncate(0);
+    let bad = Sequence {
+        tokens: vec![1, 2],
+        weights: vec![1.0],
+    };
+    assert_eq!(
+        model.losses(&pool, None, &[bad]),
+        Err(ForwardError::Weights(0))
+    );
+    assert!(model.forward(&pool, &mut []).unwrap().is_empty());
+}
+
+#[test]
+fn losses_agree_with_forward() {
+    let model = model(true);
+    let lora = adapter(3, 8, &Projection::ALL);
+    let pool = Pool::new(2);
+    let seq = sequence(30, 6);
+    let loss = model
+        .losses(&pool, Some(&lora), std::slice::from_ref(&seq))
+        .unwrap()[0];
+    let mut want = 0.0;
+    for t in 1..30 {
+        let logits = alone(&model, &pool, &seq.tokens[..t], Some(&lora));
+        let sum: f64 = logits.iter().map(|l| libm::exp(f64::from(*l))).sum();
+        let nll = libm::log(sum) - f64::from(logits[seq.tokens[t] as usize]);
+        want += f64::from(seq.weights[t]) * nll;
+    }
+    assert!((loss - want).abs() < 1e-4 * want, "{loss} {want}");
+}
+
+/// Compares a gradient with central differences along random directions.
+fn check_directions(gradient: &[f32], params: &[f32], mut loss: impl FnMut(&[f32]) -> f64) {
+    let mut random = Random::new(77);
+    for _ in 0..6 {
+        let direction: Vec<f32> = params.iter().map(|_| random.normal()).collect();
+        let step = 2e-3_f32;
+        let moved = |sign: f32| -> Vec<f32> {
+            params
+                .iter()
+                .zip(&direction)
+                .map(|(p, d)| p + sign * step * d)
+                .collect()
+        };
+        let slope = (loss(&moved(1.0)) - loss(&moved(-1.0))) / (2.0 * f64::from(step));
+        let want: f64 = gradient
+            .iter()
+            .zip(&direction)
+            .map(|(g, d)| f64::from(*g) * f64::from(*d))
+            .sum();
+        let size: f64 = gradient
+            .iter()
+            .map(|g| f64::from(*g).powi(2))
+            .sum::<f64>()
+            .sqrt();
+        assert!(
+            (slope - want).abs() < 0.01 * size,
+            "slope {slope}, gradient says {want}, norm {size}"
+        );
+    }
+}
+
+#[test]
+fn full_gradients_agree_with_finite_differences() {
+    for tied in [true, false] {
+        let base = model(tied);
+        let pool = Pool::new(2);
+        let seqs = [
+            sequence(17, 1),
+            sequence(1, 2),
+            sequence(50, 3),
+            sequence(0, 4),
+            sequence(2, 5),
+        ];
+        let (loss, gradient) = base.full_gradient(&pool, &seqs).unwrap();
+        let losses = base.losses(&pool, None, &seqs).unwrap();
+        assert!((loss - losses.iter().sum::<f64>()).abs() < 1e-9);
+        check_directions(&gradient, &base.parameters(), |p| {
+            let moved = Llama::from_parameters(tiny(tied), p).unwrap();
+            moved.losses(&pool, None, &seqs).unwrap().iter().sum()
+        });
+    }
+}
+
+#[test]
+fn adapter_gradients_agree_with_finite_differences() {
+    let base = model(true);
+    let pool = Pool::new(2);
+    let seqs = [sequence(17, 1), sequence(40, 3)];
+    for targets in [&Projection::ALL[..], &[Projection::V, Projection::Up]] {
+        let lora = adapter(3, 5, targets);
+        let (_, gradient) = base
+            .lora_gradient(&pool, &lora, &seqs, Labels::Given)
+            .unwrap();
+        check_directions(&gradient, lora.parameters(), |p| {
+            let moved =
+                Lora::from_parameters(&tiny(true), lora.config().clone(), p.to_vec()).unwrap();
+            base.losses(&pool, Some(&moved), &seqs)
+                .unwrap()
+                .iter()
+                .sum()
+        });
+    }
+}
+
+#[test]
+fn per_sequence_gradients_do_not_depend_on_the_batch() {
+    let base = model(true);
+    let lora = adapter(4, 6, &Projection::ALL);
+    let seqs: Vec<Sequence> = [20, 1, 64, 7, 128, 33]
+        .iter()
+        .zip(0..)
+        .map(|(&n, i)| sequence(n, i))
+        .collect();
+    for labels in [Labels::Given, Labels::Sampled { seed: 4 }] {
+        let one = Pool::with_isa(1, Isa::SCALAR);
+        let want: Vec<SequenceGradient> = seqs
+            .iter()
+            .flat_map(|s| {
+                base.lora_gradients(&one, &lora, std::slice::from_ref(s), labels)
+                    .unwrap()
+            })
+            .collect();
+        for threads in 1..=3 {
+            let got = base
+                .lora_gradients(&Pool::new(threads), &lora, &seqs, labels)
+                .unwrap();
+            for (got, want) in got.iter().zip(&want) {
+                assert_eq!(got.loss.to_bits(), want.loss.to_bits());
+                assert!(bits(&got.gradient) == bits(&want.gradient));
+            }
+        }
+        let (loss, sum) = base
+            .lora_gradient(&Pool::new(2), &lora, &seqs, labels)
+            .unwrap();
+        let (loss1, sum1) = base.lora_gradient(&one, &lora, &seqs, labels).unwrap();
+        assert_eq!((loss.to_bits(), bits(&sum)), (loss1.to_bits(), bits(&sum1)));
+        for (i, total) in sum.iter().enumerate() {
+            let parts: f32 = want.iter().map(|g| g.gradient[i]).sum();
+            assert!((total - parts).abs() < 1e-3 * (1.0 + parts.abs()));
+        }
+    }
+}
+
+#[test]
+fn sampled_labels_follow_the_model() {
+    // The expected gradient under the model's own labels is zero.
+    let base = model(true);
+    let lora = adapter(2, 6, &[Projection::V]);
+    let pool = Pool::new(2);
+    let seq = sequence(24, 3);
+    let draws = 600;
+    let mut mean = vec![0.0_f64; lora.n_params()];
+    let mut size = 0.0;
+    for seed in 0..draws {
+        let (_, g) = base
+            .lora_gradient(
+                &pool,
+                &lora,
+                std::slice::from_ref(&seq),
+                Labels::Sampled { seed },
+            )
+            .unwrap();
+        size += g.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>() / draws as f64;
+        mean.iter_mut()
+            .zip(&g)
+            .for_each(|(m, g)| *m += f64::from(*g) / draws as f64);
+    }
+    let of_mean: f64 = mean.iter().map(|m| m * m).sum();
+    assert!(
+        of_mean < 3.0 * size / draws as f64,
+        "{of_mean} against {size} / {draws}"
+    );
+}
+
+#[test]
+fn files_round_trip_in_three_types() {
+    let base = model(false);
+    for (dtype, worst) in [(Dtype::F32, 0.0), (Dtype::F16, 1e-3), (Dtype::Bf16, 8e-3)] {
+        let dir = tempfile::tempdir().unwrap();
+        base.save(dir.path(), dtype).unwrap();
+        let read = Llama::load(dir.path()).unwrap();
+        for (a, b) in base.parameters().iter().zip(read.parameters()) {
+            assert!((a - b).abs() <= worst * a.abs().max(0.01));
+        }
+        // What was rounded once is exact from then on.
+        let again = tempfile::tempdir().unwrap();
+        read.save(again.path(), dtype).unwrap();
+        assert_eq!(Llama::load(again.path()).unwrap().hash(), read.hash());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn hostile_model_files_are_errors(cut in 0.0_f64..1.0, at in 0.0_f64..1.0, byte: u8, grow in 0_usize..40) {
+        let base = Llama::random(LlamaConfig { num_hidden_layers: 1, ..tiny(true) }, 1).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        base.save(dir.path(), Dtype::F16).unwrap();
+        let path = dir.path().join("model.safetensors");
+        let bytes = std::fs::read(&path).unwrap();
+        let mut cut_off = bytes[..(cut * bytes.len() as f64) as usize].to_vec();
+        std::fs::write(&path, &cut_off).unwrap();
+        prop_assert!(Llama::load(dir.path()).is_err());
+        cut_off.resize(cut_off.len() + grow, byte);
+        std::fs::write(&path, &cut_off).unwrap();
+        let _ = Llama::load(dir.path());
+        let mut changed = bytes.clone();
+        // Mostly the header, where structure lives.
+        let i = (at * at * at * (bytes.len() - 1) as f64) as usize;
+        changed[i] = byte;
+        std::fs::write(&path, &changed).unwrap();
+        let _ = Llama::load(dir.path());
+    }
+
+    #[test]
+    fn hostile_adapters_are_errors(cut in 0.0_f64..1.0, at in 0.0_f64..1.0, byte: u8) {
+        let lora = adapter(2, 1, &[Projection::Q, Projection::Down]);
+        let (config, weights) = lora.to_bytes("base");
+        let n = (cut * weights.len() as f64) as usize;
+        prop_assert!(Lora::from_bytes(&config, &weights[..n], &tiny(true)).is_err());
+        let n = (cut * config.len() as f64) as usize;
+        prop_assert!(Lora::from_bytes(&config[..n.min(config.len() - 3)], &weights, &tiny(true)).is_err());
+        let mut changed = weights.clone();
+        let i = (at * at * at * (weights.len() - 1) as f64) as usize;
+        changed[i] = byte;
+        let _ = Lora::from_bytes(&config, &changed, &tiny(true));
+        let mut changed = config.clone();
+        let i = (at * (config.len() - 1) as f64) as usize;
+        changed[i] = byte;
+        let _ = Lora::from_bytes(&changed, &weights, &tiny(true));
+    }
+}

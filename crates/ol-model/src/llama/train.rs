@@ -1,0 +1,575 @@
+//! Losses and gradients over packed, ragged batches.
+
+use std::ops::Range;
+
+use super::Llama;
+use super::attention::{HeadPanels, Rows, attend};
+use super::backward::Target;
+use super::forward::{ForwardError, Group, ROW_CHUNK, activate, add_adapters, product};
+use crate::kernels::{Mat, MatMut, Output, Panels, math, matmul};
+use crate::lora::{Lora, Projection};
+use crate::pool::{Parts, Pool};
+use crate::random::Random;
+
+/// Rows processed together: bounds the memory of a pass. One sequence longer
+/// than this is still one pass.
+const BATCH_ROWS: usize = 2048;
+
+/// Rows whose logits exist at the same time.
+const LOGIT_ROWS: usize = 256;
+
+/// A sequence with its loss weights.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sequence {
+    /// Token ids.
+    pub tokens: Vec<u32>,
+    /// `weights[t]` weighs the loss of predicting `tokens[t]` from the tokens
+    /// before it; `weights[0]` is not used.
+    pub weights: Vec<f32>,
+}
+
+/// What the model is asked to predict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Labels {
+    /// The tokens given.
+    Given,
+    /// Tokens drawn from the model's own distribution, as the true Fisher
+    /// information needs. The draw depends on the seed, the sequence's tokens
+    /// and the position, not on the batch.
+    Sampled {
+        /// Chooses the draw.
+        seed: u64,
+    },
+}
+
+/// Loss of one sequence and its gradient with respect to the adapter.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SequenceGradient {
+    /// `sum_t weights[t] nll_t`.
+    pub loss: f64,
+    /// In the flat order of [`Lora::parameters`].
+    pub gradient: Vec<f32>,
+}
+
+/// Sequences laid end to end. The last token of each is only a target.
+pub(super) struct Batch {
+    pub(super) tokens: Vec<u32>,
+    pub(super) spans: Vec<Range<usize>>,
+    /// Rows that have a loss.
+    targets: Vec<Goal>,
+}
+
+struct Goal {
+    row: usize,
+    token: usize,
+    weight: f32,
+    sequence: usize,
+    draw: Option<u64>,
+}
+
+impl Batch {
+    fn new(seqs: &[Sequence], labels: Labels) -> Self {
+        let mut batch = Self {
+            tokens: Vec::new(),
+            spans: Vec::new(),
+            targets: Vec::new(),
+        };
+        for (sequence, s) in seqs.iter().enumerate() {
+            let start = batch.tokens.len();
+            let inputs = s.tokens.len().saturating_sub(1);
+            batch.tokens.extend(&s.tokens[..inputs]);
+            batch.spans.push(start..start + inputs);
+            let key = match labels {
+                Labels::Given => None,
+                // FNV-1a over the tokens: batch-independent.
+                Labels::Sampled { seed } => Some(
+                    s.tokens
+                        .iter()
+                        .fold(seed ^ 0xCBF2_9CE4_8422_2325, |hash, &t| {
+                            (hash ^ u64::from(t)).wrapping_mul(0x0000_0100_0000_01B3)
+                        }),
+                ),
+            };
+            for t in 1..s.tokens.len() {
+                if s.weights[t] != 0.0 {
+                    batch.targets.push(Goal {
+                        row: start + t - 1,
+                        token: s.tokens[t] as usize,
+                        weight: s.weights[t],
+                        sequence,
+                        draw: key.map(|k| k.wrapping_add(t as u64)),
+                    });
+                }
+            }
+        }
+        batch
+    }
+}
+
+/// What the forward pass of one block leaves for the backward pass.
+#[derive(Default)]
+pub(super) struct Saved {
+    pub(super) x: Vec<f32>,
+    pub(super) inverse1: Vec<f32>,
+    pub(super) qkv: Vec<f32>,
+    pub(super) attended: Vec<f32>,
+    pub(super) middle: Vec<f32>,
+    pub(super) inverse2: Vec<f32>,
+    pub(super) gate_up: Vec<f32>,
+    pub(super) z: [Vec<f32>; 7],
+}
+
+/// Consecutive sequences of at most [`BATCH_ROWS`] tokens, or one longer one.
+fn batches(seqs: &[Sequence]) -> Vec<Range<usize>> {
+    let mut out: Vec<Range<usize>> = Vec::new();
+    let mut rows = 0;
+    for (i, s) in seqs.iter().enumerate() {
+        match out.last_mut() {
+            Some(last) if rows + s.tokens.len() <= BATCH_ROWS => {
+                last.end = i + 1;
+                rows += s.tokens.len();
+            }
+            _ => {
+                out.push(i..i + 1);
+                rows = s.tokens.len();
+            }
+        }
+    }
+    out
+}
+
+impl Llama {
+    /// Loss of every sequence: `sum_t weights[t] nll_t`, in nats.
+    ///
+    /// # Errors
+    /// [`ForwardError`] when a sequence or the adapter does not fit the model.
+    pub fn losses(
+        &self,
+        pool: &Pool,
+        adapter: Option<&Lora>,
+        seqs: &[Sequence],
+    ) -> Result<Vec<f64>, ForwardError> {
+        self.check_sequences(adapter, seqs)?;
+        let mut losses = Vec::with_capacity(seqs.len());
+        for range in batches(seqs) {
+            let batch = Batch::new(&seqs[range], Labels::Given);
+            let x = self.run(pool, adapter, &batch, None);
+            losses.extend(self.loss(pool, &batch, &x, None).0);
+        }
+        Ok(losses)
+    }
+
+    /// Loss and gradient of **each** sequence with respect to the adapter, from
+    /// one backward pass over the packed batch.
+    ///
+    /// A sequence's gradient is bit-identical alone and in any batch.
+    ///
+    /// # Errors
+    /// [`ForwardError`] when a sequence or the adapter does not fit the model.
+    pub fn lora_gradients(
+        &self,
+        pool: &Pool,
+        adapter: &Lora,
+        seqs: &[Sequence],
+        labels: Labels,
+    ) -> Result<Vec<SequenceGradient>, ForwardError> {
+        self.check_sequences(Some(adapter), seqs)?;
+        let mut out = Vec::with_capacity(seqs.len());
+        for range in batches(seqs) {
+            let batch = Batch::new(&seqs[range], labels);
+            let mut gradients = vec![vec![0.0_f32; adapter.n_params()]; batch.spans.len()];
+            let groups = batch
+                .spans
+                .iter()
+                .cloned()
+                .zip(gradients.iter_mut().map(Vec::as_mut_slice))
+                .collect();
+            let losses = self.gradients(pool, &batch, &mut Target::Lora { adapter, groups });
+            out.extend(
+                losses
+                    .into_iter()
+                    .zip(gradients)
+                    .map(|(loss, gradient)| SequenceGradient { loss, gradient }),
+            );
+        }
+        Ok(out)
+    }
+
+    /// Loss and gradient of the sum over all sequences with respect to the
+    /// adapter.
+    ///
+    /// # Errors
+    /// [`ForwardError`] when a sequence or the adapter does not fit the model.
+    pub fn lora_gradient(
+        &self,
+        pool: &Pool,
+        adapter: &Lora,
+        seqs: &[Sequence],
+        labels: Labels,
+    ) -> Result<(f64, Vec<f32>), ForwardError> {
+        self.check_sequences(Some(adapter), seqs)?;
+        let mut gradient = vec![0.0_f32; adapter.n_params()];
+        let mut loss = 0.0;
+        for range in batches(seqs) {
+            let batch = Batch::new(&seqs[range], labels);
+            let groups = vec![(0..batch.tokens.len(), gradient.as_mut_slice())];
+            loss += self
+                .gradients(pool, &batch, &mut Target::Lora { adapter, groups })
+                .iter()
+                .sum::<f64>();
+        }
+        Ok((loss, gradient))
+    }
+
+    /// Loss and gradient of the sum over all sequences with respect to every
+    /// base parameter, in the flat order of [`crate::Layout`].
+    ///
+    /// # Errors
+    /// [`ForwardError`] when a sequence does not fit the model.
+    pub fn full_gradient(
+        &self,
+        pool: &Pool,
+        seqs: &[Sequence],
+    ) -> Result<(f64, Vec<f32>), ForwardError> {
+        self.check_sequences(None, seqs)?;
+        let mut gradient = vec![0.0_f32; self.layout.len()];
+        let mut loss = 0.0;
+        for range in batches(seqs) {
+            let batch = Batch::new(&seqs[range], Labels::Given);
+            loss += self
+                .gradients(pool, &batch, &mut Target::Full(&mut gradient))
+                .iter()
+                .sum::<f64>();
+        }
+        Ok((loss, gradient))
+    }
+
+    fn gradients(&self, pool: &Pool, batch: &Batch, target: &mut Target<'_>) -> Vec<f64> {
+        let adapter = match target {
+            Target::Lora { adapter, .. } => Some(*adapter),
+            Target::Full(_) => None,
+        };
+        let mut saved = Vec::with_capacity(self.layers.len());
+        let x = self.run(pool, adapter, batch, Some(&mut saved));
+        let (losses, dx) = self.loss(pool, batch, &x, Some(target));
+        drop(x);
+        self.backward(pool, batch, saved, dx, target);
+        losses
+    }
+
+    fn check_sequences(
+        &self,
+        adapter: Option<&Lora>,
+        seqs: &[Sequence],
+    ) -> Result<(), ForwardError> {
+        if adapter.is_some_and(|a| !a.fits(&self.config)) {
+            return Err(ForwardError::Shape {
+                segment: 0,
+                what: "adapter",
+            });
+        }
+        for (i, s) in seqs.iter().enumerate() {
+            if s.weights.len() != s.tokens.len() || s.weights.iter().any(|w| !w.is_finite()) {
+                return Err(ForwardError::Weights(i));
+            }
+            self.check_tokens(i, &s.tokens)?;
+            let room = self.config.max_position_embeddings + 1;
+            if s.tokens.len() > room {
+                return Err(ForwardError::TooLong {
+                    segment: i,
+                    needed: s.tokens.len(),
+                    room,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The residual stream after the last block, `[rows, hidden]`.
+    fn run(
+        &self,
+        pool: &Pool,
+        adapter: Option<&Lora>,
+        batch: &Batch,
+        mut saved: Option<&mut Vec<Saved>>,
+    ) -> Vec<f32> {
+        let c = &self.config;
+        let (h, f, q, kv) = (
+            c.hidden_size,
+            c.intermediate_size,
+            c.query_size(),
+            c.key_value_size(),
+        );
+        let width = q + 2 * kv;
+        let rows = batch.tokens.len();
+        let groups: Vec<Group<'_>> = adapter
+            .map(|adapter| Group {
+                rows: 0..rows,
+                adapter,
+            })
+            .into_iter()
+            .collect();
+        let mut x = vec![0.0_f32; rows * h];
+        let parts = Parts::new(&mut x);
+        pool.ranges(rows, ROW_CHUNK, &|range| {
+            parts.with(range.start * h..range.end * h, |x| {
+                for (row, &token) in x.chunks_exact_mut(h).zip(&batch.tokens[range]) {
+                    self.embed(token as usize, row);
+                }
+            });
+        });
+        let mut normed = vec![0.0_f32; rows * h];
+        let mut act = vec![0.0_f32; rows * f];
+        let mut delta = vec![0.0_f32; rows * h];
+        let mut s = Saved::default();
+        for (i, layer) in self.layers.iter().enumerate() {
+            if saved.is_some() {
+                s.x.clone_from(&x);
+            }
+            self.norm_rows(pool, &x, &layer.norm1, &mut normed, Some(&mut s.inverse1));
+            s.qkv.resize(rows * width, 0.0);
+            product(pool, &normed, h, &layer.qkv, &mut s.qkv, width);
+            let parts = [Projection::Q, Projection::K, Projection::V];
+            add_adapters(
+                pool,
+                c,
+                i,
+                &parts,
+                &groups,
+                &normed,
+                &mut s.qkv,
+                Some(&mut s.z),
+            );
+            self.rotate_rows(pool, batch, &mut s.qkv, 1.0);
+            s.attended.resize(rows * q, 0.0);
+            self.attend_batch(pool, batch, &s.qkv, &mut s.attended);
+            product(pool, &s.attended, q, &layer.o, &mut delta, h);
+            add_adapters(
+                pool,
+                c,
+                i,
+                &[Projection::O],
+                &groups,
+                &s.attended,
+                &mut delta,
+                Some(&mut s.z),
+            );
+            math::add(pool.isa(), &mut x, &delta);
+            if saved.is_some() {
+                s.middle.clone_from(&x);
+            }
+            self.norm_rows(pool, &x, &layer.norm2, &mut normed, Some(&mut s.inverse2));
+            s.gate_up.resize(rows * 2 * f, 0.0);
+            product(pool, &normed, h, &layer.gate_up, &mut s.gate_up, 2 * f);
+            let parts = [Projection::Gate, Projection::Up];
+            add_adapters(
+                pool,
+                c,
+                i,
+                &parts,
+                &groups,
+                &normed,
+                &mut s.gate_up,
+                Some(&mut s.z),
+            );
+            activate(pool, &s.gate_up, f, &mut act);
+            product(pool, &act, f, &layer.down, &mut delta, h);
+            add_adapters(
+                pool,
+                c,
+                i,
+                &[Projection::Down],
+                &groups,
+                &act,
+                &mut delta,
+                Some(&mut s.z),
+            );
+            math::add(pool.isa(), &mut x, &delta);
+            if let Some(saved) = saved.as_deref_mut() {
+                saved.push(std::mem::take(&mut s));
+            }
+        }
+        x
+    }
+
+    /// Rotates queries and keys of all rows forth (1) or back (-1).
+    pub(super) fn rotate_rows(&self, pool: &Pool, batch: &Batch, qkv: &mut [f32], sign: f32) {
+        let turned = self.config.query_size() + self.config.key_value_size();
+        let width = turned + self.config.key_value_size();
+        let parts = Parts::new(qkv);
+        pool.run(batch.spans.len(), &|i| {
+            let span = &batch.spans[i];
+            parts.with(span.start * width..span.end * width, |rows| {
+                for (position, row) in rows.chunks_exact_mut(width).enumerate() {
+                    self.rotate(pool.isa(), &mut row[..turned], position, sign);
+                }
+            });
+        });
+    }
+
+    fn attend_batch(&self, pool: &Pool, batch: &Batch, qkv: &[f32], attended: &mut [f32]) {
+        let c = &self.config;
+        let share = c.num_attention_heads / c.num_key_value_heads;
+        let out = Output::new(attended, c.query_size());
+        pool.run(batch.spans.len() * c.num_key_value_heads, &|task| {
+            let (span, group) = (
+                &batch.spans[task / c.num_key_value_heads],
+                task % c.num_key_value_heads,
+            );
+            let keys = self.head_rows(qkv, span, c.num_attention_heads + group);
+            let values = self.head_rows(
+                qkv,
+                span,
+                c.num_attention_heads + c.num_key_value_heads + group,
+            );
+            let panels = HeadPanels::new(&keys, &values);
+            for head in group * share..(group + 1) * share {
+                let queries = self.head_rows(qkv, span, head);
+                let out = out.tile(span.clone(), head * c.head_dim..(head + 1) * c.head_dim);
+                attend(
+                    pool.isa(),
+                    &queries,
+                    panels.keys.view(),
+                    panels.values.view(),
+                    0,
+                    out,
+                );
+            }
+        });
+    }
+
+    /// Rows of head `head` of `[queries, keys, values]`, counted through.
+    pub(super) fn head_rows<'a>(
+        &self,
+        qkv: &'a [f32],
+        span: &Range<usize>,
+        head: usize,
+    ) -> Rows<'a> {
+        let d = self.config.head_dim;
+        let stride = self.config.query_size() + 2 * self.config.key_value_size();
+        let data = if span.is_empty() {
+            &[]
+        } else {
+            &qkv[span.start * stride + head * d..]
+        };
+        Rows {
+            data,
+            rows: span.len(),
+            width: d,
+            stride,
+        }
+    }
+
+    /// Losses of the sequences; with a target also the gradient of the
+    /// residual stream, and the head's and final norm's if those are trained.
+    fn loss(
+        &self,
+        pool: &Pool,
+        batch: &Batch,
+        x: &[f32],
+        mut target: Option<&mut Target<'_>>,
+    ) -> (Vec<f64>, Vec<f32>) {
+        let (h, vocab) = (self.config.hidden_size, self.config.vocab_size);
+        // A row of logits is a little longer than the vocabulary, so that rows
+        // do not fall on the same cache sets.
+        let stride = vocab + 16;
+        let mut losses = vec![0.0_f64; batch.spans.len()];
+        let mut dx = vec![0.0_f32; if target.is_some() { x.len() } else { 0 }];
+        let mut normed = Vec::new();
+        let mut inverse = Vec::new();
+        let mut logits = Vec::new();
+        let mut panels = Panels::default();
+        for goals in batch.targets.chunks(LOGIT_ROWS) {
+            let n = goals.len();
+            let rows: Vec<f32> = goals
+                .iter()
+                .flat_map(|g| &x[g.row * h..(g.row + 1) * h])
+                .copied()
+                .collect();
+            normed.resize(n * h, 0.0_f32);
+            self.norm_rows(pool, &rows, &self.norm, &mut normed, Some(&mut inverse));
+            logits.resize(n * stride, 0.0_f32);
+            let out = Output::new(&mut logits, stride).tile(0..n, 0..vocab);
+            matmul(pool, Mat::new(&normed, n, h), self.head.view(), out, false);
+            let mut row_losses = vec![0.0_f64; n];
+            let (logit_parts, loss_parts) = (Parts::new(&mut logits), Parts::new(&mut row_losses));
+            pool.ranges(n, 4, &|range| {
+                for i in range {
+                    logit_parts.with(i * stride..i * stride + vocab, |row| {
+                        loss_parts.with(i..i + 1, |loss| loss[0] = score(pool, &goals[i], row));
+                    });
+                }
+            });
+            for (goal, loss) in goals.iter().zip(&row_losses) {
+                losses[goal.sequence] += f64::from(goal.weight) * loss;
+            }
+            let Some(target) = target.as_deref_mut() else {
+                continue;
+            };
+            let d_logits = Mat::strided(&logits, n, vocab, stride);
+            let mut d_normed = vec![0.0_f32; n * h];
+            let back = self.back(pool);
+            matmul(
+                pool,
+                d_logits,
+                back.head.view(),
+                MatMut::new(&mut d_normed, n, h),
+                false,
+            );
+            if let Target::Full(gradient) = target {
+                let layers = self.layers.len();
+                panels.repack(pool, Mat::new(&normed, n, h));
+                let d_head = &mut gradient[self.layout.head(layers)];
+                matmul(
+                    pool,
+                    d_logits.t(),
+                    panels.view(),
+                    MatMut::new(d_head, vocab, h),
+                    true,
+                );
+                let d_norm = &mut gradient[self.layout.final_norm(layers)];
+                super::backward::norm_gradient(pool, &rows, &inverse, &d_normed, d_norm);
+            }
+            // Rows of the targets are distinct: each has one next token.
+            for (i, goal) in goals.iter().enumerate() {
+                let (row, dy) = (&rows[i * h..(i + 1) * h], &d_normed[i * h..(i + 1) * h]);
+                let out = &mut dx[goal.row * h..(goal.row + 1) * h];
+                math::rms_norm_backward(pool.isa(), row, &self.norm, inverse[i], dy, out);
+            }
+        }
+        (losses, dx)
+    }
+}
+
+/// Negative log-likelihood of the goal; `row` turns from logits to their
+/// weighted gradient.
+fn score(pool: &Pool, goal: &Goal, row: &mut [f32]) -> f64 {
+    let isa = pool.isa();
+    let top = math::max(isa, row);
+    let given = row[goal.token];
+    let before = goal.draw.map(|_| row.to_vec());
+    let sum = math::exp_minus(isa, row, top);
+    let (token, logit) = match (goal.draw, before) {
+        (Some(key), Some(before)) => {
+            let token = draw(row, sum, key);
+            (token, before[token])
+        }
+        _ => (goal.token, given),
+    };
+    math::scale(isa, row, goal.weight / sum);
+    row[token] -= goal.weight;
+    libm::log(f64::from(sum)) + f64::from(top) - f64::from(logit)
+}
+
+/// An index drawn with probability proportional to `row`, which sums to about `sum`.
+fn draw(row: &[f32], sum: f32, key: u64) -> usize {
+    let wanted = Random::new(key).uniform() * f64::from(sum);
+    let mut seen = 0.0_f64;
+    for (i, &e) in row.iter().enumerate() {
+        seen += f64::from(e);
+        if seen > wanted {
+            return i;
+        }
+    }
+    row.len() - 1
+}
