@@ -45,6 +45,7 @@ const receiptVector = {
 
 // --- sketch index ------------------------------------------------------------------------------
 const ZERO = Buffer.alloc(32);
+const sketchStore = Buffer.from("4f50454e00000000000000000000000000000004", "hex");
 const CHUNK = 128;
 function fold(level) {
   while (level.length > 1) {
@@ -79,6 +80,12 @@ function index(name, nEntries, nContributors, nullThreshold) {
   const chunks = [];
   for (let i = 0; i < nEntries; i += CHUNK) chunks.push(encoded.slice(i, i + CHUNK));
   const chunkRoots = chunks.map((chunk) => fold(padded(chunk.map((entry) => H(Buffer.from([0]), entry)), CHUNK)));
+  // SketchStore creates the account of a chunk by CREATE2 with salt 0.
+  const addresses = chunks.map((chunk) => {
+    const code = Buffer.concat([Buffer.from([0]), ...chunk]);
+    const initCode = Buffer.concat([Buffer.from([0x61]), bytes(code.length, 2), Buffer.from("80600a3d393df3", "hex"), code]);
+    return H(Buffer.from([0xff]), sketchStore, ZERO, H(initCode)).subarray(12);
+  });
   const width = 2 ** Math.ceil(Math.log2(chunks.length));
   const query = codes(`${name} query`);
   const nets = new Map();
@@ -92,6 +99,7 @@ function index(name, nEntries, nContributors, nullThreshold) {
     name,
     nEntries,
     chunks: chunks.map((chunk) => hex(Buffer.concat(chunk))),
+    addresses: addresses.map(hex),
     chunkRoots: chunkRoots.map(hex),
     root: hex(fold(padded(chunkRoots, width))),
     query: hex(query),

@@ -59,9 +59,11 @@ contract VectorsTest is Chain {
     function writeAll(string memory json, uint256 i) private returns (address[] memory chunks) {
         bytes[] memory data = vm.parseJsonBytesArray(json, path(".indexes", i, "chunks"));
         bytes32[] memory roots = vm.parseJsonBytes32Array(json, path(".indexes", i, "chunkRoots"));
+        address[] memory addresses = vm.parseJsonAddressArray(json, path(".indexes", i, "addresses"));
         chunks = new address[](data.length);
         for (uint256 c = 0; c < data.length; ++c) {
             chunks[c] = sketches.write(data[c]);
+            equal(chunks[c], addresses[c], "address");
             (bytes32 chunkRoot,) = sketches.chunkOf(chunks[c]);
             equal(chunkRoot, roots[c], "chunk root");
         }
@@ -93,6 +95,31 @@ contract VectorsTest is Chain {
             equal(keccak256(abi.encode(amounts)), keccak256(abi.encode(expected)), "amounts");
         }
         equal(i, 10, "cases read");
+    }
+
+    /// @dev Vectors of the engine (fixtures/poa, made by another script): roots of the first entries of one file.
+    function test_engineRoots() public {
+        string memory json = vm.readFile("../fixtures/poa/vectors.json");
+        bytes memory entries = vm.readFileBinary("../fixtures/poa/entries.bin");
+        uint256 i = 0;
+        for (; vm.keyExistsJson(json, string.concat(".indexes[", vm.toString(i), "]")); ++i) {
+            uint256 n = vm.parseJsonUint(json, path(".indexes", i, "n_entries"));
+            address[] memory chunks = new address[]((n + 127) / 128);
+            for (uint256 c = 0; c < chunks.length; ++c) {
+                uint256 size = c + 1 < chunks.length ? 128 : n - c * 128;
+                chunks[c] = sketches.write(slice(entries, c * 128 * 186, size * 186));
+            }
+            bytes32 root = vm.parseJsonBytes32(json, path(".indexes", i, "root"));
+            equal(sketches.seal(chunks), root, "sketch root");
+        }
+        check(i > 0, "no index read");
+    }
+
+    function slice(bytes memory data, uint256 start, uint256 size) private pure returns (bytes memory part) {
+        part = new bytes(size);
+        assembly ("memory-safe") {
+            mcopy(add(part, 0x20), add(add(data, 0x20), start), size)
+        }
     }
 
     function testFuzz_sharesAreExactAndOrdered(uint128 pot, uint64[] memory weights) public view {

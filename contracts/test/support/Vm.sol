@@ -26,6 +26,7 @@ interface Vm {
     function keyExistsJson(string calldata json, string calldata key) external pure returns (bool);
     function prank(address sender) external;
     function readFile(string calldata path) external view returns (string memory);
+    function readFileBinary(string calldata path) external view returns (bytes memory);
     function sign(uint256 key, bytes32 digest) external pure returns (uint8 v, bytes32 r, bytes32 s);
     function store(address account, bytes32 slot, bytes32 value) external;
     function toString(uint256 value) external pure returns (string memory);
