@@ -1,1 +1,20 @@
 //! Gradients to integer sketches: Fisher whitening, learned subspace, query sketches.
+//!
+//! Who moved an answer, and by how much? The gradient of the answer's loss says
+//! in which direction the adapter would have to move to make the answer more
+//! likely; a record whose gradient points the same way, in the metric of the
+//! Fisher information, made it more likely. Both are reduced to 128 signed
+//! bytes, so that the chain can recompute all scores in integers.
+//!
+//! - [`rows`], [`mod@fit`], [`map`]: the method on plain gradient rows, of any
+//!   model.
+//! - [`reduce`]: shortens the gradient of LoRA factors before it is fitted.
+//!
+//! Synchronous and free of I/O.
+
+pub mod fit;
+mod linalg;
+pub mod map;
+mod random;
+pub mod reduce;
+pub mod rows;
