@@ -14,21 +14,25 @@ use ol_types::{Address, B256};
 use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 use parquet::arrow::arrow_writer::{ArrowWriter, ArrowWriterOptions};
 use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, RowGroupMetaData};
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
 
 use crate::error::{DamageKind, DatanetError};
 use crate::limits::{SHARD_RECORDS_MAX, SHARD_TEXT_MAX_SIZE_BYTES};
 use crate::{CommittedRecord, Record};
 
-/// Most bytes that the columns of a shard may claim to unpack to: the text,
-/// and hashes, offsets and headers beside it.
-const UNPACKED_MAX_SIZE_BYTES: i64 = SHARD_TEXT_MAX_SIZE_BYTES as i64 + 8 * 1_024 * 1_024;
+/// Most bytes that the pages of a shard may unpack to, and its records too: the
+/// text, and hashes, lengths and dictionaries beside it.
+const UNPACKED_MAX_SIZE_BYTES: u64 = SHARD_TEXT_MAX_SIZE_BYTES as u64 + 8 * 1_024 * 1_024;
 
 /// Most row groups of a shard. Ours have one.
 const ROW_GROUPS_MAX: usize = 16;
 
-/// Records unpacked at a time.
-const BATCH_RECORDS: usize = 1_024;
+/// Records unpacked at a time. One: a dictionary of one long value can stand for
+/// a long value in every row, and this way it is held once.
+const BATCH_RECORDS: usize = 1;
+
+mod pages;
 
 /// The columns, in order.
 fn schema() -> SchemaRef {
@@ -140,11 +144,16 @@ pub fn decode_shard(bytes: Bytes, n_records: u64) -> Result<Vec<CommittedRecord>
         .map_err(malformed)
 }
 
-fn read(bytes: Bytes, n_records: u64) -> Result<Vec<CommittedRecord>, String> {
+fn read(file: Bytes, n_records: u64) -> Result<Vec<CommittedRecord>, String> {
     let to_text = |error: parquet::errors::ParquetError| error.to_string();
-    let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-    let builder =
-        ParquetRecordBatchReaderBuilder::try_new_with_options(bytes, options).map_err(to_text)?;
+    pages::check_footer(&file)?;
+    // Without the page index the reader goes from page to page, as the check
+    // of their sizes does.
+    let options = ArrowReaderOptions::new()
+        .with_skip_arrow_metadata(true)
+        .with_page_index_policy(PageIndexPolicy::Skip);
+    let builder = ParquetRecordBatchReaderBuilder::try_new_with_options(file.clone(), options)
+        .map_err(to_text)?;
     if builder.schema().fields() != schema().fields() {
         return Err("the columns are not those of a shard".to_owned());
     }
@@ -152,33 +161,57 @@ fn read(bytes: Bytes, n_records: u64) -> Result<Vec<CommittedRecord>, String> {
     if u64::try_from(metadata.file_metadata().num_rows()) != Ok(n_records) {
         return Err(format!("the number of rows is not {n_records}"));
     }
-    if metadata.num_row_groups() > ROW_GROUPS_MAX {
-        return Err("too many row groups".to_owned());
-    }
-    let sizes = metadata
-        .row_groups()
-        .iter()
-        .map(|group| group.total_byte_size());
-    let unpacked = sizes.fold(0_i64, |sum, size| sum.saturating_add(size.max(0)));
-    if unpacked > UNPACKED_MAX_SIZE_BYTES {
-        return Err(format!("it would unpack to {unpacked} bytes"));
-    }
+    check_unpacked_size(&file, metadata)?;
     let reader = builder
         .with_batch_size(BATCH_RECORDS)
         .build()
         .map_err(to_text)?;
     let mut records = Vec::new();
+    let mut size_bytes = 0;
     for batch in reader {
         let batch = batch.map_err(|error| error.to_string())?;
         if (records.len() + batch.num_rows()) as u64 > n_records {
             return Err(format!("it holds more than {n_records} rows"));
         }
         push_records(&batch, &mut records)?;
+        size_bytes += records.last().map_or(0, text_size_bytes);
+        if size_bytes > UNPACKED_MAX_SIZE_BYTES {
+            return Err("its records are too large".to_owned());
+        }
     }
     if records.len() as u64 != n_records {
         return Err(format!("it holds {} rows, not {n_records}", records.len()));
     }
     Ok(records)
+}
+
+/// Refuses a file that would unpack to more than a shard may, by the headers of
+/// its pages: the footer may lie about them.
+fn check_unpacked_size(file: &Bytes, metadata: &ParquetMetaData) -> Result<(), String> {
+    if metadata.num_row_groups() > ROW_GROUPS_MAX {
+        return Err("too many row groups".to_owned());
+    }
+    let mut unpacked = 0_u64;
+    for column in metadata
+        .row_groups()
+        .iter()
+        .flat_map(RowGroupMetaData::columns)
+    {
+        let start = column
+            .dictionary_page_offset()
+            .unwrap_or_else(|| column.data_page_offset());
+        let range = usize::try_from(start)
+            .ok()
+            .zip(usize::try_from(column.compressed_size()).ok());
+        let chunk = range
+            .and_then(|(start, size)| file.get(start..start.checked_add(size)?))
+            .ok_or("a column lies outside of the file")?;
+        unpacked = unpacked.saturating_add(pages::unpacked_size_bytes(chunk)?);
+    }
+    if unpacked > UNPACKED_MAX_SIZE_BYTES {
+        return Err(format!("it would unpack to {unpacked} bytes"));
+    }
+    Ok(())
 }
 
 fn push_records(batch: &RecordBatch, records: &mut Vec<CommittedRecord>) -> Result<(), String> {
@@ -212,6 +245,21 @@ fn push_records(batch: &RecordBatch, records: &mut Vec<CommittedRecord>) -> Resu
         });
     }
     Ok(())
+}
+
+fn text_size_bytes(committed: &CommittedRecord) -> u64 {
+    let Record {
+        answer,
+        contributor,
+        id,
+        kind,
+        license,
+        question,
+        topic,
+        url,
+    } = &committed.record;
+    let fields = [answer, contributor, id, kind, license, question, topic, url];
+    fields.map(|field| field.len() as u64).iter().sum()
 }
 
 #[cfg(test)]

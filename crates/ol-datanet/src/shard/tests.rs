@@ -55,6 +55,42 @@ fn a_file_that_unpacks_to_too_much_is_refused_before_it_is_unpacked() {
     assert!(error.to_string().contains("unpack"), "{error}");
 }
 
+/// Writes records as another writer might: valid Parquet, other settings.
+fn encode_with(records: &[CommittedRecord], properties: WriterProperties) -> Bytes {
+    let mut writer = ArrowWriter::try_new(Vec::new(), schema(), Some(properties)).unwrap();
+    writer.write(&batch(records).unwrap()).unwrap();
+    writer.into_inner().unwrap().into()
+}
+
+#[test]
+fn a_dictionary_that_stands_for_too_much_text_is_refused() {
+    // One answer of a megabyte in a dictionary, named by a hundred rows.
+    let mut record = committed(0);
+    record.record.answer = "a".repeat(1_000_000);
+    let records = vec![record; 100];
+    let properties = || {
+        let level = ZstdLevel::try_new(1).unwrap();
+        WriterProperties::builder()
+            .set_compression(Compression::ZSTD(level))
+            .set_dictionary_page_size_limit(10_000_000)
+            .set_statistics_enabled(EnabledStatistics::None)
+    };
+    let bytes = encode_with(&records, properties().build());
+    let error = decode_shard(bytes, 100).unwrap_err();
+    assert!(
+        error.to_string().contains("records are too large"),
+        "{error}"
+    );
+
+    let bytes = encode_with(&records[..3], properties().build());
+    assert_eq!(decode_shard(bytes, 3).unwrap(), records[..3]);
+    // A newer kind of page, which shards do not use.
+    let newer = properties()
+        .set_writer_version(WriterVersion::PARQUET_2_0)
+        .build();
+    assert!(decode_shard(encode_with(&records[..3], newer), 3).is_err());
+}
+
 #[test]
 fn every_truncation_is_an_error() {
     let bytes = encode(3);
