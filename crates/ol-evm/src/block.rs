@@ -15,6 +15,7 @@ use op_revm::OpSpecId;
 use revm::Database;
 use revm::context::{BlockEnv, CfgEnv};
 use revm::context_interface::block::BlobExcessGasAndPrice;
+use revm::context_interface::result::InvalidTransaction;
 use revm::database::{DatabaseCommitExt, State, states::bundle_state::BundleRetention};
 use revm::state::EvmState;
 
@@ -291,14 +292,39 @@ fn left_out_reason(error: BlockExecutionError) -> Result<LeftOut, ExecuteError> 
             BlockValidationError::TransactionGasLimitMoreThanAvailableBlockGas { .. },
         ) => Ok(LeftOut::NoRoom),
         BlockExecutionError::Validation(BlockValidationError::InvalidTx { error, .. }) => {
-            Ok(LeftOut::Invalid {
-                reason: error.to_string(),
-            })
+            let reason = match error.as_invalid_tx_err() {
+                Some(invalid) => refusal(invalid),
+                None => error.to_string(),
+            };
+            Ok(LeftOut::Invalid { reason })
         }
         BlockExecutionError::Internal(InternalBlockExecutionError::EVM { error, .. }) => {
             Err(ExecuteError::Internal(error))
         }
         other => Err(ExecuteError::internal(other)),
+    }
+}
+
+/// Why a transaction cannot be executed, in the words that Ethereum tools know.
+pub(crate) fn refusal(invalid: &InvalidTransaction) -> String {
+    match invalid {
+        InvalidTransaction::LackOfFundForMaxFee { fee, balance } => {
+            format!("insufficient funds for gas * price + value: have {balance}, want {fee}")
+        }
+        InvalidTransaction::GasPriceLessThanBasefee => {
+            "max fee per gas less than block base fee".to_owned()
+        }
+        InvalidTransaction::NonceTooLow { tx, state } => {
+            format!("nonce too low: next nonce {state}, tx nonce {tx}")
+        }
+        InvalidTransaction::NonceTooHigh { tx, state } => {
+            format!("nonce too high: next nonce {state}, tx nonce {tx}")
+        }
+        InvalidTransaction::CallGasCostMoreThanGasLimit { .. }
+        | InvalidTransaction::GasFloorMoreThanGasLimit { .. } => {
+            format!("intrinsic gas too low: {invalid}")
+        }
+        other => other.to_string(),
     }
 }
 

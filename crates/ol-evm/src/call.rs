@@ -2,7 +2,7 @@
 
 use alloy_eips::eip2930::AccessList;
 use alloy_eips::eip7702::SignedAuthorization;
-use alloy_evm::{Evm, EvmFactory};
+use alloy_evm::{Evm, EvmFactory, InvalidTxError};
 use alloy_op_evm::OpTx;
 use alloy_primitives::{Address, Bytes, KECCAK256_EMPTY, TxKind, U256};
 use op_revm::OpTransaction;
@@ -258,7 +258,10 @@ fn try_once<D: revm::Database + std::fmt::Debug>(
     let mut evm = OpenEvmFactory::default().create_evm(database, env);
     let executed = evm.transact_raw(transaction).map_err(|error| match error {
         EVMError::Transaction(error) => CallError::Invalid {
-            reason: error.to_string(),
+            reason: match error.as_invalid_tx_err() {
+                Some(invalid) => crate::block::refusal(invalid),
+                None => error.to_string(),
+            },
         },
         other => CallError::Internal(Box::new(other)),
     })?;

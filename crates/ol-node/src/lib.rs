@@ -1,1 +1,55 @@
 //! The L2 node: state, blocks on demand, receipts and logs, kept across any crash.
+//!
+//! A [`Node`] owns one chain in one directory. Transactions go in by
+//! [`Node::submit_and_wait`]; a sequencer thread takes everything that waits,
+//! makes a block of it ([`ol_evm::build_block`]), writes the block in one MDBX
+//! transaction, and answers only after the disk has it. There is no block
+//! without a transaction.
+//!
+//! # Invariants
+//! - A block is on disk as a whole or not at all: state, header, body, receipts
+//!   and indices are one durable write. An acknowledged block survives `kill -9`.
+//! - The state root is Ethereum's, over all accounts and their storage.
+//! - A directory holds one chain (its genesis hash is checked) in one known
+//!   format, opened by one process.
+//! - Every queue and every answer has a limit; past it comes an error.
+//!
+//! # What it does not do (yet)
+//! Only the state after the newest block is kept ([`QueryError::HistoricalState`]);
+//! a sender's transactions are taken strictly in nonce order, and none waits for
+//! a missing predecessor; the account trie is hashed anew for every block, so a
+//! block costs time in proportion to the number of accounts.
+//!
+//! # Example
+//! ```
+//! use std::sync::Arc;
+//! use ol_node::{Genesis, Node};
+//!
+//! # let dir = tempfile::tempdir()?;
+//! let mut genesis = Genesis::default();
+//! genesis.config.chain_id = 161_200;
+//! let clock = Arc::new(ol_runtime::ManualClock::new(1_700_000_000));
+//! let node = Node::open(dir.path(), &genesis, clock)?;
+//! assert_eq!(node.head().header.number, 0);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod admission;
+mod genesis;
+mod node;
+mod query;
+mod sequencer;
+mod store;
+
+pub use admission::{RAW_TRANSACTION_MAX_SIZE_BYTES, SubmitError};
+pub use alloy_genesis::{Genesis, GenesisAccount};
+pub use node::{Head, Inclusion, Node, NodeConfig, OpenError};
+pub use ol_evm::{
+    CallError, CallOutput, CallRequest, CallStatus, Header, Recovered, Transaction,
+    TransactionReceipt,
+};
+pub use query::{
+    Block, BlockRef, FEE_HISTORY_MAX_BLOCKS, FeeHistory, LOG_RANGE_MAX_BLOCKS, LOGS_MAX, LogFilter,
+    LogInBlock, PRIORITY_FEE_WEI, QueryError, ReceiptInBlock, TransactionInBlock,
+};
+pub use store::StoreError;

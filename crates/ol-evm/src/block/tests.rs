@@ -96,11 +96,11 @@ fn what_does_not_belong_is_named_or_left_out() {
     let signed = legacy_without_fee.into_signed(Signature::test_signature());
     let cases = [
         (transfer(0, 1, 1, 1), "nonce"),
-        (transfer(0, 0, 1, COINS_WEI), "lack of funds"),
-        (transfer(7, 0, 1, 1), "lack of funds"),
+        (transfer(0, 0, 1, COINS_WEI), "insufficient funds"),
+        (transfer(7, 0, 1, 1), "insufficient funds"),
         (
             Recovered::new_unchecked(signed.into(), user(0)),
-            "less than basefee",
+            "less than block base fee",
         ),
         (
             Recovered::new_unchecked(TxDeposit::default().into(), user(0)),

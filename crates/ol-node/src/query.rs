@@ -1,0 +1,582 @@
+//! What can be asked of a chain. Every query sees one whole block.
+
+use alloy_consensus::Transaction as _;
+use alloy_primitives::{Address, B256, Bloom, BloomInput, Bytes, Log, U256};
+use ol_evm::{
+    BlockContext, CallError, CallOutput, CallRequest, Header, Recovered, StateReader, Transaction,
+    TransactionReceipt, header,
+};
+use signet_libmdbx::Ro;
+
+use crate::Node;
+use crate::store::{StoreError, Txn};
+
+/// Most blocks that one log query looks at.
+pub const LOG_RANGE_MAX_BLOCKS: u64 = 10_000;
+
+/// Most logs that one query returns.
+pub const LOGS_MAX: usize = 10_000;
+
+/// Most blocks in one fee history.
+pub const FEE_HISTORY_MAX_BLOCKS: u64 = 1_024;
+
+/// The tip that is suggested, in wei for one unit of gas. Nobody competes for
+/// room while blocks are made on demand, so it is small.
+pub const PRIORITY_FEE_WEI: u64 = 1_000_000;
+
+/// Which block is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockRef {
+    /// The newest.
+    Latest,
+    /// By number.
+    Number(u64),
+    /// By hash.
+    Hash(B256),
+}
+
+/// Why a query has no answer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum QueryError {
+    /// There is no such block.
+    #[error("unknown block")]
+    UnknownBlock,
+    /// The state is asked for at a block that is not the newest.
+    #[error("historical state is not kept yet: only the state of block {head} is")]
+    HistoricalState {
+        /// The newest block.
+        head: u64,
+    },
+    /// The block range of a log query is upside down or too wide.
+    #[error("invalid block range: from {from} to {to}, at most {LOG_RANGE_MAX_BLOCKS} blocks")]
+    Range {
+        /// First block asked for.
+        from: u64,
+        /// Last block asked for.
+        to: u64,
+    },
+    /// More than [`LOGS_MAX`] logs match; ask for fewer blocks.
+    #[error("query returns more than {LOGS_MAX} logs, try a smaller block range")]
+    TooManyLogs,
+    /// A call could not be tried.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// The database failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// A block with its transactions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Block {
+    /// Its header.
+    pub header: Header,
+    /// Hash of the header.
+    pub hash: B256,
+    /// Its transactions with their senders, in order.
+    pub transactions: Vec<Recovered<Transaction>>,
+}
+
+/// A transaction and where it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TransactionInBlock {
+    /// The transaction, with its sender.
+    pub transaction: Recovered<Transaction>,
+    /// Header of its block.
+    pub header: Header,
+    /// Hash of its block.
+    pub block_hash: B256,
+    /// Position in the block, from 0.
+    pub position: usize,
+}
+
+/// A receipt and what it belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReceiptInBlock {
+    /// The receipt.
+    pub receipt: TransactionReceipt,
+    /// The transaction, and where it is.
+    pub place: TransactionInBlock,
+    /// Gas of this transaction alone.
+    pub gas_used: u64,
+    /// Logs of the block before those of this receipt.
+    pub n_logs_before: u64,
+}
+
+impl ReceiptInBlock {
+    /// What was paid for one unit of gas, in wei.
+    #[must_use]
+    pub fn effective_gas_price_wei(&self) -> u128 {
+        let base_fee_wei = self.place.header.base_fee_per_gas;
+        self.place.transaction.effective_gas_price(base_fee_wei)
+    }
+
+    /// The contract that the transaction made, if it was to make one.
+    #[must_use]
+    pub fn contract_address(&self) -> Option<Address> {
+        let transaction = &self.place.transaction;
+        transaction
+            .is_create()
+            .then(|| transaction.signer().create(transaction.nonce()))
+    }
+}
+
+/// Which logs are asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LogFilter {
+    /// First block.
+    pub from_block: u64,
+    /// Last block, itself included; blocks above the head are ignored.
+    pub to_block: u64,
+    /// Emitters, any of these; all if it is empty.
+    pub addresses: Vec<Address>,
+    /// For each topic, any of these; all if it is empty.
+    pub topics: [Vec<B256>; 4],
+}
+
+impl LogFilter {
+    /// Whether a log is asked for.
+    #[must_use]
+    pub fn matches(&self, log: &Log) -> bool {
+        let has_address = self.addresses.is_empty() || self.addresses.contains(&log.address);
+        let has_topics = self.topics.iter().enumerate().all(|(position, wanted)| {
+            wanted.is_empty()
+                || log
+                    .topics()
+                    .get(position)
+                    .is_some_and(|topic| wanted.contains(topic))
+        });
+        has_address && has_topics
+    }
+
+    /// Whether a block with this bloom may hold such a log.
+    fn may_match(&self, bloom: &Bloom) -> bool {
+        let contains = |bytes: &[u8]| bloom.contains_input(BloomInput::Raw(bytes));
+        let has_address =
+            self.addresses.is_empty() || self.addresses.iter().any(|a| contains(a.as_slice()));
+        let has_topics = self
+            .topics
+            .iter()
+            .all(|wanted| wanted.is_empty() || wanted.iter().any(|t| contains(t.as_slice())));
+        has_address && has_topics
+    }
+}
+
+/// A log and where it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogInBlock {
+    /// The log.
+    pub log: Log,
+    /// Its block, by number.
+    pub block_number: u64,
+    /// Its block, by hash.
+    pub block_hash: B256,
+    /// Unix time of the block, in seconds.
+    pub block_timestamp_s: u64,
+    /// Its transaction.
+    pub transaction_hash: B256,
+    /// Position of the transaction in the block.
+    pub transaction_position: usize,
+    /// Position of the log in the block.
+    pub position: u64,
+}
+
+/// What gas cost in a row of blocks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FeeHistory {
+    /// Number of the first block.
+    pub oldest_block: u64,
+    /// Base fee of every block and of the one after the last, in wei.
+    pub base_fees_wei: Vec<u64>,
+    /// Gas used and gas limit of every block.
+    pub gas: Vec<(u64, u64)>,
+    /// For every block, the tips at the percentiles asked for, in wei.
+    pub tips_wei: Vec<Vec<u128>>,
+}
+
+impl Node {
+    fn read(&self) -> Result<Txn<Ro>, QueryError> {
+        Ok(self.shared.store.read()?)
+    }
+
+    /// The header of a block and its hash, if there is such a block.
+    ///
+    /// # Errors
+    /// [`QueryError::Store`].
+    pub fn header(&self, block: BlockRef) -> Result<Option<(Header, B256)>, QueryError> {
+        Ok(find_header(&self.read()?, block)?)
+    }
+
+    /// A block, if there is one.
+    ///
+    /// # Errors
+    /// [`QueryError::Store`].
+    pub fn block(&self, block: BlockRef) -> Result<Option<Block>, QueryError> {
+        let txn = self.read()?;
+        let Some((header, hash)) = find_header(&txn, block)? else {
+            return Ok(None);
+        };
+        let transactions = txn.body(header.number)?;
+        Ok(Some(Block {
+            header,
+            hash,
+            transactions,
+        }))
+    }
+
+    /// All receipts of a block, if there is such a block.
+    ///
+    /// # Errors
+    /// [`QueryError::Store`].
+    pub fn block_receipts(
+        &self,
+        block: BlockRef,
+    ) -> Result<Option<Vec<ReceiptInBlock>>, QueryError> {
+        let txn = self.read()?;
+        let Some((header, hash)) = find_header(&txn, block)? else {
+            return Ok(None);
+        };
+        Ok(Some(receipts_of(&txn, &header, hash)?))
+    }
+
+    /// A transaction by its hash, if it is in a block.
+    ///
+    /// # Errors
+    /// [`QueryError::Store`].
+    pub fn transaction(&self, hash: B256) -> Result<Option<TransactionInBlock>, QueryError> {
+        let txn = self.read()?;
+        let Some((number, position)) = txn.transaction_place(hash)? else {
+            return Ok(None);
+        };
+        let (header, block_hash) = known_header(&txn, number)?;
+        let transaction = txn
+            .body(number)?
+            .into_iter()
+            .nth(position)
+            .ok_or_else(|| missing("a transaction", number))?;
+        Ok(Some(TransactionInBlock {
+            transaction,
+            header,
+            block_hash,
+            position,
+        }))
+    }
+
+    /// The receipt of a transaction, if it is in a block.
+    ///
+    /// # Errors
+    /// [`QueryError::Store`].
+    pub fn receipt(&self, transaction_hash: B256) -> Result<Option<ReceiptInBlock>, QueryError> {
+        let txn = self.read()?;
+        let Some((number, position)) = txn.transaction_place(transaction_hash)? else {
+            return Ok(None);
+        };
+        let (header, hash) = known_header(&txn, number)?;
+        let receipt = receipts_of(&txn, &header, hash)?
+            .into_iter()
+            .nth(position)
+            .ok_or_else(|| missing("a receipt", number))?;
+        Ok(Some(receipt))
+    }
+
+    /// The logs that a filter asks for, in order.
+    ///
+    /// # Errors
+    /// [`QueryError::Range`] and [`QueryError::TooManyLogs`] past the limits.
+    pub fn logs(&self, filter: &LogFilter) -> Result<Vec<LogInBlock>, QueryError> {
+        let txn = self.read()?;
+        let (head, _) = txn.head()?;
+        let (from, to) = (filter.from_block, filter.to_block.min(head.number));
+        if filter.to_block < from || to.saturating_sub(from) >= LOG_RANGE_MAX_BLOCKS {
+            return Err(QueryError::Range {
+                from,
+                to: filter.to_block,
+            });
+        }
+        let mut found = Vec::new();
+        for number in from..=to {
+            let (header, hash) = known_header(&txn, number)?;
+            if !filter.may_match(&header.logs_bloom) {
+                continue;
+            }
+            for receipt in receipts_of(&txn, &header, hash)? {
+                collect_logs(filter, &receipt, &mut found)?;
+            }
+        }
+        Ok(found)
+    }
+
+    /// The balance of an account, in wei.
+    ///
+    /// # Errors
+    /// [`QueryError::UnknownBlock`], [`QueryError::HistoricalState`].
+    pub fn balance_wei(&self, address: Address, at: BlockRef) -> Result<U256, QueryError> {
+        let account = self.state_at(at)?.account(address)?;
+        Ok(account.unwrap_or_default().balance_wei)
+    }
+
+    /// The nonce of an account: that of its next transaction.
+    ///
+    /// # Errors
+    /// As [`Node::balance_wei`].
+    pub fn nonce(&self, address: Address, at: BlockRef) -> Result<u64, QueryError> {
+        let account = self.state_at(at)?.account(address)?;
+        Ok(account.unwrap_or_default().nonce)
+    }
+
+    /// The code of an account; empty if it has none.
+    ///
+    /// # Errors
+    /// As [`Node::balance_wei`].
+    pub fn code(&self, address: Address, at: BlockRef) -> Result<Bytes, QueryError> {
+        let state = self.state_at(at)?;
+        let account = state.account(address)?.unwrap_or_default();
+        Ok(state.code(account.code_hash)?)
+    }
+
+    /// A storage slot of an account.
+    ///
+    /// # Errors
+    /// As [`Node::balance_wei`].
+    pub fn storage(&self, address: Address, slot: U256, at: BlockRef) -> Result<U256, QueryError> {
+        Ok(StateReader::storage(&self.state_at(at)?, address, slot)?)
+    }
+
+    /// Tries a message on the state after the newest block, as the first of
+    /// the next block: its number, time and base fee are those of a block made
+    /// now. That is what a transaction sent next will see.
+    ///
+    /// # Errors
+    /// [`QueryError::Call`] if the message cannot be sent; a message that
+    /// reverts is no error. Also as [`Node::balance_wei`].
+    pub fn call(&self, request: &CallRequest, at: BlockRef) -> Result<CallOutput, QueryError> {
+        let state = self.state_at(at)?;
+        let context = self.next_context(&state)?;
+        Ok(ol_evm::call(&state, &context, request)?)
+    }
+
+    /// The least gas limit with which a message succeeds, within 1/64.
+    ///
+    /// # Errors
+    /// As [`Node::call`]; [`CallError::Reverted`] and [`CallError::OutOfReach`]
+    /// if it fails with the most gas it may have.
+    pub fn estimate_gas(&self, request: &CallRequest, at: BlockRef) -> Result<u64, QueryError> {
+        let state = self.state_at(at)?;
+        let context = self.next_context(&state)?;
+        Ok(ol_evm::estimate_gas(&state, &context, request)?)
+    }
+
+    /// The base fee of the next block, in wei for one unit of gas.
+    #[must_use]
+    pub fn next_base_fee_wei(&self) -> u64 {
+        header::next_base_fee_wei(&self.head().header)
+    }
+
+    /// What gas cost in `n_blocks` blocks up to `newest`, and the tips at the
+    /// given percentiles (in basis points: 5,000 is the median) of gas.
+    ///
+    /// `n_blocks` is cut to what there is and to [`FEE_HISTORY_MAX_BLOCKS`].
+    ///
+    /// # Errors
+    /// [`QueryError::UnknownBlock`], [`QueryError::Store`].
+    pub fn fee_history(
+        &self,
+        n_blocks: u64,
+        newest: BlockRef,
+        percentiles_bps: &[u32],
+    ) -> Result<FeeHistory, QueryError> {
+        let txn = self.read()?;
+        let (newest, _) = find_header(&txn, newest)?.ok_or(QueryError::UnknownBlock)?;
+        let n_blocks = n_blocks
+            .clamp(1, FEE_HISTORY_MAX_BLOCKS)
+            .min(newest.number + 1);
+        let oldest_block = newest.number + 1 - n_blocks;
+        let mut history = FeeHistory {
+            oldest_block,
+            base_fees_wei: Vec::new(),
+            gas: Vec::new(),
+            tips_wei: Vec::new(),
+        };
+        for number in oldest_block..=newest.number {
+            let (header, hash) = known_header(&txn, number)?;
+            history
+                .base_fees_wei
+                .push(header.base_fee_per_gas.unwrap_or_default());
+            history.gas.push((header.gas_used, header.gas_limit));
+            if !percentiles_bps.is_empty() {
+                let receipts = receipts_of(&txn, &header, hash)?;
+                history.tips_wei.push(tips(&receipts, percentiles_bps));
+            }
+        }
+        history
+            .base_fees_wei
+            .push(header::next_base_fee_wei(&newest));
+        Ok(history)
+    }
+
+    /// Checks the newest block against everything that is stored: the parent
+    /// hashes of all blocks, and the state root, recomputed from every account.
+    ///
+    /// Takes time and memory in proportion to the chain.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] with what does not fit.
+    pub fn verify(&self) -> Result<(), QueryError> {
+        let txn = self.read()?;
+        let (head, _) = txn.head()?;
+        let mut parent_hash = B256::ZERO;
+        for number in 0..=head.number {
+            let (header, hash) = known_header(&txn, number)?;
+            if header.parent_hash != parent_hash || header.hash_slow() != hash {
+                return Err(missing("the right header", number));
+            }
+            let receipts = txn.receipts(number)?;
+            if header::receipts_root(&receipts) != header.receipts_root {
+                return Err(missing("the right receipts", number));
+            }
+            parent_hash = hash;
+        }
+        if txn.state_root()? != head.state_root || txn.recompute_state_root()? != head.state_root {
+            return Err(missing("the right state", head.number));
+        }
+        Ok(())
+    }
+
+    fn state_at(&self, at: BlockRef) -> Result<Txn<Ro>, QueryError> {
+        let txn = self.read()?;
+        if at != BlockRef::Latest {
+            let (asked, _) = find_header(&txn, at)?.ok_or(QueryError::UnknownBlock)?;
+            let (head, _) = txn.head()?;
+            if asked.number != head.number {
+                return Err(QueryError::HistoricalState { head: head.number });
+            }
+        }
+        Ok(txn)
+    }
+
+    fn next_context(&self, state: &Txn<Ro>) -> Result<BlockContext, QueryError> {
+        let (head, hash) = state.head()?;
+        let now_s = self.shared.clock.unix_s();
+        Ok(BlockContext::after(
+            &head,
+            hash,
+            self.shared.chain_id,
+            now_s,
+        ))
+    }
+}
+
+fn find_header(txn: &Txn<Ro>, block: BlockRef) -> Result<Option<(Header, B256)>, StoreError> {
+    match block {
+        BlockRef::Latest => txn.head().map(Some),
+        BlockRef::Number(number) => txn.header(number),
+        BlockRef::Hash(hash) => match txn.block_number(hash)? {
+            Some(number) => txn.header(number),
+            None => Ok(None),
+        },
+    }
+}
+
+fn known_header(txn: &Txn<Ro>, number: u64) -> Result<(Header, B256), QueryError> {
+    txn.header(number)?
+        .ok_or_else(|| missing("the header", number))
+}
+
+fn missing(what: &str, number: u64) -> QueryError {
+    QueryError::Store(StoreError::Corrupt {
+        what: format!("block {number} lacks {what}"),
+    })
+}
+
+fn receipts_of(
+    txn: &Txn<Ro>,
+    header: &Header,
+    block_hash: B256,
+) -> Result<Vec<ReceiptInBlock>, QueryError> {
+    let transactions = txn.body(header.number)?;
+    let receipts = txn.receipts(header.number)?;
+    if transactions.len() != receipts.len() {
+        return Err(missing("receipts", header.number));
+    }
+    let mut gas_before = 0;
+    let mut n_logs_before = 0;
+    let mut found = Vec::with_capacity(receipts.len());
+    for (position, (transaction, receipt)) in transactions.into_iter().zip(receipts).enumerate() {
+        let gas_so_far = receipt.cumulative_gas_used();
+        let n_logs = receipt.logs().len() as u64;
+        found.push(ReceiptInBlock {
+            receipt,
+            place: TransactionInBlock {
+                transaction,
+                header: header.clone(),
+                block_hash,
+                position,
+            },
+            gas_used: gas_so_far.saturating_sub(gas_before),
+            n_logs_before,
+        });
+        gas_before = gas_so_far;
+        n_logs_before += n_logs;
+    }
+    Ok(found)
+}
+
+fn collect_logs(
+    filter: &LogFilter,
+    receipt: &ReceiptInBlock,
+    found: &mut Vec<LogInBlock>,
+) -> Result<(), QueryError> {
+    let place = &receipt.place;
+    for (position, log) in (receipt.n_logs_before..).zip(receipt.receipt.logs()) {
+        if !filter.matches(log) {
+            continue;
+        }
+        if found.len() >= LOGS_MAX {
+            return Err(QueryError::TooManyLogs);
+        }
+        found.push(LogInBlock {
+            log: log.clone(),
+            block_number: place.header.number,
+            block_hash: place.block_hash,
+            block_timestamp_s: place.header.timestamp,
+            transaction_hash: place.transaction.tx_hash(),
+            transaction_position: place.position,
+            position,
+        });
+    }
+    Ok(())
+}
+
+/// The tips below which the given parts of a block's gas were bought.
+fn tips(receipts: &[ReceiptInBlock], percentiles_bps: &[u32]) -> Vec<u128> {
+    let mut by_tip: Vec<(u128, u64)> = receipts
+        .iter()
+        .map(|receipt| {
+            let base_fee_wei = receipt.place.header.base_fee_per_gas.unwrap_or_default();
+            let tip_wei = receipt
+                .effective_gas_price_wei()
+                .saturating_sub(u128::from(base_fee_wei));
+            (tip_wei, receipt.gas_used)
+        })
+        .collect();
+    by_tip.sort_unstable();
+    let total: u128 = by_tip.iter().map(|&(_, gas)| u128::from(gas)).sum();
+    percentiles_bps
+        .iter()
+        .map(|&bps| {
+            let threshold = total * u128::from(bps) / 10_000;
+            let mut so_far = 0;
+            for &(tip_wei, gas) in &by_tip {
+                so_far += u128::from(gas);
+                if so_far >= threshold {
+                    return tip_wei;
+                }
+            }
+            0
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

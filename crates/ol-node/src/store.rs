@@ -1,0 +1,301 @@
+//! The database: tables, transactions, and their errors.
+//!
+//! All numbers are big-endian, so that keys sort by value.
+//!
+//! | table | key | value |
+//! |---|---|---|
+//! | `meta` | name | `format`: version as `u32`; `chain_id`: `u64` |
+//! | `accounts` | address | nonce `u64`, balance 32 bytes, code hash |
+//! | `storage` | address, slot | value, 32 bytes, never zero |
+//! | `codes` | hash | code |
+//! | `hashed_accounts` | keccak256(address) | the leaf of the state trie (RLP) |
+//! | `hashed_storage` | keccak256(address), keccak256(slot) | value, 32 bytes |
+//! | `headers` | number `u64` | hash, then the header (RLP) |
+//! | `bodies` | number | RLP list of sender and EIP-2718 transaction, one string each |
+//! | `receipts` | number | RLP list of EIP-2718 receipts |
+//! | `block_numbers` | block hash | number |
+//! | `transactions` | transaction hash | number, position `u32` |
+
+mod blocks;
+mod state;
+
+use std::borrow::Cow;
+use std::path::Path;
+
+use signet_libmdbx::sys::EnvironmentKind;
+use signet_libmdbx::tx::{Tx, aliases::RwTxUnsync};
+use signet_libmdbx::{
+    Database, DatabaseFlags, Environment, EnvironmentFlags, Geometry, MdbxError, Mode, ReadError,
+    Ro, Rw, SyncMode, TransactionKind, WriteFlags,
+};
+
+pub(crate) use blocks::StoredBlock;
+
+/// The format that this version reads and writes.
+pub(crate) const FORMAT_VERSION: u32 = 1;
+
+/// Readers at one time. A reader lives for one query.
+const READERS_MAX: u64 = 1_024;
+
+/// The file grows by this much.
+const GROWTH_SIZE_BYTES: isize = 16 << 20;
+
+const ENOSPC: i32 = 28;
+const EDQUOT: i32 = 122;
+const EFBIG: i32 = 27;
+const EROFS: i32 = 30;
+const EAGAIN: i32 = 11;
+
+/// Why the database did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The disk, or the size the database may have, is full. What was being
+    /// written is not there; everything before it is.
+    #[error("no space is left for the chain database")]
+    Full,
+    /// The directory or its files cannot be written.
+    #[error("the chain database cannot be written")]
+    Unwritable(#[source] Option<std::io::Error>),
+    /// Another process has the database open.
+    #[error("the chain database is in use by another process")]
+    Locked,
+    /// Too many queries at one time; try again.
+    #[error("too many queries at one time")]
+    Overloaded,
+    /// The files are not a chain database, or are damaged.
+    #[error("the chain database is damaged: {what}")]
+    Corrupt {
+        /// What does not fit.
+        what: String,
+    },
+    /// Anything else the database engine reports.
+    #[error("the chain database failed: {0}")]
+    Engine(String),
+}
+
+impl StoreError {
+    fn corrupt(what: impl Into<String>) -> Self {
+        Self::Corrupt { what: what.into() }
+    }
+}
+
+impl From<MdbxError> for StoreError {
+    fn from(error: MdbxError) -> Self {
+        match error {
+            MdbxError::MapFull
+            | MdbxError::UnableExtendMapSize
+            | MdbxError::Other(ENOSPC | EDQUOT | EFBIG) => Self::Full,
+            MdbxError::Access | MdbxError::Permission | MdbxError::Other(EROFS) => {
+                Self::Unwritable(None)
+            }
+            MdbxError::Busy | MdbxError::Other(EAGAIN) => Self::Locked,
+            MdbxError::ReadersFull => Self::Overloaded,
+            MdbxError::Corrupted
+            | MdbxError::PageNotFound
+            | MdbxError::Invalid
+            | MdbxError::VersionMismatch
+            | MdbxError::WannaRecovery
+            | MdbxError::DecodeErrorLenDiff => Self::corrupt(error.to_string()),
+            other => Self::Engine(other.to_string()),
+        }
+    }
+}
+
+impl From<ReadError> for StoreError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Mdbx(error) => error.into(),
+            other => Self::corrupt(other.to_string()),
+        }
+    }
+}
+
+/// An open database.
+#[derive(Debug)]
+pub(crate) struct Store {
+    env: Environment,
+    tables: Tables,
+}
+
+/// Handles of all tables, valid as long as the environment is open.
+#[derive(Debug, Clone, Copy)]
+struct Tables {
+    meta: Database,
+    accounts: Database,
+    storage: Database,
+    codes: Database,
+    hashed_accounts: Database,
+    hashed_storage: Database,
+    headers: Database,
+    bodies: Database,
+    receipts: Database,
+    block_numbers: Database,
+    transactions: Database,
+}
+
+impl Tables {
+    fn create(tx: &RwTxUnsync) -> Result<Self, StoreError> {
+        let table = |name| tx.create_db(Some(name), DatabaseFlags::empty());
+        Ok(Self {
+            meta: table("meta")?,
+            accounts: table("accounts")?,
+            storage: table("storage")?,
+            codes: table("codes")?,
+            hashed_accounts: table("hashed_accounts")?,
+            hashed_storage: table("hashed_storage")?,
+            headers: table("headers")?,
+            bodies: table("bodies")?,
+            receipts: table("receipts")?,
+            block_numbers: table("block_numbers")?,
+            transactions: table("transactions")?,
+        })
+    }
+}
+
+impl Store {
+    /// Opens the database in a directory, making both if they are not there.
+    ///
+    /// The database is opened for this process alone. What is in it is not
+    /// looked at: `prepare` runs in the first write transaction, and the
+    /// database stays as it was if it fails.
+    pub(crate) fn open<E: From<StoreError>>(
+        path: &Path,
+        max_size_bytes: usize,
+        prepare: impl FnOnce(&Txn<Rw>) -> Result<(), E>,
+    ) -> Result<Self, E> {
+        std::fs::create_dir_all(path).map_err(|error| StoreError::Unwritable(Some(error)))?;
+        let mut builder = Environment::builder();
+        builder
+            .set_kind(EnvironmentKind::Default)
+            .set_max_dbs(32)
+            .set_max_readers(READERS_MAX)
+            .set_geometry(Geometry {
+                size: Some(0..max_size_bytes),
+                growth_step: Some(GROWTH_SIZE_BYTES),
+                ..Geometry::default()
+            })
+            .set_flags(EnvironmentFlags {
+                exclusive: true,
+                mode: Mode::ReadWrite {
+                    sync_mode: SyncMode::Durable,
+                },
+                ..EnvironmentFlags::default()
+            });
+        let env = builder.open(path).map_err(StoreError::from)?;
+        let tx = env.begin_rw_unsync().map_err(StoreError::from)?;
+        let tables = Tables::create(&tx)?;
+        let txn = Txn { tx, tables };
+        prepare(&txn)?;
+        txn.commit()?;
+        Ok(Self { env, tables })
+    }
+
+    /// A view of the newest block.
+    pub(crate) fn read(&self) -> Result<Txn<Ro>, StoreError> {
+        Ok(Txn {
+            tx: self.env.begin_ro_unsync()?,
+            tables: self.tables,
+        })
+    }
+
+    /// Starts a change. Dropping it undoes it.
+    pub(crate) fn write(&self) -> Result<Txn<Rw>, StoreError> {
+        Ok(Txn {
+            tx: self.env.begin_rw_unsync()?,
+            tables: self.tables,
+        })
+    }
+}
+
+/// A transaction of the database.
+#[derive(Debug)]
+pub(crate) struct Txn<K: TransactionKind> {
+    tx: Tx<K>,
+    tables: Tables,
+}
+
+impl<K: TransactionKind> Txn<K> {
+    fn get(&self, table: Database, key: &[u8]) -> Result<Option<Cow<'_, [u8]>>, StoreError> {
+        Ok(self.tx.get(table.dbi(), key)?)
+    }
+
+    /// Calls `visit` with every key that begins with `prefix`, in order, and
+    /// its value, until `visit` fails or says `false`.
+    fn scan(
+        &self,
+        table: Database,
+        prefix: &[u8],
+        mut visit: impl FnMut(&[u8], &[u8]) -> Result<bool, StoreError>,
+    ) -> Result<(), StoreError> {
+        let mut cursor = self.tx.cursor(table)?;
+        let mut entries = cursor.iter_from::<Cow<'_, [u8]>, Cow<'_, [u8]>>(prefix)?;
+        while let Some((key, value)) = entries.borrow_next()? {
+            if !key.starts_with(prefix) || !visit(&key, &value)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The format that the database says it has; `None` if it is new.
+    pub(crate) fn format_version(&self) -> Result<Option<u32>, StoreError> {
+        self.get(self.tables.meta, b"format")?
+            .map(|bytes| Ok(u32::from_be_bytes(array("format", &bytes)?)))
+            .transpose()
+    }
+
+    /// The id of the chain, which the hash of block 0 does not cover.
+    pub(crate) fn chain_id(&self) -> Result<Option<u64>, StoreError> {
+        self.get(self.tables.meta, b"chain_id")?
+            .map(|bytes| Ok(u64::from_be_bytes(array("chain_id", &bytes)?)))
+            .transpose()
+    }
+}
+
+impl Txn<Rw> {
+    fn put(&self, table: Database, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+        Ok(self.tx.put(table, key, value, WriteFlags::empty())?)
+    }
+
+    fn delete(&self, table: Database, key: &[u8]) -> Result<(), StoreError> {
+        match self.tx.del(table, key, None) {
+            Ok(_) | Err(MdbxError::NotFound) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn delete_prefix(&self, table: Database, prefix: &[u8]) -> Result<(), StoreError> {
+        let mut keys = Vec::new();
+        self.scan(table, prefix, |key, _| {
+            keys.push(key.to_vec());
+            Ok(true)
+        })?;
+        keys.iter().try_for_each(|key| self.delete(table, key))
+    }
+
+    /// Says which format the database has from now on.
+    pub(crate) fn set_format_version(&self, version: u32) -> Result<(), StoreError> {
+        self.put(self.tables.meta, b"format", &version.to_be_bytes())
+    }
+
+    /// Says which chain the database holds.
+    pub(crate) fn set_chain_id(&self, chain_id: u64) -> Result<(), StoreError> {
+        self.put(self.tables.meta, b"chain_id", &chain_id.to_be_bytes())
+    }
+
+    /// Makes the change durable. It is on disk when this returns.
+    pub(crate) fn commit(self) -> Result<(), StoreError> {
+        Ok(self.tx.commit()?)
+    }
+}
+
+/// Bytes of a fixed size, from a value that must have it.
+fn array<const N: usize>(what: &str, bytes: &[u8]) -> Result<[u8; N], StoreError> {
+    bytes
+        .try_into()
+        .map_err(|_| StoreError::corrupt(format!("{what} has {} bytes, not {N}", bytes.len())))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,8 @@
+//! The node as its users see it: a directory, transactions in, answers out.
+
+#[cfg(test)]
+mod common;
+#[cfg(test)]
+mod node;
+#[cfg(test)]
+mod open;
