@@ -1,1 +1,33 @@
-//! OpenLoRA: an engine that decodes batches of mixed adapters. No HTTP.
+//! OpenLoRA in its smallest honest form: one base model, many adapters, one
+//! batch.
+//!
+//! The [`EngineHandle`] decodes all running requests together, whatever adapter
+//! each uses (continuous batching: newcomers are prefilled in the same forward
+//! pass that decodes the others). Everything is bounded: rows in a batch, tokens
+//! of KV cache, waiting requests, tokens per pass. Past a bound a request is
+//! refused as [`SubmitError::Overloaded`].
+//!
+//! # Invariants
+//! - A request's tokens depend on its prompt, adapter, sampling and the base
+//!   model only: never on what else is in the batch (invariant 5 of
+//!   `ARCHITECTURE.md`). Each request draws from its own counter-based generator.
+//! - A request keeps the adapter it started with, by `Arc`, when the registry
+//!   moves on to another version.
+//! - Text is sent in whole characters, and never past a stop string.
+//!
+//! No HTTP, no money and no clock here: that is `ol-server`.
+
+mod adapters;
+mod engine;
+mod request;
+mod sampler;
+mod stop;
+
+pub use adapters::{AdapterLimitError, Adapters};
+pub use engine::{EngineHandle, EngineOptions, EngineStats, StartError};
+pub use request::{
+    Answer, Completion, Event, FinishReason, GenerateError, GenerateRequest, MAX_STOP_STRING_BYTES,
+    MAX_STOP_STRINGS, SubmitError,
+};
+pub use sampler::{Sampler, Sampling, SamplingError, UnusableLogits};
+pub use stop::{Filtered, StopFilter};

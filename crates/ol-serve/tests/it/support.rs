@@ -1,0 +1,147 @@
+//! A small random model, adapters that change its answers, and the oracle.
+
+use std::sync::{Arc, OnceLock};
+
+use ol_model::{KvCache, Llama, LlamaConfig, Lora, LoraConfig, Pool, Segment, Tokenizer};
+use ol_serve::{
+    Completion, EngineHandle, EngineOptions, FinishReason, GenerateRequest, Sampler, Sampling,
+    StopFilter,
+};
+
+pub(crate) const CONTEXT_TOKENS: usize = 4096;
+
+pub(crate) fn tokenizer() -> Arc<Tokenizer> {
+    static TOKENIZER: OnceLock<Arc<Tokenizer>> = OnceLock::new();
+    let make = || {
+        let texts = [
+            "the quick brown fox jumps over the lazy dog",
+            "café, naïve, ∑ and 🦀 over 🦀",
+        ];
+        let texts = texts.iter().map(ToString::to_string);
+        Arc::new(Tokenizer::train(texts, 300).unwrap())
+    };
+    Arc::clone(TOKENIZER.get_or_init(make))
+}
+
+pub(crate) fn llama() -> Arc<Llama> {
+    static LLAMA: OnceLock<Arc<Llama>> = OnceLock::new();
+    let make = || {
+        let config = LlamaConfig {
+            vocab_size: tokenizer().vocab_size(),
+            hidden_size: 32,
+            intermediate_size: 48,
+            num_hidden_layers: 2,
+            num_attention_heads: 2,
+            num_key_value_heads: 1,
+            head_dim: 16,
+            rms_norm_eps: 1e-5,
+            rope_theta: 10_000.0,
+            max_position_embeddings: CONTEXT_TOKENS,
+            tie_word_embeddings: false,
+        };
+        let random = Llama::random(config.clone(), 1).unwrap();
+        // Twenty times the usual deviation: peaked logits, so that answers differ.
+        let params: Vec<f32> = random.parameters().iter().map(|p| p * 20.0).collect();
+        Arc::new(Llama::from_parameters(config, &params).unwrap())
+    };
+    Arc::clone(LLAMA.get_or_init(make))
+}
+
+/// An adapter with both factors random; a fresh one has no effect.
+pub(crate) fn adapter(rank: usize, seed: u32) -> Arc<Lora> {
+    let config = llama().config().clone();
+    let fresh = Lora::init(&config, LoraConfig::all_linear(rank), u64::from(seed)).unwrap();
+    let param = |i: u32| {
+        let bits = (i ^ seed.wrapping_mul(0x85eb_ca6b)).wrapping_mul(0x9e37_79b1);
+        f32::from(u16::try_from(bits >> 16).unwrap()) / 65_536.0 - 0.5
+    };
+    let params = (0..u32::try_from(fresh.n_params()).unwrap())
+        .map(param)
+        .collect();
+    Arc::new(Lora::from_parameters(&config, LoraConfig::all_linear(rank), params).unwrap())
+}
+
+pub(crate) fn start(options: EngineOptions) -> EngineHandle {
+    EngineHandle::start(llama(), tokenizer(), 2, options).unwrap()
+}
+
+pub(crate) fn request(prompt: &str, max_tokens: usize) -> GenerateRequest {
+    GenerateRequest {
+        prompt_tokens: tokenizer().encode(prompt).unwrap(),
+        adapter: None,
+        sampling: Sampling::GREEDY,
+        max_tokens,
+        stop: Vec::new(),
+    }
+}
+
+/// The logits after `tokens`, from scratch.
+pub(crate) fn logits(tokens: &[u32], adapter: Option<&Lora>) -> Vec<f32> {
+    let mut cache = KvCache::new(llama().config(), tokens.len());
+    let mut segments = [Segment {
+        tokens,
+        cache: &mut cache,
+        adapter,
+    }];
+    llama().forward(&Pool::new(1), &mut segments).unwrap()
+}
+
+/// What a request must give: decoded alone, on one thread, without a cache, the
+/// text taken from all tokens at once.
+pub(crate) fn oracle(request: &GenerateRequest) -> (String, Completion) {
+    let tokenizer = tokenizer();
+    let mut sampler = Sampler::new(request.sampling);
+    let mut tokens = request.prompt_tokens.clone();
+    let tokens_in = tokens.len();
+    let mut finish_reason = FinishReason::Length;
+    let mut text = String::new();
+    while tokens.len() - tokens_in < request.max_tokens {
+        let id = sampler
+            .next(&logits(&tokens, request.adapter.as_deref()))
+            .unwrap();
+        if id == tokenizer.end_id() {
+            finish_reason = FinishReason::Stop;
+            break;
+        }
+        tokens.push(id);
+        let is_last = tokens.len() - tokens_in == request.max_tokens;
+        let decoded = decode(&tokens[tokens_in..], is_last);
+        let stopped = StopFilter::new(request.stop.clone()).push(&decoded);
+        if stopped.is_stopped {
+            (text, finish_reason) = (stopped.text, FinishReason::Stop);
+            let token_ids = tokens.split_off(tokens_in);
+            return (
+                text,
+                Completion {
+                    finish_reason,
+                    text_delta: String::new(),
+                    tokens_in,
+                    token_ids,
+                },
+            );
+        }
+    }
+    let token_ids = tokens.split_off(tokens_in);
+    text.push_str(&decode(&token_ids, true));
+    (
+        text,
+        Completion {
+            finish_reason,
+            text_delta: String::new(),
+            tokens_in,
+            token_ids,
+        },
+    )
+}
+
+/// The text of tokens; without what may be the beginning of a character, unless
+/// nothing follows.
+fn decode(token_ids: &[u32], is_end: bool) -> String {
+    let tokenizer = tokenizer();
+    let mut stream = tokenizer.stream();
+    let mut text: String = token_ids.iter().map(|&id| stream.push(id)).collect();
+    if is_end {
+        text.push_str(&stream.finish());
+    }
+    text
+}
