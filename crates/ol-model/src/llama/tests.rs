@@ -265,7 +265,7 @@ fn check_directions(gradient: &[f32], params: &[f32], mut loss: impl FnMut(&[f32
     let mut random = Random::new(77);
     for _ in 0..6 {
         let direction: Vec<f32> = params.iter().map(|_| random.normal()).collect();
-        let step = 2e-3_f32;
+        let step = 5e-4_f32;
         let moved = |sign: f32| -> Vec<f32> {
             params
                 .iter()
