@@ -104,6 +104,7 @@ impl Receipt {
     /// # Errors
     /// [`ReceiptError`] if the length is wrong or a number or address has bits
     /// set above its width; every accepted input re-encodes to the same bytes.
+    #[expect(clippy::missing_panics_doc, reason = "the expectations cannot fail")]
     pub fn decode(bytes: &[u8]) -> Result<Self, ReceiptError> {
         if bytes.len() != RECEIPT_SIZE_BYTES {
             return Err(ReceiptError::Size { found: bytes.len() });
@@ -119,10 +120,12 @@ impl Receipt {
             Ok(value)
         };
         let long = |index, field| {
-            narrow(index, u64::MAX.into(), field).map(|value| u64::try_from(value).expect("checked"))
+            narrow(index, u64::MAX.into(), field)
+                .map(|value| u64::try_from(value).expect("checked"))
         };
         let short = |index, field| {
-            narrow(index, u32::MAX.into(), field).map(|value| u32::try_from(value).expect("checked"))
+            narrow(index, u32::MAX.into(), field)
+                .map(|value| u32::try_from(value).expect("checked"))
         };
         let address = |index: usize, field: &'static str| {
             let word = word(index);
