@@ -1,0 +1,6 @@
+//! The contracts on the EVM that runs them, from the development genesis.
+
+#[cfg(test)]
+mod chain;
+#[cfg(test)]
+mod settling;
