@@ -1,1 +1,20 @@
-//! The HTTP edge: eth JSON-RPC and the OpenAI-compatible API.
+//! The HTTP edge: the OpenAI-compatible API with its gateway, and eth JSON-RPC.
+//!
+//! Only this crate knows HTTP and JSON shapes.
+//!
+//! - [`api`]: the OpenAI-compatible endpoints.
+//! - [`eth`]: Ethereum JSON-RPC over a node.
+//! - [`gateway`]: API keys, prepaid balances, receipts and their settlement; no HTTP.
+//! - [`verify`]: recomputing a receipt from public data; pure.
+//!
+//! # Invariants
+//! - A paid request is settled, refused or pending, and never charged twice
+//!   (invariant 10 of `ARCHITECTURE.md`); see [`gateway`].
+//! - Every body, queue and connection has a limit; bytes from outside never cause
+//!   a panic (invariant 9).
+//! - No prompt, answer or key is logged.
+
+pub mod api;
+pub mod eth;
+pub mod gateway;
+pub mod verify;

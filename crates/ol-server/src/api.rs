@@ -1,0 +1,316 @@
+//! The OpenAI-compatible API.
+//!
+//! `POST /v1/chat/completions`, `POST /v1/completions`, `GET /v1/models`,
+//! `GET /v1/receipts/{id}`, `GET /health`. Replies carry an `openledger` object:
+//! receipt id, status, fee, split, the best paid contributors, settling
+//! transaction and block. In a stream it is in the last chunk before `[DONE]`.
+//!
+//! Errors have OpenAI's form. Neither prompts nor answers nor keys are logged.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use futures::StreamExt as _;
+use ol_serve::SubmitError;
+use ol_types::{Address, B256};
+use serde_json::json;
+
+use self::error::ApiError;
+use self::params::CompletionPrompt;
+use self::reply::Endpoint;
+use crate::gateway::{AnswerRequest, Gateway, Prompt, RequestError};
+
+mod error;
+mod listen;
+mod params;
+mod reply;
+
+/// Largest body that is read, in bytes.
+pub const BODY_SIZE_BYTES_MAX: usize = 1 << 20;
+
+/// How much of a body that is too large is still taken off the wire, so that
+/// the client reads the refusal instead of a broken connection.
+const DRAIN_SIZE_BYTES_MAX: usize = 16 << 20;
+
+/// How long a client may take to send its body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Most connections at once; more wait to be accepted.
+const CONNECTIONS_MAX: usize = 512;
+
+/// What the API serves: nothing until [`ApiState::set_ready`].
+#[derive(Debug, Clone, Default)]
+pub struct ApiState {
+    gateway: Arc<OnceLock<Gateway>>,
+}
+
+impl ApiState {
+    /// An API that says it is starting.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Begins to serve. Only the first call counts.
+    pub fn set_ready(&self, gateway: Gateway) {
+        let _ = self.gateway.set(gateway);
+    }
+
+    fn gateway(&self) -> Result<&Gateway, ApiError> {
+        self.gateway
+            .get()
+            .ok_or_else(|| ApiError::unavailable("the server is starting", 2))
+    }
+}
+
+/// Serves the API on `listener` until `shutdown` completes and the requests
+/// that run then are answered. The gateway is not stopped.
+///
+/// # Errors
+/// If the listener fails.
+pub async fn serve_on(
+    state: ApiState,
+    listener: tokio::net::TcpListener,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    let listener = listen::Limited::new(listener, CONNECTIONS_MAX);
+    axum::serve(listener, router(state))
+        .with_graceful_shutdown(shutdown)
+        .await
+}
+
+/// [`serve_on`] on an address of its own.
+///
+/// # Errors
+/// If the address is taken, or the listener fails.
+pub async fn serve(
+    state: ApiState,
+    address: SocketAddr,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    serve_on(
+        state,
+        tokio::net::TcpListener::bind(address).await?,
+        shutdown,
+    )
+    .await
+}
+
+/// The routes, for callers that bring their own server.
+pub fn router(state: ApiState) -> Router {
+    Router::new()
+        .route("/health", get(health))
+        .route("/v1/models", get(models))
+        .route("/v1/models/{name}", get(model))
+        .route("/v1/receipts/{id}", get(receipt))
+        .route("/v1/chat/completions", post(chat_completions))
+        .route("/v1/completions", post(completions))
+        .fallback(async || ApiError::not_found("unknown_path", "there is nothing at this path"))
+        .method_not_allowed_fallback(async || ApiError::method_not_allowed())
+        .with_state(state)
+}
+
+async fn health(State(state): State<ApiState>) -> Response {
+    let (status, text) = match state.gateway.get() {
+        None => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
+        Some(gateway) if gateway.is_healthy() => (StatusCode::OK, "ready"),
+        Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
+    };
+    (status, Json(json!({"status": text}))).into_response()
+}
+
+async fn models(State(state): State<ApiState>) -> Result<Response, ApiError> {
+    let gateway = state.gateway()?;
+    let created = gateway.started_at_s();
+    let data: Vec<_> = gateway
+        .models()
+        .map(|name| model_object(name, created))
+        .collect();
+    Ok(Json(json!({"object": "list", "data": data})).into_response())
+}
+
+async fn model(
+    State(state): State<ApiState>,
+    Path(name): Path<String>,
+) -> Result<Response, ApiError> {
+    let gateway = state.gateway()?;
+    let name = gateway
+        .models()
+        .find(|&served| served == name)
+        .ok_or_else(model_not_found)?;
+    Ok(Json(model_object(name, gateway.started_at_s())).into_response())
+}
+
+fn model_object(name: &str, created: u64) -> serde_json::Value {
+    json!({"id": name, "object": "model", "created": created, "owned_by": "openledger"})
+}
+
+async fn receipt(
+    State(state): State<ApiState>,
+    Path(id): Path<String>,
+) -> Result<Response, ApiError> {
+    let gateway = state.gateway()?.clone();
+    let id: B256 = id.parse().map_err(|_| {
+        ApiError::invalid_value("id", "a receipt's id is 0x and 64 hexadecimal digits")
+    })?;
+    let found = tokio::task::spawn_blocking(move || gateway.receipt(id)).await;
+    match found.map_err(|_| ApiError::internal())? {
+        Ok(Some(receipt)) => Ok(Json(receipt).into_response()),
+        Ok(None) => Err(ApiError::not_found(
+            "receipt_not_found",
+            "there is no receipt with this id",
+        )),
+        Err(error) => {
+            tracing::error!(receipt = %id, error = &error as &dyn std::error::Error, "receipt unreadable");
+            Err(ApiError::internal())
+        }
+    }
+}
+
+async fn chat_completions(
+    State(state): State<ApiState>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let gateway = state.gateway()?;
+    let payer = authenticate(gateway, &headers)?;
+    let params = params::chat(&read_body(&headers, body).await?)?;
+    let prompt = Prompt::Chat(params.messages);
+    answer(gateway, payer, params.common, prompt, Endpoint::Chat).await
+}
+
+async fn completions(
+    State(state): State<ApiState>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let gateway = state.gateway()?;
+    let payer = authenticate(gateway, &headers)?;
+    let params = params::completion(&read_body(&headers, body).await?)?;
+    let prompt = match params.prompt {
+        CompletionPrompt::Text(text) => Prompt::Text(text),
+        CompletionPrompt::Tokens(tokens) => Prompt::Tokens(tokens),
+    };
+    answer(gateway, payer, params.common, prompt, Endpoint::Completion).await
+}
+
+async fn answer(
+    gateway: &Gateway,
+    payer: Address,
+    common: params::Common,
+    prompt: Prompt,
+    endpoint: Endpoint,
+) -> Result<Response, ApiError> {
+    let model = common.model.clone();
+    let request = AnswerRequest {
+        model: common.model,
+        prompt,
+        temperature: common.temperature,
+        top_p: common.top_p,
+        seed: common.seed,
+        max_tokens: common.max_tokens,
+        stop: common.stop,
+    };
+    let session = gateway
+        .answer(payer, request)
+        .await
+        .map_err(|error| refusal(&error))?;
+    let head = reply::Head::new(endpoint, model, gateway.unix_s(), &session);
+    if common.is_stream {
+        return Ok(reply::stream(head, session, common.include_usage));
+    }
+    reply::whole(head, session).await
+}
+
+/// The account that the request's key stands for.
+fn authenticate(gateway: &Gateway, headers: &HeaderMap) -> Result<Address, ApiError> {
+    let missing = || {
+        ApiError::unauthorized(
+            "missing_api_key",
+            "send an API key as `Authorization: Bearer KEY`",
+        )
+    };
+    let value = headers.get(header::AUTHORIZATION).ok_or_else(missing)?;
+    let value = value.to_str().map_err(|_| missing())?;
+    let (scheme, key) = value.split_once(' ').ok_or_else(missing)?;
+    if !scheme.eq_ignore_ascii_case("bearer") {
+        return Err(missing());
+    }
+    let unknown = || ApiError::unauthorized("invalid_api_key", "this API key is not known");
+    gateway.keys().account(key.trim()).ok_or_else(unknown)
+}
+
+/// The whole body, if it is not too large and comes in time.
+async fn read_body(headers: &HeaderMap, body: Body) -> Result<Vec<u8>, ApiError> {
+    let size_bytes: Option<u64> = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse().ok());
+    if size_bytes.is_some_and(|size_bytes| size_bytes > DRAIN_SIZE_BYTES_MAX as u64) {
+        return Err(ApiError::too_large(BODY_SIZE_BYTES_MAX));
+    }
+    let read = async {
+        let (mut bytes, mut n_read) = (Vec::new(), 0_usize);
+        let mut parts = body.into_data_stream();
+        while let Some(part) = parts.next().await {
+            let part =
+                part.map_err(|_| ApiError::invalid("broken_body", "the body ended early"))?;
+            n_read += part.len();
+            if n_read <= BODY_SIZE_BYTES_MAX {
+                bytes.extend_from_slice(&part);
+            } else if n_read > DRAIN_SIZE_BYTES_MAX {
+                break;
+            }
+        }
+        if n_read > BODY_SIZE_BYTES_MAX {
+            Err(ApiError::too_large(BODY_SIZE_BYTES_MAX))
+        } else {
+            Ok(bytes)
+        }
+    };
+    let timeout = || ApiError::timeout("the body did not come in time");
+    tokio::time::timeout(BODY_TIMEOUT, read)
+        .await
+        .map_err(|_| timeout())?
+}
+
+fn model_not_found() -> ApiError {
+    ApiError::not_found("model_not_found", "there is no model with this name").with_param("model")
+}
+
+/// How a refused request is answered.
+fn refusal(error: &RequestError) -> ApiError {
+    let text = error.to_string();
+    match error {
+        RequestError::UnknownModel { .. } => model_not_found(),
+        RequestError::Outdated { .. } => ApiError::unavailable(text, 60),
+        RequestError::InsufficientBalance { .. } => ApiError::insufficient_balance(text),
+        RequestError::Overloaded | RequestError::Engine(SubmitError::Overloaded { .. }) => {
+            ApiError::overloaded("the server is overloaded, try again later", 1)
+        }
+        RequestError::Engine(SubmitError::TooLong { .. }) => {
+            ApiError::invalid("context_length_exceeded", text)
+        }
+        RequestError::Engine(SubmitError::Stopped) | RequestError::Stopping => {
+            ApiError::unavailable("the server is stopping", 10)
+        }
+        RequestError::Prompt(_)
+        | RequestError::Engine(SubmitError::EmptyPrompt | SubmitError::UnknownToken { .. }) => {
+            ApiError::invalid_value("prompt", text)
+        }
+        RequestError::Engine(
+            SubmitError::NoTokens | SubmitError::Stop | SubmitError::Sampling(_),
+        ) => ApiError::invalid("invalid_value", text),
+        error => {
+            tracing::error!(error = error as &dyn std::error::Error, "request failed");
+            ApiError::internal()
+        }
+    }
+}

@@ -1,0 +1,525 @@
+//! From a question with an API key to an answer with a receipt.
+//!
+//! A request goes through: account of the key, model, price on chain, a hold on
+//! the prepaid balance for the largest fee it can cause, generation, query
+//! sketch, receipt, [`Journal`], settlement, reply. No HTTP here; that is
+//! [`crate::api`].
+//!
+//! # Who pays for what
+//! - A request that is refused, fails, or has its client leave before any part
+//!   of the answer was delivered costs nothing.
+//! - A client that leaves in the middle of a stream pays for the tokens generated
+//!   until then (their receipt settles like any other).
+//! - From the moment a receipt is in the journal it is settled, refused or
+//!   pending, and never charged twice, whatever crashes.
+//!
+//! # Limits
+//! Requests at once, requests waiting in the engine, receipts owed, tokens: all
+//! bounded; past a bound a request is refused as overloaded.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use ol_model::{ChatMessage, Lora, TokenizerError};
+use ol_runtime::{Clock, Objects};
+use ol_serve::{EngineHandle, GenerateRequest, Sampling, SubmitError};
+use ol_types::{Address, B256, name_id};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+pub use self::chain::{Chain, ChainError, Model, Settled};
+pub use self::journal::{Journal, JournalError, PENDING_MAX, PendingReceipt};
+pub use self::keys::{ApiKeys, KEYS_MAX, KeysError, SecretKey};
+pub use self::receipts::{ReceiptError, ReceiptView, ShareView, SplitView};
+pub use self::session::{Finished, Frame, Session, SessionError, hash_tokens};
+pub use self::settlement::Status;
+pub use self::sketch::AnswerSketcher;
+
+use self::holds::{HoldError, Holds};
+use self::session::Start;
+use self::settlement::{Job, Settlement, chain_of};
+
+mod chain;
+mod durable;
+mod holds;
+mod journal;
+mod keys;
+mod receipts;
+mod session;
+mod settlement;
+mod sketch;
+
+/// The gateway's limits and places.
+#[derive(Debug, Clone)]
+pub struct GatewayOptions {
+    /// Folder of keys and of the journal of receipts.
+    pub dir: PathBuf,
+    /// Tokens of an answer when the request does not say. Default 256.
+    pub max_tokens_default: usize,
+    /// Most requests between acceptance and receipt. Default 128.
+    pub n_requests_max: usize,
+    /// Most query sketches computed at once. Default 1: each uses all threads.
+    pub n_sketches_max: usize,
+    /// How long a reply waits for its settlement before it says `pending`. Default 30 s.
+    pub settle_wait: Duration,
+}
+
+impl GatewayOptions {
+    /// The defaults, with everything kept in `dir`.
+    #[must_use]
+    pub const fn new(dir: PathBuf) -> Self {
+        Self {
+            dir,
+            max_tokens_default: 256,
+            n_requests_max: 128,
+            n_sketches_max: 1,
+            settle_wait: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A model as it is loaded here. It must be the newest version on chain.
+pub struct ServedModel {
+    /// Its name in the registry.
+    pub name: String,
+    /// Its adapter over the engine's base model.
+    pub adapter: Arc<Lora>,
+    /// Sketches its answers.
+    pub sketcher: Arc<dyn AnswerSketcher>,
+}
+
+impl std::fmt::Debug for ServedModel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServedModel")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why the gateway did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The keys cannot be read.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// The journal cannot be read.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The chain cannot be read.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    /// The model on chain is not the one loaded here.
+    #[error("model {name} cannot be served: {reason}")]
+    Model {
+        /// Its name.
+        name: String,
+        /// What differs.
+        reason: String,
+    },
+    /// More receipts are owed than the gateway may hold.
+    #[error("{n_owed} receipts are owed, at most {} may be", PENDING_MAX)]
+    TooManyOwed {
+        /// Files in the journal.
+        n_owed: usize,
+    },
+    /// No thread is to be had.
+    #[error("could not start the settlement thread")]
+    Thread(#[source] io::Error),
+}
+
+/// What to continue. Prints without its text, which is private.
+#[derive(Clone)]
+pub enum Prompt {
+    /// Messages, put into the base model's chat format.
+    Chat(Vec<ChatMessage>),
+    /// Plain text.
+    Text(String),
+    /// Token ids.
+    Tokens(Vec<u32>),
+}
+
+impl std::fmt::Debug for Prompt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Chat(messages) => write!(f, "Chat({} messages)", messages.len()),
+            Self::Text(text) => write!(f, "Text({} bytes)", text.len()),
+            Self::Tokens(tokens) => write!(f, "Tokens({})", tokens.len()),
+        }
+    }
+}
+
+/// One question.
+#[derive(Debug, Clone)]
+pub struct AnswerRequest {
+    /// Name of the model.
+    pub model: String,
+    /// What to continue.
+    pub prompt: Prompt,
+    /// Temperature of the sampling.
+    pub temperature: f32,
+    /// Nucleus of the sampling.
+    pub top_p: f32,
+    /// Seed of the sampling; one from the operating system if absent.
+    pub seed: Option<u64>,
+    /// Most tokens of the answer; a default, cut to what the context leaves, if absent.
+    pub max_tokens: Option<usize>,
+    /// Strings that end the answer.
+    pub stop: Vec<String>,
+}
+
+/// Why a request was not taken on. Nothing is charged.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// There is no such model here.
+    #[error("there is no model {model:?}")]
+    UnknownModel {
+        /// The name asked for.
+        model: String,
+    },
+    /// The model was changed on chain and the new version is not loaded yet.
+    #[error("model {model:?} has a newer version on chain, which is not loaded here")]
+    Outdated {
+        /// Its name.
+        model: String,
+    },
+    /// The prepaid balance does not cover the largest fee this request can cause.
+    #[error(
+        "the largest fee of this request is {needed_wei} wei, and the prepaid balance of {account} \
+         has {available_wei} wei available: deposit OPEN, or ask for fewer tokens"
+    )]
+    InsufficientBalance {
+        /// Who would pay.
+        account: Address,
+        /// The largest fee.
+        needed_wei: u128,
+        /// What is there beside the holds of other requests.
+        available_wei: u128,
+    },
+    /// Too many requests, or too many receipts are owed.
+    #[error("the gateway is overloaded, try again later")]
+    Overloaded,
+    /// The prompt cannot be cut into tokens.
+    #[error("the prompt cannot be cut into tokens")]
+    Prompt(#[source] TokenizerError),
+    /// The engine does not take the request.
+    #[error(transparent)]
+    Engine(#[from] SubmitError),
+    /// The chain cannot be read.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    /// The operating system gave no randomness.
+    #[error("the operating system gives no randomness")]
+    Randomness(#[source] io::Error),
+    /// The gateway is stopping.
+    #[error("the gateway is stopping")]
+    Stopping,
+    /// A defect; the log says more.
+    #[error("the request failed inside")]
+    Internal,
+}
+
+/// The gateway; clones share it.
+#[derive(Debug, Clone)]
+pub struct Gateway {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    options: GatewayOptions,
+    chain: Arc<Chain>,
+    engine: EngineHandle,
+    clock: Arc<dyn Clock>,
+    keys: ApiKeys,
+    models: BTreeMap<String, Arc<ServedModel>>,
+    journal: Journal,
+    holds: Arc<Holds>,
+    settlement: Settlement,
+    requests: Arc<Semaphore>,
+    sketches: Arc<Semaphore>,
+    receipts: receipts::Receipts,
+    is_stopping: AtomicBool,
+    started_at_s: u64,
+}
+
+impl Gateway {
+    /// Starts the gateway: checks the models against the chain, and begins to
+    /// settle what an earlier run left owed. Blocks.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn start(
+        options: GatewayOptions,
+        chain: Chain,
+        engine: EngineHandle,
+        objects: Objects,
+        clock: Arc<dyn Clock>,
+        models: Vec<ServedModel>,
+    ) -> Result<Self, StartError> {
+        let chain = Arc::new(chain);
+        let base_hash = engine.llama().hash();
+        for served in &models {
+            check_model(&chain, served, base_hash)?;
+        }
+        let keys = ApiKeys::open(&options.dir)?;
+        let journal = Journal::open(&options.dir.join("pending"))?;
+        let owed = journal.all()?;
+        if owed.len() > PENDING_MAX {
+            return Err(StartError::TooManyOwed { n_owed: owed.len() });
+        }
+        let holds = Arc::new(Holds::default());
+        let owed = owed
+            .into_iter()
+            .map(|pending| {
+                let hold = holds.adopt(pending.receipt.payer, pending.receipt.fee_wei);
+                Job {
+                    pending,
+                    hold,
+                    reply: None,
+                }
+            })
+            .collect();
+        let settlement = Settlement::start(
+            Arc::clone(&chain),
+            objects.clone(),
+            journal.clone(),
+            owed,
+            options.n_requests_max,
+        )
+        .map_err(StartError::Thread)?;
+        let models = models
+            .into_iter()
+            .map(|served| (served.name.clone(), Arc::new(served)))
+            .collect();
+        let inner = Inner {
+            requests: Arc::new(Semaphore::new(options.n_requests_max)),
+            sketches: Arc::new(Semaphore::new(options.n_sketches_max)),
+            receipts: receipts::Receipts::new(Arc::clone(&chain), objects, journal.clone()),
+            started_at_s: clock.unix_s(),
+            options,
+            chain,
+            engine,
+            clock,
+            keys,
+            models,
+            journal,
+            holds,
+            settlement,
+            is_stopping: AtomicBool::new(false),
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// The API keys.
+    #[must_use]
+    pub fn keys(&self) -> &ApiKeys {
+        &self.inner.keys
+    }
+
+    /// Names of the models that are served, ascending.
+    pub fn models(&self) -> impl Iterator<Item = &str> {
+        self.inner.models.keys().map(String::as_str)
+    }
+
+    /// When the gateway started: Unix time in seconds.
+    #[must_use]
+    pub fn started_at_s(&self) -> u64 {
+        self.inner.started_at_s
+    }
+
+    /// The time, Unix seconds.
+    #[must_use]
+    pub fn unix_s(&self) -> u64 {
+        self.inner.clock.unix_s()
+    }
+
+    /// Whether requests can be answered and settled.
+    #[must_use]
+    pub fn is_healthy(&self) -> bool {
+        !self.inner.is_stopping.load(Ordering::Acquire)
+            && self.inner.engine.is_running()
+            && self.inner.settlement.is_running()
+    }
+
+    /// What the engine is doing.
+    #[must_use]
+    pub fn engine(&self) -> &EngineHandle {
+        &self.inner.engine
+    }
+
+    /// The receipt with this id: settled, refused or pending. Blocks.
+    ///
+    /// # Errors
+    /// [`ReceiptError`] if the chain or the objects cannot be read.
+    pub fn receipt(&self, id: B256) -> Result<Option<ReceiptView>, ReceiptError> {
+        self.inner.receipts.get(id)
+    }
+
+    /// Takes a request on for the account of a key.
+    ///
+    /// # Errors
+    /// [`RequestError`]; nothing is charged then.
+    pub async fn answer(
+        &self,
+        payer: Address,
+        request: AnswerRequest,
+    ) -> Result<Session, RequestError> {
+        if self.inner.is_stopping.load(Ordering::Acquire) {
+            return Err(RequestError::Stopping);
+        }
+        let permit = Arc::clone(&self.inner.requests)
+            .try_acquire_owned()
+            .map_err(|_| RequestError::Overloaded)?;
+        let inner = Arc::clone(&self.inner);
+        // Tokenizing a megabyte and reading the chain are work for another thread.
+        let start = tokio::task::spawn_blocking(move || inner.admit(payer, request, permit));
+        let start = start.await.map_err(|_| RequestError::Internal)??;
+        Ok(Session::spawn(Arc::clone(&self.inner), start))
+    }
+
+    /// Takes no more requests, lets the running ones finish, settles what can be
+    /// settled, and stops the engine. What stays owed is in the journal.
+    pub async fn shutdown(&self) {
+        self.inner.is_stopping.store(true, Ordering::Release);
+        let engine = self.inner.engine.clone();
+        let stop = tokio::task::spawn_blocking(move || engine.shutdown());
+        let _ = stop.await;
+        // Every session holds a permit until its receipt is with the settlement thread.
+        let n_requests = u32::try_from(self.inner.options.n_requests_max).unwrap_or(u32::MAX);
+        let _ = self.inner.requests.acquire_many(n_requests).await;
+        let inner = Arc::clone(&self.inner);
+        let _ = tokio::task::spawn_blocking(move || inner.settlement.stop()).await;
+    }
+}
+
+impl Inner {
+    /// Everything before the first token.
+    fn admit(
+        &self,
+        payer: Address,
+        request: AnswerRequest,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<Start, RequestError> {
+        if self.settlement.n_owed() >= PENDING_MAX {
+            return Err(RequestError::Overloaded);
+        }
+        let Some(served) = self.models.get(&request.model).cloned() else {
+            return Err(RequestError::UnknownModel {
+                model: request.model,
+            });
+        };
+        let tokenizer = self.engine.tokenizer();
+        let prompt_tokens = match request.prompt {
+            Prompt::Chat(messages) => tokenizer.chat(&messages).map_err(RequestError::Prompt)?,
+            Prompt::Text(text) => tokenizer.encode(&text).map_err(RequestError::Prompt)?,
+            Prompt::Tokens(tokens) => tokens,
+        };
+        let (tokens_in, context_tokens) = (prompt_tokens.len(), self.engine.context_tokens());
+        let max_tokens = request.max_tokens.unwrap_or_else(|| {
+            let n_left = context_tokens.saturating_sub(tokens_in);
+            self.options.max_tokens_default.min(n_left).max(1)
+        });
+        // Before money is looked at: the engine would refuse it anyway.
+        if tokens_in.saturating_add(max_tokens) > context_tokens {
+            return Err(SubmitError::TooLong {
+                tokens_in,
+                max_tokens,
+                context_tokens,
+            }
+            .into());
+        }
+
+        let model = self.chain.model(name_id(&served.name))?;
+        let model = model.ok_or_else(|| RequestError::UnknownModel {
+            model: served.name.clone(),
+        })?;
+        let is_current = model.params.baseHash == self.engine.llama().hash()
+            && model.params.adapterHash == served.adapter.hash();
+        if !is_current {
+            return Err(RequestError::Outdated {
+                model: served.name.clone(),
+            });
+        }
+        let needed_wei = count(tokens_in)
+            .zip(count(max_tokens))
+            .and_then(|(tokens_in, max_tokens)| model.params.fee_wei(tokens_in, max_tokens))
+            .ok_or(RequestError::Internal)?;
+        let hold = self
+            .holds
+            .place(payer, needed_wei, || self.chain.prepaid_wei(payer));
+        let hold = hold.map_err(|error| match error {
+            HoldError::Insufficient {
+                amount_wei,
+                available_wei,
+            } => RequestError::InsufficientBalance {
+                account: payer,
+                needed_wei: amount_wei,
+                available_wei,
+            },
+            HoldError::Balance(error) => error.into(),
+        })?;
+
+        let request_id = ol_runtime::os_bytes().map_err(RequestError::Randomness)?;
+        let seed = match request.seed {
+            Some(seed) => seed,
+            None => u64::from_be_bytes(ol_runtime::os_bytes().map_err(RequestError::Randomness)?),
+        };
+        let sampling = Sampling {
+            temperature: request.temperature,
+            top_p: request.top_p,
+            seed,
+        };
+        let answer = self.engine.submit(GenerateRequest {
+            prompt_tokens: prompt_tokens.clone(),
+            adapter: Some(Arc::clone(&served.adapter)),
+            sampling,
+            max_tokens,
+            stop: request.stop,
+        })?;
+        Ok(Start {
+            payer,
+            served,
+            model,
+            prompt_tokens,
+            max_tokens,
+            request_id: request_id.into(),
+            hold,
+            answer,
+            permit,
+        })
+    }
+}
+
+/// A number of tokens as receipts hold it.
+fn count(n_tokens: usize) -> Option<u32> {
+    u32::try_from(n_tokens).ok()
+}
+
+fn check_model(chain: &Chain, served: &ServedModel, base_hash: B256) -> Result<(), StartError> {
+    let refuse = |reason: String| StartError::Model {
+        name: served.name.clone(),
+        reason,
+    };
+    let Some(model) = chain.model(name_id(&served.name))? else {
+        return Err(refuse("it is not registered on chain".to_owned()));
+    };
+    let adapter_hash = served.adapter.hash();
+    for (what, on_chain, here) in [
+        ("base model", model.params.baseHash, base_hash),
+        ("adapter", model.params.adapterHash, adapter_hash),
+    ] {
+        if on_chain != here {
+            return Err(refuse(format!(
+                "its {what} on chain is {on_chain}, here it is {here}"
+            )));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,229 @@
+//! Receipts that are owed: on disk before they are sent to the chain, gone when
+//! the chain has them.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use alloy_primitives::hex;
+use ol_poa::QuerySketch;
+use ol_types::{B256, RECEIPT_SIZE_BYTES, Receipt};
+
+use super::durable;
+
+const SUFFIX: &str = ".receipt";
+
+/// Folder of the receipts that the chain refused.
+const REFUSED: &str = "refused";
+
+const PENDING_SIZE_BYTES: usize = RECEIPT_SIZE_BYTES + ol_poa::K;
+
+/// Most receipts that may be owed at once.
+pub const PENDING_MAX: usize = 10_000;
+
+/// A receipt and the query sketch it names: all that settling needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PendingReceipt {
+    /// The receipt.
+    pub receipt: Receipt,
+    /// The sketch whose hash the receipt holds.
+    pub query: QuerySketch,
+}
+
+impl PendingReceipt {
+    fn encode(&self) -> [u8; PENDING_SIZE_BYTES] {
+        let mut bytes = [0; PENDING_SIZE_BYTES];
+        bytes[..RECEIPT_SIZE_BYTES].copy_from_slice(&self.receipt.encode());
+        bytes[RECEIPT_SIZE_BYTES..].copy_from_slice(&self.query.to_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, String> {
+        if bytes.len() != PENDING_SIZE_BYTES {
+            return Err(format!(
+                "it has {} bytes, not {PENDING_SIZE_BYTES}",
+                bytes.len()
+            ));
+        }
+        let (receipt, query) = bytes.split_at(RECEIPT_SIZE_BYTES);
+        let receipt = Receipt::decode(receipt).map_err(|error| error.to_string())?;
+        let query = QuerySketch::from_bytes(query).map_err(|error| error.to_string())?;
+        if query.hash() != receipt.query_hash {
+            return Err("its query sketch is not the receipt's".to_owned());
+        }
+        Ok(Self { receipt, query })
+    }
+}
+
+/// The folder of receipts that are owed, one file each, named by the receipt's
+/// id and holding the encoded receipt and the query sketch. A file is complete
+/// or not there; its name and the hashes in it vouch for its bytes.
+#[derive(Debug, Clone)]
+pub struct Journal {
+    dir: PathBuf,
+}
+
+/// Why the journal cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum JournalError {
+    /// A file is not what its name says. Nothing is settled from it.
+    #[error("{} is damaged: {reason}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The disk failed.
+    #[error("could not use the journal of receipts at {}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Journal {
+    /// Opens the journal in `dir`, which is made if it is missing; removes what
+    /// a crash left half written.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`].
+    pub fn open(dir: &Path) -> Result<Self, JournalError> {
+        let journal = Self {
+            dir: dir.to_owned(),
+        };
+        let io_error = |source| JournalError::Io {
+            path: dir.to_owned(),
+            source,
+        };
+        durable::create_dir(&dir.join(REFUSED)).map_err(io_error)?;
+        for name in journal.names()? {
+            if name.starts_with(durable::TEMPORARY_PREFIX) {
+                durable::remove(dir, &name).map_err(io_error)?;
+            }
+        }
+        Ok(journal)
+    }
+
+    /// Puts a receipt on the disk; it is there when this returns.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`]; it may or may not be there then.
+    pub fn add(&self, pending: &PendingReceipt) -> Result<(), JournalError> {
+        let name = file_name(pending.receipt.id());
+        durable::write(&self.dir, &name, &pending.encode()).map_err(|source| JournalError::Io {
+            path: self.dir.join(name),
+            source,
+        })
+    }
+
+    /// The receipt with this id, if it is owed.
+    ///
+    /// # Errors
+    /// [`JournalError`] if its file cannot be read or is damaged.
+    pub fn get(&self, id: B256) -> Result<Option<PendingReceipt>, JournalError> {
+        self.read(&file_name(id))
+    }
+
+    /// All receipts that are owed, oldest first.
+    ///
+    /// # Errors
+    /// [`JournalError`] if a file cannot be read or is damaged.
+    pub fn all(&self) -> Result<Vec<PendingReceipt>, JournalError> {
+        let mut all = Vec::new();
+        for name in self.names()? {
+            if name.ends_with(SUFFIX) && !name.starts_with(durable::TEMPORARY_PREFIX) {
+                // Another thread may have settled it since the folder was listed.
+                all.extend(self.read(&name)?);
+            }
+        }
+        all.sort_by_key(|pending| (pending.receipt.answered_at_s, pending.receipt.id()));
+        Ok(all)
+    }
+
+    /// Forgets a receipt that is settled; fine if it is not there.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`]; it may come back at the next start then.
+    pub fn remove(&self, id: B256) -> Result<(), JournalError> {
+        let name = file_name(id);
+        durable::remove(&self.dir, &name).map_err(|source| JournalError::Io {
+            path: self.dir.join(name),
+            source,
+        })
+    }
+
+    /// Moves a receipt that the chain refused for good to the folder `refused`,
+    /// where the operator can look at it; fine if it is not there.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`]; it is tried again then.
+    pub fn refuse(&self, id: B256) -> Result<(), JournalError> {
+        let name = file_name(id);
+        durable::rename(&self.dir, &self.dir.join(REFUSED), &name).map_err(|source| {
+            JournalError::Io {
+                path: self.dir.join(name),
+                source,
+            }
+        })
+    }
+
+    /// The receipt with this id, if the chain refused it.
+    ///
+    /// # Errors
+    /// [`JournalError`] if its file cannot be read or is damaged.
+    pub fn get_refused(&self, id: B256) -> Result<Option<PendingReceipt>, JournalError> {
+        Self {
+            dir: self.dir.join(REFUSED),
+        }
+        .get(id)
+    }
+
+    fn read(&self, name: &str) -> Result<Option<PendingReceipt>, JournalError> {
+        let path = self.dir.join(name);
+        let read = durable::read(&path, PENDING_SIZE_BYTES as u64);
+        let bytes = match read {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => return Ok(None),
+            Err(source) => return Err(JournalError::Io { path, source }),
+        };
+        let pending = PendingReceipt::decode(&bytes).map_err(|reason| JournalError::Damaged {
+            path: path.clone(),
+            reason,
+        })?;
+        if file_name(pending.receipt.id()) != name {
+            let reason = format!("it holds receipt {}", pending.receipt.id());
+            return Err(JournalError::Damaged { path, reason });
+        }
+        Ok(Some(pending))
+    }
+
+    fn names(&self) -> Result<Vec<String>, JournalError> {
+        let io_error = |source| JournalError::Io {
+            path: self.dir.clone(),
+            source,
+        };
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(io_error)? {
+            names.push(
+                entry
+                    .map_err(io_error)?
+                    .file_name()
+                    .to_string_lossy()
+                    .into_owned(),
+            );
+        }
+        Ok(names)
+    }
+}
+
+fn file_name(id: B256) -> String {
+    format!("{}{SUFFIX}", hex::encode(id))
+}
+
+#[cfg(test)]
+mod tests;

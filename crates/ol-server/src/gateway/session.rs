@@ -1,0 +1,307 @@
+//! One running request, from its first token to its receipt.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ol_serve::{Answer, Completion, Event, FinishReason, GenerateError};
+use ol_types::{Address, B256, Receipt, keccak256};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+
+use super::chain::Model;
+use super::holds::Hold;
+use super::journal::PendingReceipt;
+use super::receipts::ReceiptView;
+use super::settlement::{Job, Status};
+use super::{Inner, ServedModel, chain_of, count};
+
+/// A request that was taken on.
+pub(super) struct Start {
+    pub(super) payer: Address,
+    pub(super) served: Arc<ServedModel>,
+    pub(super) model: Model,
+    pub(super) prompt_tokens: Vec<u32>,
+    pub(super) max_tokens: usize,
+    pub(super) request_id: B256,
+    pub(super) hold: Hold,
+    pub(super) answer: Answer,
+    pub(super) permit: OwnedSemaphorePermit,
+}
+
+/// Something to pass on to the client. `Finished` and `Failed` are the last.
+#[derive(Debug)]
+pub enum Frame {
+    /// More text of the answer.
+    Text(String),
+    /// The answer is complete and accounted for.
+    Finished(Box<Finished>),
+    /// The answer cannot be finished; nothing is charged.
+    Failed(SessionError),
+}
+
+/// How an answer ended.
+#[derive(Debug)]
+pub struct Finished {
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+    /// Tokens of the prompt.
+    pub tokens_in: u32,
+    /// Tokens of the answer.
+    pub tokens_out: u32,
+    /// Its receipt.
+    pub receipt: ReceiptView,
+}
+
+/// Why an answer could not be finished. Nothing is charged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SessionError {
+    /// The engine failed or stopped.
+    #[error(transparent)]
+    Generate(#[from] GenerateError),
+    /// The receipt could not be made or kept; the log says why.
+    #[error("the answer could not be accounted for")]
+    Account,
+}
+
+/// The client's end of a running request. Dropping it says that the client has left.
+#[derive(Debug)]
+pub struct Session {
+    request_id: B256,
+    tokens_in: usize,
+    frames: mpsc::Receiver<Frame>,
+    is_delivered: Arc<AtomicBool>,
+}
+
+impl Session {
+    pub(super) fn spawn(gateway: Arc<Inner>, start: Start) -> Self {
+        // Room for every frame there can be: text per token, the rest, the end.
+        let (sender, frames) = mpsc::channel(start.max_tokens + 2);
+        let is_delivered = Arc::new(AtomicBool::new(false));
+        let (request_id, tokens_in) = (start.request_id, start.prompt_tokens.len());
+        let task = Task {
+            gateway,
+            start: Box::new(start),
+            frames: sender,
+            is_delivered: Arc::clone(&is_delivered),
+        };
+        tokio::spawn(task.run());
+        Self {
+            request_id,
+            tokens_in,
+            frames,
+            is_delivered,
+        }
+    }
+
+    /// The request's id, which its receipt holds.
+    #[must_use]
+    pub const fn request_id(&self) -> B256 {
+        self.request_id
+    }
+
+    /// Tokens of the prompt.
+    #[must_use]
+    pub const fn tokens_in(&self) -> usize {
+        self.tokens_in
+    }
+
+    /// The next frame; `None` after the last.
+    pub async fn next(&mut self) -> Option<Frame> {
+        self.frames.recv().await
+    }
+
+    /// Says that part of the answer is on its way to the client: from now on
+    /// leaving does not make the answer free.
+    pub fn mark_delivered(&self) {
+        self.is_delivered.store(true, Ordering::Release);
+    }
+}
+
+/// What runs whether or not the client still listens.
+struct Task {
+    gateway: Arc<Inner>,
+    start: Box<Start>,
+    frames: mpsc::Sender<Frame>,
+    is_delivered: Arc<AtomicBool>,
+}
+
+impl Task {
+    async fn run(mut self) {
+        let completion = match self.generate().await {
+            Ok(Some(completion)) => completion,
+            Ok(None) => {
+                tracing::debug!(request = %self.start.request_id, "client left, nothing charged");
+                return;
+            }
+            Err(error) => return self.send(Frame::Failed(error.into())),
+        };
+        let frames = self.frames.clone();
+        let frame = match self.account(completion).await {
+            Ok(finished) => Frame::Finished(Box::new(finished)),
+            Err(error) => Frame::Failed(error),
+        };
+        // There is room for every frame; a closed channel has nobody to tell.
+        let _ = frames.try_send(frame);
+    }
+
+    fn send(&self, frame: Frame) {
+        let _ = self.frames.try_send(frame);
+    }
+
+    /// Passes the answer on until it ends or the client leaves. `None`: the
+    /// client left before it got anything.
+    async fn generate(&mut self) -> Result<Option<Completion>, GenerateError> {
+        let mut token_ids = Vec::new();
+        loop {
+            let event = tokio::select! {
+                event = self.start.answer.next() => event,
+                () = self.frames.closed() => {
+                    if !self.is_delivered.load(Ordering::Acquire) {
+                        return Ok(None);
+                    }
+                    return Ok(Some(Completion {
+                        finish_reason: FinishReason::Length,
+                        text_delta: String::new(),
+                        tokens_in: self.start.prompt_tokens.len(),
+                        token_ids,
+                    }));
+                }
+            };
+            match event {
+                Some(Event::Token { id, text_delta }) => {
+                    token_ids.push(id);
+                    if !text_delta.is_empty() {
+                        self.send(Frame::Text(text_delta));
+                    }
+                }
+                Some(Event::Done(mut completion)) => {
+                    let text = std::mem::take(&mut completion.text_delta);
+                    if !text.is_empty() {
+                        self.send(Frame::Text(text));
+                    }
+                    return Ok(Some(completion));
+                }
+                Some(Event::Failed(error)) => return Err(error),
+                None => return Err(GenerateError::Stopped),
+            }
+        }
+    }
+
+    /// Sketch, receipt, journal, settlement.
+    async fn account(self, completion: Completion) -> Result<Finished, SessionError> {
+        let Self {
+            gateway,
+            start,
+            frames,
+            is_delivered,
+        } = self;
+        let Start {
+            payer,
+            served,
+            model,
+            prompt_tokens,
+            request_id,
+            mut hold,
+            answer,
+            permit,
+            ..
+        } = *start;
+        // The engine is done with it: the cancelled row ends here.
+        drop(answer);
+        let Completion {
+            finish_reason,
+            token_ids,
+            ..
+        } = completion;
+        let counts = count(prompt_tokens.len()).zip(count(token_ids.len()));
+        let (tokens_in, tokens_out) = counts.ok_or(SessionError::Account)?;
+        let fee_wei = model
+            .params
+            .fee_wei(tokens_in, tokens_out)
+            .ok_or(SessionError::Account)?;
+
+        let _turn = gateway
+            .sketches
+            .acquire()
+            .await
+            .map_err(|_| SessionError::Account)?;
+        if frames.is_closed() && !is_delivered.load(Ordering::Acquire) {
+            return Err(SessionError::Account);
+        }
+        let recorder = Arc::clone(&gateway);
+        let recorded = tokio::task::spawn_blocking(move || {
+            let query = served.sketcher.sketch(&prompt_tokens, &token_ids);
+            let query = query.map_err(|error| chain_of(&*error))?;
+            let params = &model.params;
+            let receipt = Receipt {
+                chain_id: recorder.chain.chain_id(),
+                settlement: ol_contracts::address::INFERENCE_SETTLEMENT,
+                payer,
+                request_id,
+                model_id: model.id,
+                base_hash: params.baseHash,
+                adapter_hash: params.adapterHash,
+                manifest_hash: params.manifestHash,
+                sketch_root: params.sketchRoot,
+                prompt_hash: hash_tokens(&prompt_tokens),
+                response_hash: hash_tokens(&token_ids),
+                query_hash: query.hash(),
+                tokens_in,
+                tokens_out,
+                fee_wei,
+                answered_at_s: recorder.clock.unix_s(),
+            };
+            let pending = PendingReceipt { receipt, query };
+            if let Err(error) = recorder.journal.add(&pending) {
+                // It may be on the disk all the same, and the client is told that
+                // nothing is charged.
+                let _ = recorder.journal.remove(pending.receipt.id());
+                return Err(chain_of(&error));
+            }
+            Ok::<_, String>(pending)
+        });
+        let pending = match recorded.await {
+            Ok(Ok(pending)) => pending,
+            Ok(Err(error)) => {
+                tracing::error!(request = %request_id, %error, "receipt could not be kept");
+                return Err(SessionError::Account);
+            }
+            Err(_) => {
+                tracing::error!(request = %request_id, "sketching the answer failed");
+                return Err(SessionError::Account);
+            }
+        };
+        drop(_turn);
+
+        // From here on the fee is owed, whatever happens.
+        hold.shrink_to(fee_wei);
+        let (reply, settled) = oneshot::channel();
+        gateway.settlement.submit(Job {
+            pending: pending.clone(),
+            hold,
+            reply: Some(reply),
+        });
+        drop(permit);
+        let status = match tokio::time::timeout(gateway.options.settle_wait, settled).await {
+            Ok(Ok(status)) => status,
+            Ok(Err(_)) | Err(_) => Status::Pending,
+        };
+        let reader = Arc::clone(&gateway);
+        let view = tokio::task::spawn_blocking(move || reader.receipts.view(&pending, status));
+        let receipt = view.await.map_err(|_| SessionError::Account)?;
+        Ok(Finished {
+            finish_reason,
+            tokens_in,
+            tokens_out,
+            receipt,
+        })
+    }
+}
+
+/// Hash of a prompt or an answer: keccak256 of the token ids, each as a
+/// big-endian `u32` (`specs/receipt.md`).
+#[must_use]
+pub fn hash_tokens(tokens: &[u32]) -> B256 {
+    let bytes: Vec<u8> = tokens.iter().flat_map(|id| id.to_be_bytes()).collect();
+    keccak256(bytes)
+}

@@ -1,0 +1,284 @@
+//! Recomputing a receipt from public data alone.
+//!
+//! Pure: bytes in, a verdict out. Where the bytes come from (objects, the
+//! chain, a file somebody sent) is the caller's business, and nothing that the
+//! gateway says is trusted. All numbers come from `ol-poa`, the code the
+//! chain's precompiles run too.
+
+use std::fmt::{self, Display};
+
+use ol_contracts::bindings::ModelRegistry::Params;
+use ol_contracts::settlement::{Credit, Settlement};
+use ol_poa::{Index, QuerySketch, SharesError};
+use ol_types::{Address, B256, Receipt, keccak256};
+
+/// Whether this version of a model made the receipt: its base, adapter,
+/// manifest and index are the receipt's, and the fee is its price.
+#[must_use]
+pub fn is_made_by(receipt: &Receipt, params: &Params) -> bool {
+    params.baseHash == receipt.base_hash
+        && params.adapterHash == receipt.adapter_hash
+        && params.manifestHash == receipt.manifest_hash
+        && params.sketchRoot == receipt.sketch_root
+        && params.fee_wei(receipt.tokens_in, receipt.tokens_out) == Some(receipt.fee_wei)
+}
+
+/// The four parts of a fee, in wei; they add up to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Split {
+    /// The platform's part.
+    pub platform_wei: u128,
+    /// The model owner's part.
+    pub model_wei: u128,
+    /// The stakers' part.
+    pub stakers_wei: u128,
+    /// The contributors' part, all together.
+    pub contributors_wei: u128,
+}
+
+/// Where a fee goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Payout {
+    /// The fee.
+    pub fee_wei: u128,
+    /// Its four parts.
+    pub split: Split,
+    /// The contributors' part divided, ascending by address; empty if nobody's
+    /// data moved the answer.
+    pub credits: Vec<Credit>,
+    /// The contributors' part, where nobody's data moved the answer; else 0.
+    pub treasury_wei: u128,
+}
+
+impl From<&Settlement> for Payout {
+    fn from(settled: &Settlement) -> Self {
+        let is_treasury = settled.treasury.is_some();
+        Self {
+            fee_wei: settled.fee_wei,
+            split: Split {
+                platform_wei: settled.platform_wei,
+                model_wei: settled.model_wei,
+                stakers_wei: settled.stakers_wei,
+                contributors_wei: settled.contributors_wei,
+            },
+            credits: settled.credits.clone(),
+            treasury_wei: if is_treasury {
+                settled.contributors_wei
+            } else {
+                0
+            },
+        }
+    }
+}
+
+/// Everything public about one receipt.
+#[derive(Debug, Clone)]
+pub struct Evidence<'a> {
+    /// The id the receipt is known by.
+    pub id: B256,
+    /// The encoded receipt, from the objects.
+    pub receipt: &'a [u8],
+    /// The codes of the query sketch, from the objects.
+    pub query: &'a [u8],
+    /// The chunks of the sketch index, from the chain, without the leading STOP byte.
+    pub chunks: &'a [&'a [u8]],
+    /// The version of the model that made the receipt, from the chain; see
+    /// [`is_made_by`].
+    pub params: &'a Params,
+    /// What the settlement did, from the chain's events.
+    pub settled: &'a Settlement,
+}
+
+/// The first thing that does not agree.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct Difference {
+    /// What differs, by name: `receipt`, `id`, `query`, `base_hash`, …,
+    /// `fee`, `split.platform`, …, `contributors`, `weight of 0x…`, `amount of 0x…`.
+    pub part: String,
+    /// What recomputing gives.
+    pub recomputed: String,
+    /// What was found.
+    pub found: String,
+}
+
+impl Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            part,
+            recomputed,
+            found,
+        } = self;
+        write!(f, "{part} differs: recomputed {recomputed}, found {found}")
+    }
+}
+
+/// Recomputes where the fee of an answer goes.
+///
+/// # Errors
+/// A [`Difference`] if the terms are no registered ones: parts that do not add
+/// up, or prices out of range.
+pub fn payout(
+    receipt: &Receipt,
+    query: &QuerySketch,
+    index: &Index,
+    params: &Params,
+) -> Result<Payout, Difference> {
+    let fee_wei = params.fee_wei(receipt.tokens_in, receipt.tokens_out);
+    same(
+        "fee",
+        fee_wei.map_or_else(|| "a fee out of range".to_owned(), wei),
+        wei(receipt.fee_wei),
+    )?;
+    let parts = ol_poa::split_fee(receipt.fee_wei, params.splitBps);
+    let [platform_wei, model_wei, stakers_wei, contributors_wei] =
+        parts.map_err(|error| unusable("split", &error))?;
+    let split = Split {
+        platform_wei,
+        model_wei,
+        stakers_wei,
+        contributors_wei,
+    };
+    let found = index.weights(params.nullThreshold, query);
+    let weights: Vec<u64> = found.iter().map(|&(_, weight)| weight).collect();
+    let (amounts, treasury_wei) = match ol_poa::shares(contributors_wei, &weights) {
+        Ok(amounts) => (amounts, 0),
+        Err(SharesError::NoWeight) => (Vec::new(), contributors_wei),
+        Err(error) => return Err(unusable("shares", &error)),
+    };
+    let credits = found
+        .into_iter()
+        .zip(amounts)
+        .map(|((contributor, weight), amount_wei)| Credit {
+            contributor,
+            weight,
+            amount_wei,
+        })
+        .collect();
+    Ok(Payout {
+        fee_wei: receipt.fee_wei,
+        split,
+        credits,
+        treasury_wei,
+    })
+}
+
+/// Recomputes a receipt and compares it with what the chain did.
+///
+/// # Errors
+/// The first [`Difference`], from the receipt's own bytes to the last payment.
+pub fn verify(evidence: &Evidence<'_>) -> Result<Payout, Difference> {
+    let receipt = Receipt::decode(evidence.receipt).map_err(|error| unusable("receipt", &error))?;
+    same("id", keccak256(evidence.receipt), evidence.id)?;
+    same("query", keccak256(evidence.query), receipt.query_hash)?;
+    let query =
+        QuerySketch::from_bytes(evidence.query).map_err(|error| unusable("query", &error))?;
+
+    let (params, settled) = (evidence.params, evidence.settled);
+    same("base_hash", params.baseHash, receipt.base_hash)?;
+    same("adapter_hash", params.adapterHash, receipt.adapter_hash)?;
+    same("manifest_hash", params.manifestHash, receipt.manifest_hash)?;
+    same("sketch_root", params.sketchRoot, receipt.sketch_root)?;
+    let index =
+        Index::from_bytes(evidence.chunks.concat()).map_err(|error| unusable("index", &error))?;
+    same("sketch_root", index.root(), receipt.sketch_root)?;
+
+    let payout = payout(&receipt, &query, &index, params)?;
+    same("settled receipt", evidence.id, settled.receipt_id)?;
+    same("settled model", receipt.model_id, settled.model_id)?;
+    same("settled payer", receipt.payer, settled.payer)?;
+    let treasury = payout.credits.is_empty().then_some(params.treasury);
+    let name =
+        |account: Option<Address>| account.map_or_else(|| "none".to_owned(), |a| a.to_string());
+    compare(&payout, &Payout::from(settled))?;
+    same("treasury", name(treasury), name(settled.treasury))?;
+    Ok(payout)
+}
+
+/// Compares a recomputed payout with the one found.
+///
+/// # Errors
+/// The first [`Difference`].
+pub fn compare(recomputed: &Payout, found: &Payout) -> Result<(), Difference> {
+    same("fee", wei(recomputed.fee_wei), wei(found.fee_wei))?;
+    let (ours, theirs) = (recomputed.split, found.split);
+    same(
+        "split.platform",
+        wei(ours.platform_wei),
+        wei(theirs.platform_wei),
+    )?;
+    same("split.model", wei(ours.model_wei), wei(theirs.model_wei))?;
+    same(
+        "split.stakers",
+        wei(ours.stakers_wei),
+        wei(theirs.stakers_wei),
+    )?;
+    same(
+        "split.contributors",
+        wei(ours.contributors_wei),
+        wei(theirs.contributors_wei),
+    )?;
+    let names = |payout: &Payout| {
+        payout
+            .credits
+            .iter()
+            .map(|credit| credit.contributor)
+            .collect()
+    };
+    let (ours, theirs): (Vec<Address>, Vec<Address>) = (names(recomputed), names(found));
+    if let Some(at) = (0..ours.len().max(theirs.len())).find(|&at| ours.get(at) != theirs.get(at)) {
+        let name = |names: &[Address]| {
+            names
+                .get(at)
+                .map_or_else(|| "nobody".to_owned(), Address::to_string)
+        };
+        return Err(Difference {
+            part: "contributors".to_owned(),
+            recomputed: name(&ours),
+            found: name(&theirs),
+        });
+    }
+    for (ours, theirs) in recomputed.credits.iter().zip(&found.credits) {
+        let contributor = ours.contributor;
+        same(
+            &format!("weight of {contributor}"),
+            ours.weight,
+            theirs.weight,
+        )?;
+        same(
+            &format!("amount of {contributor}"),
+            wei(ours.amount_wei),
+            wei(theirs.amount_wei),
+        )?;
+    }
+    same(
+        "treasury",
+        wei(recomputed.treasury_wei),
+        wei(found.treasury_wei),
+    )
+}
+
+fn same<T: PartialEq + Display>(part: &str, recomputed: T, found: T) -> Result<(), Difference> {
+    if recomputed == found {
+        return Ok(());
+    }
+    Err(Difference {
+        part: part.to_owned(),
+        recomputed: recomputed.to_string(),
+        found: found.to_string(),
+    })
+}
+
+fn unusable(part: &str, error: &dyn Display) -> Difference {
+    Difference {
+        part: part.to_owned(),
+        recomputed: "a valid one".to_owned(),
+        found: format!("one that is not: {error}"),
+    }
+}
+
+fn wei(amount: u128) -> String {
+    format!("{amount} wei")
+}
+
+#[cfg(test)]
+mod tests;

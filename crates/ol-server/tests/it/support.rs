@@ -1,0 +1,463 @@
+//! A whole world in a temporary folder: chain, contracts, a model with its
+//! sketches, engine, gateway and API.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use alloy_consensus::{SignableTransaction as _, TxEip1559, TxEnvelope};
+use alloy_eips::eip2718::Encodable2718 as _;
+use alloy_primitives::{Address, B256, Bytes, TxKind, U256, keccak256};
+use alloy_signer::SignerSync as _;
+use alloy_signer_local::PrivateKeySigner;
+use alloy_sol_types::SolCall;
+use ol_contracts::address;
+use ol_contracts::bindings::{DatanetRegistry, InferenceSettlement, ModelRegistry, SketchStore};
+use ol_model::{Llama, LlamaConfig, Lora, LoraConfig, Tokenizer};
+use ol_node::{BlockRef, CallRequest, CallStatus, Node};
+use ol_poa::{Entry, Index, K, QuerySketch};
+use ol_runtime::{ManualClock, Objects, Shutdown};
+use ol_serve::{EngineHandle, EngineOptions};
+use ol_server::api::{self, ApiState};
+use ol_server::gateway::{AnswerSketcher, Chain, Gateway, GatewayOptions, ServedModel};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+/// Room for an answer that takes long enough to leave in its middle.
+pub(crate) const CONTEXT_TOKENS: usize = 32_768;
+
+pub(crate) const PLATFORM: usize = 0;
+pub(crate) const OPERATOR: usize = 1;
+pub(crate) const OWNER: usize = 2;
+pub(crate) const PAYER: usize = 3;
+pub(crate) const USER: usize = 4;
+
+pub(crate) const OPEN: u128 = ol_types::WEI_PER_OPEN;
+
+pub(crate) fn signer(account: usize) -> PrivateKeySigner {
+    ol_types::DEV_MNEMONIC_KEYS[account].parse().unwrap()
+}
+
+pub(crate) fn contributor(n: u8) -> Address {
+    Address::repeat_byte(0x10 + n)
+}
+
+fn tokenizer() -> Arc<Tokenizer> {
+    static TOKENIZER: OnceLock<Arc<Tokenizer>> = OnceLock::new();
+    let make = || {
+        let texts = [
+            "who hacked the bridge and how",
+            "café, naïve, 🦀 and the law of contracts",
+        ];
+        Arc::new(Tokenizer::train(texts.iter().map(ToString::to_string), 300).unwrap())
+    };
+    Arc::clone(TOKENIZER.get_or_init(make))
+}
+
+fn llama() -> Arc<Llama> {
+    static LLAMA: OnceLock<Arc<Llama>> = OnceLock::new();
+    let make = || {
+        let config = LlamaConfig {
+            vocab_size: tokenizer().vocab_size(),
+            hidden_size: 32,
+            intermediate_size: 48,
+            num_hidden_layers: 2,
+            num_attention_heads: 2,
+            num_key_value_heads: 1,
+            head_dim: 16,
+            rms_norm_eps: 1e-5,
+            rope_theta: 10_000.0,
+            max_position_embeddings: CONTEXT_TOKENS,
+            tie_word_embeddings: false,
+        };
+        let random = Llama::random(config.clone(), 1).unwrap();
+        // Peaked logits, so that answers differ; and a logit of 0 for the end
+        // token, which then never is the likeliest: answers are as long as asked.
+        let mut params: Vec<f32> = random.parameters().iter().map(|p| p * 20.0).collect();
+        let end_row = params.len() - config.vocab_size * config.hidden_size
+            + tokenizer().end_id() as usize * config.hidden_size;
+        params[end_row..end_row + config.hidden_size].fill(0.0);
+        Arc::new(Llama::from_parameters(config, &params).unwrap())
+    };
+    Arc::clone(LLAMA.get_or_init(make))
+}
+
+fn adapter(seed: u32) -> Arc<Lora> {
+    let config = llama().config().clone();
+    let fresh = Lora::init(&config, LoraConfig::all_linear(4), 1).unwrap();
+    let param = |i: u32| {
+        let bits = (i ^ seed.wrapping_mul(0x85eb_ca6b)).wrapping_mul(0x9e37_79b1);
+        f32::from(u16::try_from(bits >> 16).unwrap()) / 65_536.0 - 0.5
+    };
+    let params = (0..u32::try_from(fresh.n_params()).unwrap())
+        .map(param)
+        .collect();
+    Arc::new(Lora::from_parameters(&config, LoraConfig::all_linear(4), params).unwrap())
+}
+
+/// Codes from a hash: a stand-in for gradients with the same form.
+fn codes(seed: &[u8]) -> [i8; K] {
+    std::array::from_fn(|k| {
+        let hash = keccak256([seed, &k.to_be_bytes()].concat());
+        hash[0].cast_signed().max(-127)
+    })
+}
+
+/// Sketches by hashing. An answer of the model `silent` moves nobody.
+struct HashSketcher {
+    is_silent: bool,
+}
+
+impl AnswerSketcher for HashSketcher {
+    fn sketch(
+        &self,
+        prompt_tokens: &[u32],
+        answer_tokens: &[u32],
+    ) -> Result<QuerySketch, Box<dyn std::error::Error + Send + Sync>> {
+        if self.is_silent {
+            return Ok(QuerySketch::new([0; K])?);
+        }
+        let tokens = prompt_tokens.iter().chain(answer_tokens);
+        let bytes: Vec<u8> = tokens.flat_map(|id| id.to_be_bytes()).collect();
+        Ok(QuerySketch::new(codes(&bytes))?)
+    }
+}
+
+/// 200 records of 9 contributors: two chunks.
+fn index(name: &str) -> Index {
+    let entry = |cluster: u32| Entry {
+        contributor: contributor(u8::try_from(cluster % 9).unwrap()),
+        record: keccak256(cluster.to_be_bytes()),
+        cluster,
+        scale: u16::try_from(cluster).unwrap() * 3 + 1,
+        codes: codes(&[name.as_bytes(), &cluster.to_be_bytes()].concat()),
+    };
+    Index::new((0..200).map(entry).collect()).unwrap()
+}
+
+pub(crate) const MODELS: [&str; 3] = ["defi-exploits", "legal", "silent"];
+
+/// Sends a transaction, which must succeed.
+pub(crate) fn send(node: &Node, account: usize, to: Address, value_wei: u128, input: Vec<u8>) {
+    let signer = signer(account);
+    let tx = TxEip1559 {
+        chain_id: node.chain_id(),
+        nonce: node.nonce(signer.address(), BlockRef::Latest).unwrap(),
+        gas_limit: 30_000_000,
+        max_fee_per_gas: 100_000_000_000,
+        max_priority_fee_per_gas: 1,
+        to: TxKind::Call(to),
+        value: U256::from(value_wei),
+        access_list: Default::default(),
+        input: input.into(),
+    };
+    let signature = signer.sign_hash_sync(&tx.signature_hash()).unwrap();
+    let raw = TxEnvelope::from(tx.into_signed(signature)).encoded_2718();
+    let inclusion = node.submit_and_wait(&raw).unwrap();
+    let receipt = node.receipt(inclusion.transaction_hash).unwrap().unwrap();
+    let is_success = alloy_consensus::TxReceipt::status(&receipt.receipt);
+    assert!(is_success, "a transaction of the set-up reverted");
+}
+
+/// Asks a contract.
+pub(crate) fn ask<C: SolCall>(node: &Node, to: Address, call: &C) -> C::Return {
+    let request = CallRequest {
+        to: Some(to),
+        input: call.abi_encode().into(),
+        ..Default::default()
+    };
+    let output = node.call(&request, BlockRef::Latest).unwrap();
+    assert_eq!(output.status, CallStatus::Success);
+    C::abi_decode_returns(&output.output).unwrap()
+}
+
+pub(crate) fn prepaid_wei(node: &Node, account: usize) -> u128 {
+    let call = InferenceSettlement::prepaidCall {
+        account: signer(account).address(),
+    };
+    ask(node, address::INFERENCE_SETTLEMENT, &call).to()
+}
+
+pub(crate) fn credit_wei(node: &Node, account: Address) -> u128 {
+    let call = InferenceSettlement::creditCall { account };
+    ask(node, address::INFERENCE_SETTLEMENT, &call).to()
+}
+
+fn register(node: &Node) {
+    let treasury = signer(OWNER).address();
+    let create = DatanetRegistry::createCall {
+        name: "records".to_owned(),
+        treasury,
+    };
+    send(
+        node,
+        OWNER,
+        address::DATANET_REGISTRY,
+        0,
+        create.abi_encode(),
+    );
+    for (n, name) in (1..).zip(MODELS) {
+        let index = index(name);
+        let mut chunks = Vec::new();
+        for chunk in index.chunks() {
+            let write = SketchStore::writeCall {
+                chunk: Bytes::copy_from_slice(chunk),
+            };
+            send(node, OWNER, address::SKETCH_STORE, 0, write.abi_encode());
+            chunks.push(ol_contracts::sketch::chunk_address(chunk).unwrap());
+        }
+        send(
+            node,
+            OWNER,
+            address::SKETCH_STORE,
+            0,
+            SketchStore::sealCall { chunks }.abi_encode(),
+        );
+        let params = ModelRegistry::Params {
+            baseHash: llama().hash(),
+            adapterHash: adapter(n).hash(),
+            manifestHash: B256::repeat_byte(3),
+            sketchRoot: index.root(),
+            datanetIds: vec![ol_types::name_id("records")],
+            treasury,
+            nullThreshold: 1_000,
+            priceInPerKTokens: OPEN / 7,
+            priceOutPerKTokens: OPEN / 3,
+            platformFee: 1_234_567,
+            splitBps: ol_poa::DEFAULT_SPLIT_BPS,
+        };
+        let call = ModelRegistry::registerCall {
+            name: name.to_owned(),
+            params,
+        };
+        send(node, OWNER, address::MODEL_REGISTRY, 0, call.abi_encode());
+    }
+}
+
+pub(crate) fn deposit(node: &Node, account: usize, amount_wei: u128) {
+    let call = InferenceSettlement::depositCall {}.abi_encode();
+    send(
+        node,
+        account,
+        address::INFERENCE_SETTLEMENT,
+        amount_wei,
+        call,
+    );
+}
+
+/// What is on the disk, through restarts.
+pub(crate) struct Disk {
+    dir: TempDir,
+}
+
+impl Disk {
+    /// A chain with registered models; the payer has 100 OPEN prepaid.
+    pub(crate) fn new() -> Self {
+        let disk = Self {
+            dir: tempfile::tempdir().unwrap(),
+        };
+        let node = disk.node();
+        register(&node);
+        deposit(&node, PAYER, 100 * OPEN);
+        disk
+    }
+
+    fn node(&self) -> Node {
+        let clock = Arc::new(ManualClock::new(1_700_000_000));
+        Node::open(
+            &self.path().join("chain"),
+            &ol_contracts::genesis::dev(),
+            clock,
+        )
+        .unwrap()
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub(crate) fn journal(&self) -> PathBuf {
+        self.path().join("gateway/pending")
+    }
+
+    /// Receipts in the journal.
+    pub(crate) fn owed(&self) -> Vec<PathBuf> {
+        let files = std::fs::read_dir(self.journal())
+            .unwrap()
+            .map(|entry| entry.unwrap().path());
+        files
+            .filter(|path| path.extension().is_some_and(|ext| ext == "receipt"))
+            .collect()
+    }
+
+    pub(crate) fn start(&self) -> World {
+        self.start_with(OPERATOR)
+    }
+
+    /// Starts everything, with settlements signed by `operator`.
+    pub(crate) fn start_with(&self, operator: usize) -> World {
+        let node = self.node();
+        let options = EngineOptions {
+            n_kv_tokens_max: 2 * CONTEXT_TOKENS,
+            ..Default::default()
+        };
+        let engine = EngineHandle::start(llama(), tokenizer(), 1, options).unwrap();
+        let models = (1..).zip(MODELS).map(|(n, name)| ServedModel {
+            name: name.to_owned(),
+            adapter: adapter(n),
+            sketcher: Arc::new(HashSketcher {
+                is_silent: name == "silent",
+            }),
+        });
+        let objects = Objects::local(&self.path().join("objects")).unwrap();
+        let gateway = Gateway::start(
+            GatewayOptions::new(self.path().join("gateway")),
+            Chain::new(node.clone(), signer(operator)),
+            engine,
+            objects.clone(),
+            Arc::new(ManualClock::new(1_700_000_000)),
+            models.collect(),
+        )
+        .unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        let listener = runtime
+            .block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))
+            .unwrap();
+        let address = listener.local_addr().unwrap();
+        let state = ApiState::new();
+        let shutdown = Shutdown::new();
+        let triggered = {
+            let shutdown = shutdown.clone();
+            async move { shutdown.triggered().await }
+        };
+        let server = runtime.spawn(api::serve_on(state.clone(), listener, triggered));
+        let keys = gateway.keys();
+        let key = keys
+            .create(signer(PAYER).address(), "payer")
+            .unwrap()
+            .expose()
+            .to_owned();
+        let empty_key = keys
+            .create(signer(USER).address(), "empty")
+            .unwrap()
+            .expose()
+            .to_owned();
+        let world = World {
+            node,
+            gateway,
+            objects,
+            runtime,
+            address,
+            state,
+            shutdown,
+            server,
+            key,
+            empty_key,
+        };
+        world.state.set_ready(world.gateway.clone());
+        world
+    }
+}
+
+pub(crate) struct World {
+    pub(crate) node: Node,
+    pub(crate) gateway: Gateway,
+    pub(crate) objects: Objects,
+    runtime: Runtime,
+    pub(crate) address: SocketAddr,
+    state: ApiState,
+    shutdown: Shutdown,
+    server: tokio::task::JoinHandle<std::io::Result<()>>,
+    pub(crate) key: String,
+    pub(crate) empty_key: String,
+}
+
+/// An answer of the API.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: ureq::http::HeaderMap,
+    pub(crate) text: String,
+}
+
+impl Reply {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|_| panic!("no JSON: {self:?}"))
+    }
+}
+
+impl World {
+    /// Stops as `openledger up` does: requests in flight are finished and settled.
+    pub(crate) fn stop(self) {
+        self.shutdown.trigger();
+        self.runtime.block_on(self.gateway.shutdown());
+        self.runtime.block_on(self.server).unwrap().unwrap();
+    }
+
+    pub(crate) fn post(&self, path: &str, key: Option<&str>, body: &[u8]) -> Reply {
+        let mut request = agent().post(format!("http://{}{path}", self.address));
+        if let Some(key) = key {
+            request = request.header("Authorization", format!("Bearer {key}"));
+        }
+        read(request.send(body).unwrap())
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Reply {
+        read(
+            agent()
+                .get(format!("http://{}{path}", self.address))
+                .call()
+                .unwrap(),
+        )
+    }
+
+    /// Asks with the payer's key; the request must be answered.
+    pub(crate) fn chat(&self, body: &Value) -> Value {
+        let reply = self.post(
+            "/v1/chat/completions",
+            Some(&self.key),
+            body.to_string().as_bytes(),
+        );
+        assert_eq!(reply.status, 200, "{}", reply.text);
+        reply.json()
+    }
+}
+
+fn agent() -> ureq::Agent {
+    ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .build()
+        .into()
+}
+
+fn read(mut response: ureq::http::Response<ureq::Body>) -> Reply {
+    Reply {
+        status: response.status().as_u16(),
+        headers: response.headers().clone(),
+        text: response.body_mut().read_to_string().unwrap(),
+    }
+}
+
+/// A chat request for a short answer.
+pub(crate) fn question(model: &str, text: &str, seed: u64) -> Value {
+    json!({
+        "model": model, "messages": [{"role": "user", "content": text}],
+        "max_tokens": 20, "temperature": 1.2, "seed": seed,
+    })
+}
+
+/// The data of the events of a stream.
+pub(crate) fn events(text: &str) -> Vec<String> {
+    text.split("\n\n")
+        .filter_map(|event| event.strip_prefix("data: ").map(str::to_owned))
+        .collect()
+}
+
+pub(crate) fn wei(value: &Value) -> u128 {
+    value.as_str().unwrap().parse().unwrap()
+}
