@@ -40,8 +40,12 @@ pub(crate) fn llama() -> Arc<Llama> {
             tie_word_embeddings: false,
         };
         let random = Llama::random(config.clone(), 1).unwrap();
-        // Twenty times the usual deviation: peaked logits, so that answers differ.
-        let params: Vec<f32> = random.parameters().iter().map(|p| p * 20.0).collect();
+        // Peaked logits, so that answers differ; and a logit of 0 for the end
+        // token, which then never is the likeliest: answers are as long as asked.
+        let mut params: Vec<f32> = random.parameters().iter().map(|p| p * 20.0).collect();
+        let first = params.len() - config.vocab_size * config.hidden_size;
+        let end = first + tokenizer().end_id() as usize * config.hidden_size;
+        params[end..end + config.hidden_size].fill(0.0);
         Arc::new(Llama::from_parameters(config, &params).unwrap())
     };
     Arc::clone(LLAMA.get_or_init(make))
