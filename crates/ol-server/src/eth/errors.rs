@@ -1,0 +1,77 @@
+//! Errors as geth numbers and words them.
+
+use alloy_primitives::Bytes;
+use alloy_sol_types::{Panic, Revert, SolError};
+use jsonrpsee::types::ErrorObjectOwned;
+use jsonrpsee::types::error::{INTERNAL_ERROR_CODE, INVALID_PARAMS_CODE};
+use ol_node::{CallError, QueryError, StoreError, SubmitError};
+
+/// The chain refuses what was asked.
+const SERVER_ERROR_CODE: i32 = -32_000;
+
+/// A limit was passed (EIP-1474).
+const LIMIT_EXCEEDED_CODE: i32 = -32_005;
+
+/// A call reverted; the data says how.
+const REVERTED_CODE: i32 = 3;
+
+pub(super) fn invalid_params(message: impl Into<String>) -> ErrorObjectOwned {
+    ErrorObjectOwned::owned(INVALID_PARAMS_CODE, message, None::<()>)
+}
+
+pub(super) fn refused(message: impl Into<String>) -> ErrorObjectOwned {
+    ErrorObjectOwned::owned(SERVER_ERROR_CODE, message, None::<()>)
+}
+
+fn limit_exceeded(message: impl Into<String>) -> ErrorObjectOwned {
+    ErrorObjectOwned::owned(LIMIT_EXCEEDED_CODE, message, None::<()>)
+}
+
+/// The node itself failed: the caller is told so, the log is told why.
+fn internal(error: &(dyn std::error::Error + 'static)) -> ErrorObjectOwned {
+    let mut chain = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        chain = format!("{chain}: {cause}");
+        source = cause.source();
+    }
+    tracing::error!(error = %chain, "a JSON-RPC call failed");
+    ErrorObjectOwned::owned(INTERNAL_ERROR_CODE, error.to_string(), None::<()>)
+}
+
+/// A call that was undone, with what it said.
+pub(super) fn reverted(output: &Bytes) -> ErrorObjectOwned {
+    let reason = if let Ok(revert) = Revert::abi_decode(output) {
+        format!("execution reverted: {}", revert.reason)
+    } else if let Ok(panic) = Panic::abi_decode(output) {
+        format!("execution reverted: {panic}")
+    } else {
+        "execution reverted".to_owned()
+    };
+    ErrorObjectOwned::owned(REVERTED_CODE, reason, Some(output))
+}
+
+pub(super) fn query(error: QueryError) -> ErrorObjectOwned {
+    match error {
+        QueryError::UnknownBlock => refused("header not found"),
+        QueryError::HistoricalState { .. } => refused(error.to_string()),
+        QueryError::Range { .. } => invalid_params(error.to_string()),
+        QueryError::TooManyLogs | QueryError::Store(StoreError::Overloaded) => {
+            limit_exceeded(error.to_string())
+        }
+        QueryError::Call(CallError::Reverted { output }) => reverted(&output),
+        QueryError::Call(CallError::Invalid { .. } | CallError::OutOfReach { .. }) => {
+            refused(error.to_string())
+        }
+        other => internal(&other),
+    }
+}
+
+pub(super) fn submit(error: SubmitError) -> ErrorObjectOwned {
+    match error {
+        SubmitError::Malformed { .. } => invalid_params(error.to_string()),
+        SubmitError::Overloaded => limit_exceeded(error.to_string()),
+        SubmitError::Storage(_) => internal(&error),
+        other => refused(other.to_string()),
+    }
+}
