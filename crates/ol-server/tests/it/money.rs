@@ -9,8 +9,8 @@ use ol_contracts::bindings::InferenceSettlement;
 use serde_json::json;
 
 use crate::support::{
-    Disk, OPEN, OWNER, PAYER, PLATFORM, USER, World, contributor, credit_wei, prepaid_wei,
-    question, send, signer, wei,
+    BROKEN, Disk, OPEN, OPERATOR, OWNER, PAYER, PLATFORM, USER, World, contributor, credit_wei,
+    events, prepaid_wei, question, send, signer, wei,
 };
 
 /// All credit that receipts have given.
@@ -250,5 +250,48 @@ fn leaving_a_stream_costs_what_was_generated_until_then() {
     let paid_wei = 100 * OPEN - prepaid_wei(&world.node, PAYER);
     assert!(paid_wei > 0 && paid_wei < OPEN / 3 * 30, "{paid_wei}");
     assert_eq!(credits_wei(&world), paid_wei);
+    world.stop();
+}
+
+#[test]
+fn past_the_limit_a_request_is_told_to_come_back() {
+    let disk = Disk::new();
+    let world = disk.start_limited(OPERATOR, 1);
+    let stream = open_long(&world, true);
+    let engine = world.gateway.engine().clone();
+    wait_for(|| engine.stats().n_tokens_out > 0);
+    let body = question("legal", "who", 1).to_string();
+    let reply = world.post("/v1/chat/completions", Some(&world.key), body.as_bytes());
+    assert_eq!(reply.status, 429, "{}", reply.text);
+    assert_eq!(reply.json()["error"]["code"], "overloaded");
+    assert_eq!(reply.headers["retry-after"], "1");
+    drop(stream);
+    world.stop();
+}
+
+/// Without a sketch nobody could be paid, so nobody pays.
+#[test]
+fn an_answer_that_cannot_be_sketched_costs_nothing() {
+    let disk = Disk::new();
+    let world = disk.start();
+    let mut body = question(BROKEN, "who", 1);
+    let ask = |body: &serde_json::Value| {
+        let key = Some(world.key.as_str());
+        world.post("/v1/chat/completions", key, body.to_string().as_bytes())
+    };
+    let reply = ask(&body);
+    assert_eq!(reply.status, 500, "{}", reply.text);
+    assert_eq!(reply.json()["error"]["code"], "internal_error");
+    body["stream"] = json!(true);
+    let events = events(&ask(&body).text);
+    let last: serde_json::Value = serde_json::from_str(events.last().unwrap()).unwrap();
+    assert_eq!(
+        last["error"]["code"], "internal_error",
+        "an error and no [DONE] ends the stream"
+    );
+    world.stop();
+    assert!(disk.owed().is_empty());
+    let world = disk.start();
+    assert_eq!(prepaid_wei(&world.node, PAYER), 100 * OPEN);
     world.stop();
 }

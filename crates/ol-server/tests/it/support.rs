@@ -104,20 +104,39 @@ fn codes(seed: &[u8]) -> [i8; K] {
     })
 }
 
-/// Sketches by hashing. An answer of the model `silent` moves nobody.
-struct HashSketcher {
-    is_silent: bool,
+/// Sketches by hashing.
+struct HashSketcher;
+
+/// Finds that an answer moves nobody.
+struct SilentSketcher;
+
+/// Finds no sketch at all.
+struct BrokenSketcher;
+
+fn sketcher(model: &str) -> Arc<dyn AnswerSketcher> {
+    match model {
+        BROKEN => Arc::new(BrokenSketcher),
+        "silent" => Arc::new(SilentSketcher),
+        _ => Arc::new(HashSketcher),
+    }
+}
+
+type Sketched = Result<QuerySketch, Box<dyn std::error::Error + Send + Sync>>;
+
+impl AnswerSketcher for SilentSketcher {
+    fn sketch(&self, _: &[u32], _: &[u32]) -> Sketched {
+        Ok(QuerySketch::new([0; K])?)
+    }
+}
+
+impl AnswerSketcher for BrokenSketcher {
+    fn sketch(&self, _: &[u32], _: &[u32]) -> Sketched {
+        Err("the gradient is not finite".into())
+    }
 }
 
 impl AnswerSketcher for HashSketcher {
-    fn sketch(
-        &self,
-        prompt_tokens: &[u32],
-        answer_tokens: &[u32],
-    ) -> Result<QuerySketch, Box<dyn std::error::Error + Send + Sync>> {
-        if self.is_silent {
-            return Ok(QuerySketch::new([0; K])?);
-        }
+    fn sketch(&self, prompt_tokens: &[u32], answer_tokens: &[u32]) -> Sketched {
         let tokens = prompt_tokens.iter().chain(answer_tokens);
         let bytes: Vec<u8> = tokens.flat_map(|id| id.to_be_bytes()).collect();
         Ok(QuerySketch::new(codes(&bytes))?)
@@ -136,7 +155,10 @@ fn index(name: &str) -> Index {
     Index::new((0..200).map(entry).collect()).unwrap()
 }
 
-pub(crate) const MODELS: [&str; 3] = ["defi-exploits", "legal", "silent"];
+/// The model whose answers cannot be sketched.
+pub(crate) const BROKEN: &str = "broken";
+
+pub(crate) const MODELS: [&str; 4] = [BROKEN, "defi-exploits", "legal", "silent"];
 
 /// Sends a transaction, which must succeed.
 pub(crate) fn send(node: &Node, account: usize, to: Address, value_wei: u128, input: Vec<u8>) {
@@ -297,6 +319,11 @@ impl Disk {
 
     /// Starts everything, with settlements signed by `operator`.
     pub(crate) fn start_with(&self, operator: usize) -> World {
+        self.start_limited(operator, 128)
+    }
+
+    /// [`Disk::start_with`] for at most `n_requests_max` requests at once.
+    pub(crate) fn start_limited(&self, operator: usize, n_requests_max: usize) -> World {
         let node = self.node();
         let options = EngineOptions {
             n_kv_tokens_max: 2 * CONTEXT_TOKENS,
@@ -306,13 +333,14 @@ impl Disk {
         let models = (1..).zip(MODELS).map(|(n, name)| ServedModel {
             name: name.to_owned(),
             adapter: adapter(n),
-            sketcher: Arc::new(HashSketcher {
-                is_silent: name == "silent",
-            }),
+            sketcher: sketcher(name),
         });
         let objects = Objects::local(&self.path().join("objects")).unwrap();
         let gateway = Gateway::start(
-            GatewayOptions::new(self.path().join("gateway")),
+            GatewayOptions {
+                n_requests_max,
+                ..GatewayOptions::new(self.path().join("gateway"))
+            },
             Chain::new(node.clone(), signer(operator)),
             engine,
             objects.clone(),
