@@ -1,2 +1,65 @@
-//! The openledger binary.
-fn main() {}
+//! The `openledger` binary: arguments, composition and output. What it starts
+//! and calls lives in the other crates.
+
+mod assets;
+mod chain;
+mod cli;
+mod command;
+mod factory;
+mod instance;
+mod output;
+mod registration;
+mod rpc;
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::{Cli, Command};
+use crate::instance::Layout;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter =
+        EnvFilter::try_from_env("OPENLEDGER_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .init();
+    match run(&cli, &mut io::stdout().lock()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader of our output has seen enough (`… | head`).
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line: what could not be done, and each cause after a colon.
+            let line = format!("{error:#}").replace('\n', " ");
+            let _ = writeln!(io::stderr(), "error: {line}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli, out: output::Out<'_>) -> anyhow::Result<()> {
+    let layout = Layout::of(&cli.global)?;
+    let json = cli.global.json;
+    match &cli.command {
+        Command::Up(args) => command::up::run(&layout, args, out),
+        Command::Ask(args) => command::ask::run(&layout, args, json, out),
+        Command::Receipt(command) => command::receipt::run(&layout, command, json, out),
+        Command::Datanet(command) => command::datanet::run(&layout, command, json, out),
+        Command::Train(args) => command::train::run(&layout, args, json, out),
+        Command::SelfQuery(args) => command::self_query::run(&layout, args, json, out),
+        Command::Earnings(command) => command::earnings::run(&layout, command, json, out),
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause
+            .downcast_ref::<io::Error>()
+            .is_some_and(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+    })
+}

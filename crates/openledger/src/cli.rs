@@ -1,0 +1,190 @@
+//! The command line: what can be said, and what `--help` teaches.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Payable AI: the people who write the data that models learn from are paid,
+/// automatically and provably, each time a model answers.
+///
+/// Start everything on this machine with `openledger up`, then ask:
+///
+///   openledger ask --model defi-exploits "How was Euler exploited?"
+#[derive(Debug, Parser)]
+#[command(name = "openledger", version, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Global {
+    /// Folder that holds everything: chain, objects, models, keys [default: ~/.openledger]
+    #[arg(long, global = true, value_name = "DIR", env = "OPENLEDGER_DIR")]
+    pub(crate) dir: Option<PathBuf>,
+    /// Print the result as JSON on stdout
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start the chain, the demo datanets and models, and serve them until Ctrl-C
+    Up(UpArgs),
+    /// Ask a model, and see who was paid for the answer
+    Ask(AskArgs),
+    /// Show a receipt, or recompute it from public data
+    #[command(subcommand)]
+    Receipt(ReceiptCommand),
+    /// Create datanets, add records, list, show and verify them
+    #[command(subcommand)]
+    Datanet(DatanetCommand),
+    /// Fine-tune a LoRA adapter on a datanet
+    Train(TrainArgs),
+    /// Measure whether the contributor of a record earns most when its question is asked
+    SelfQuery(SelfQueryArgs),
+    /// What contributors have earned, and paying it out
+    #[command(subcommand)]
+    Earnings(EarningsCommand),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UpArgs {
+    /// Port of the Ethereum JSON-RPC on 127.0.0.1
+    #[arg(long, default_value_t = 8545)]
+    pub(crate) rpc_port: u16,
+    /// Port of the OpenAI-compatible API on 127.0.0.1
+    #[arg(long, default_value_t = 8600)]
+    pub(crate) api_port: u16,
+    /// Threads for models [default: all cores]
+    #[arg(long)]
+    pub(crate) threads: Option<usize>,
+    /// Train the demo adapters again instead of using the shipped ones
+    #[arg(long)]
+    pub(crate) retrain: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AskArgs {
+    /// Model to ask: healthcare, legal, defi-exploits, or one you trained
+    #[arg(long, short)]
+    pub(crate) model: String,
+    /// Longest answer, in tokens
+    #[arg(long, default_value_t = 128)]
+    pub(crate) max_tokens: u32,
+    /// 0 always takes the likeliest token; higher is more varied
+    #[arg(long, default_value_t = 0.0)]
+    pub(crate) temperature: f32,
+    /// Seed of the sampling: the same seed gives the same answer
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// API key [default: the development key of the running instance]
+    #[arg(long, env = "OPENLEDGER_API_KEY", hide_env_values = true)]
+    pub(crate) key: Option<String>,
+    /// The question
+    pub(crate) question: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ReceiptCommand {
+    /// Show a receipt: what was answered, for how much, and who was paid
+    Show {
+        /// Id of the receipt: 0x and 64 hexadecimal digits
+        id: String,
+    },
+    /// Recompute scores and shares from objects and chain alone; fails where they differ
+    Verify {
+        /// Id of the receipt: 0x and 64 hexadecimal digits
+        id: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DatanetCommand {
+    /// Create an empty datanet
+    Create {
+        /// 1 to 64 lower-case letters, digits and hyphens
+        name: String,
+    },
+    /// Add records from a JSONL file as a new version
+    ///
+    /// One JSON object a line: `question`, `answer`, `contributor`, `license`, and
+    /// if known `id`, `topic`, `kind`, `url`. Lines that cannot be used are listed
+    /// with the reason; the others are added.
+    Add {
+        /// Datanet to add to
+        name: String,
+        /// JSONL file
+        file: PathBuf,
+    },
+    /// List the datanets
+    List,
+    /// Show versions, contributors and licences of a datanet
+    Show {
+        /// Datanet to show
+        name: String,
+    },
+    /// Recompute every hash of a datanet from its objects
+    Verify {
+        /// Datanet to verify [default: all]
+        name: Option<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TrainArgs {
+    /// Datanet to learn from
+    #[arg(long)]
+    pub(crate) datanet: String,
+    /// Name of the new model [default: the datanet's name]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Rank of the adapter
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) rank: u16,
+    /// Passes over the records
+    #[arg(long)]
+    pub(crate) epochs: Option<u32>,
+    /// Highest learning rate of the schedule
+    #[arg(long)]
+    pub(crate) learning_rate: Option<f32>,
+    /// Seed of initialisation and shuffling
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Threads [default: all cores]
+    #[arg(long)]
+    pub(crate) threads: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SelfQueryArgs {
+    /// Model to measure [default: every model of this folder]
+    #[arg(long, short)]
+    pub(crate) model: Option<String>,
+    /// Records to sample per model
+    #[arg(long, default_value_t = 50)]
+    pub(crate) samples: usize,
+    /// Seed of the sample
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Longest answer, in tokens
+    #[arg(long, default_value_t = 64)]
+    pub(crate) max_tokens: usize,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum EarningsCommand {
+    /// List what each contributor of a datanet can claim
+    List {
+        /// Datanet whose contributors to list
+        datanet: String,
+    },
+    /// Pay a contributor's credit out to the contributor's account
+    Claim {
+        /// Contributor: a name of a datanet, or a 0x address
+        contributor: String,
+    },
+}

@@ -1,0 +1,9 @@
+//! One module a command: parse, call the libraries, print.
+
+pub(crate) mod ask;
+pub(crate) mod datanet;
+pub(crate) mod earnings;
+pub(crate) mod receipt;
+pub(crate) mod self_query;
+pub(crate) mod train;
+pub(crate) mod up;

@@ -1,0 +1,169 @@
+//! `openledger ask`: one question, the answer, and who was paid for it.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use serde_json::{Value, json};
+
+use crate::cli::AskArgs;
+use crate::instance::{Instance, Layout};
+use crate::output::{Out, open_of, percent_of};
+
+/// Most contributors shown; the receipt lists them all.
+const SHARES_SHOWN_MAX: usize = 5;
+
+pub(crate) fn run(layout: &Layout, args: &AskArgs, json: bool, out: Out<'_>) -> anyhow::Result<()> {
+    let instance = Instance::find(layout)?;
+    let key = match &args.key {
+        Some(key) => key.clone(),
+        None => {
+            let path = layout.dev_api_key();
+            let key = fs::read_to_string(&path).with_context(|| {
+                format!(
+                    "no API key: give one with --key ({} is not readable)",
+                    path.display()
+                )
+            })?;
+            key.trim().to_owned()
+        }
+    };
+    let mut body = json!({
+        "model": args.model,
+        "messages": [{"role": "user", "content": args.question}],
+        "max_tokens": args.max_tokens,
+        "temperature": args.temperature,
+    });
+    if let Some(seed) = args.seed {
+        body["seed"] = seed.into();
+    }
+    let reply = post(
+        &format!("{}/v1/chat/completions", instance.api),
+        &key,
+        &body,
+    )?;
+    if json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&reply)?)?;
+        return Ok(());
+    }
+    let answer = reply["choices"][0]["message"]["content"]
+        .as_str()
+        .context("a reply without answer")?;
+    writeln!(out, "{}\n", answer.trim())?;
+    show_payment(&reply["openledger"], out)?;
+    let id = reply["openledger"]["receipt_id"]
+        .as_str()
+        .unwrap_or_default();
+    writeln!(out, "\nCheck it: openledger receipt verify {id}")?;
+    Ok(())
+}
+
+/// Sends JSON to the API and reads JSON back.
+///
+/// # Errors
+/// The API's own message where it refuses the request.
+fn post(url: &str, key: &str, body: &Value) -> anyhow::Result<Value> {
+    let config = ureq::Agent::config_builder()
+        .timeout_global(Some(Duration::from_secs(600)))
+        .http_status_as_error(false)
+        .build();
+    let agent: ureq::Agent = config.into();
+    let mut reply = agent
+        .post(url)
+        .header("Authorization", &format!("Bearer {key}"))
+        .send_json(body)
+        .with_context(|| format!("could not reach the API at {url}"))?;
+    read_reply(&mut reply)
+}
+
+/// Reads JSON from the API.
+///
+/// # Errors
+/// The API's own message where it refuses the request.
+pub(crate) fn get(url: &str) -> anyhow::Result<Value> {
+    let config = ureq::Agent::config_builder()
+        .timeout_global(Some(Duration::from_secs(60)))
+        .http_status_as_error(false)
+        .build();
+    let agent: ureq::Agent = config.into();
+    let mut reply = agent
+        .get(url)
+        .call()
+        .with_context(|| format!("could not reach the API at {url}"))?;
+    read_reply(&mut reply)
+}
+
+fn read_reply(reply: &mut ureq::http::Response<ureq::Body>) -> anyhow::Result<Value> {
+    let status = reply.status();
+    let value: Value = reply
+        .body_mut()
+        .read_json()
+        .with_context(|| format!("the API said {status}"))?;
+    if status.is_success() {
+        return Ok(value);
+    }
+    match value["error"]["message"].as_str() {
+        Some(message) => Err(anyhow!("{message}")),
+        None => bail!("the API said {status}"),
+    }
+}
+
+/// Prints fee, split and the contributors who earned most.
+pub(crate) fn show_payment(payment: &Value, out: Out<'_>) -> anyhow::Result<()> {
+    let id = payment["receipt_id"]
+        .as_str()
+        .or_else(|| payment["id"].as_str())
+        .unwrap_or("?");
+    writeln!(
+        out,
+        "Paid {} OPEN · receipt {id}",
+        open_of(&payment["fee_wei"])
+    )?;
+    match (payment["tx_hash"].as_str(), payment["block"].as_u64()) {
+        (Some(tx_hash), Some(block)) => {
+            writeln!(out, "Settled in block {block}, transaction {tx_hash}")?
+        }
+        _ => writeln!(
+            out,
+            "Settlement is pending; see `openledger receipt show {id}`"
+        )?,
+    }
+    let split = &payment["split"];
+    for (part, name) in [
+        ("platform", "platform"),
+        ("model", "model owner"),
+        ("stakers", "stakers"),
+        ("contributors", "contributors"),
+    ] {
+        writeln!(out, "  {name:<14}{:>24} OPEN", open_of(&split[part]))?;
+    }
+    let shares = payment["shares"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    for share in shares.iter().take(SHARES_SHOWN_MAX) {
+        let records: Vec<&str> = share["records"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .take(2)
+            .collect();
+        writeln!(
+            out,
+            "    {:<42}{:>8} {:>22} OPEN  {}",
+            share["contributor"].as_str().unwrap_or("?"),
+            percent_of(&share["share_ppb"]),
+            open_of(&share["paid_wei"]),
+            records.join(", ")
+        )?;
+    }
+    let n_shares = payment["n_shares"]
+        .as_u64()
+        .and_then(|n| usize::try_from(n).ok())
+        .unwrap_or(shares.len());
+    if n_shares > SHARES_SHOWN_MAX {
+        writeln!(out, "    … and {} more", n_shares - SHARES_SHOWN_MAX)?;
+    }
+    Ok(())
+}

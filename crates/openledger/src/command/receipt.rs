@@ -1,0 +1,246 @@
+//! `openledger receipt`: show one, or recompute it from public data alone.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, anyhow, bail, ensure};
+use ol_contracts::address::{DATANET_REGISTRY, INFERENCE_SETTLEMENT, MODEL_REGISTRY, SKETCH_STORE};
+use ol_contracts::bindings::ModelRegistry::{self, Params};
+use ol_contracts::bindings::{DatanetRegistry, SketchStore};
+use ol_contracts::settlement::Settlement;
+use ol_poa::{Index, K};
+use ol_server::verify::{Evidence, Payout, is_made_by, verify};
+use ol_train::TrainingManifest;
+use ol_types::{B256, RECEIPT_SIZE_BYTES, Receipt, name_id};
+use serde_json::json;
+
+use crate::chain::Chain;
+use crate::cli::ReceiptCommand;
+use crate::command::ask::show_payment;
+use crate::command::datanet::{parse_id, print};
+use crate::instance::Layout;
+use crate::output::Out;
+use crate::rpc::Rpc;
+
+/// Largest training manifest, in bytes.
+const MANIFEST_SIZE_BYTES_MAX: u64 = 1 << 20;
+
+/// Most versions of a model looked through for the one that answered.
+const VERSIONS_MAX: u64 = 1_000;
+
+pub(crate) fn run(
+    layout: &Layout,
+    command: &ReceiptCommand,
+    json: bool,
+    out: Out<'_>,
+) -> anyhow::Result<()> {
+    match command {
+        ReceiptCommand::Show { id } => {
+            let id = parse_id(id)?;
+            let value = Chain::open(layout)?.receipt(id)?;
+            print(out, json, &value, |out| {
+                writeln!(
+                    out,
+                    "{}: {} tokens in, {} out, answered at Unix second {}",
+                    value["model"].as_str().unwrap_or("?"),
+                    value["tokens_in"],
+                    value["tokens_out"],
+                    value["answered_at"]
+                )?;
+                show_payment(&value, out).map_err(std::io::Error::other)
+            })
+        }
+        ReceiptCommand::Verify { id } => {
+            let id = parse_id(id)?;
+            let chain = Chain::open(layout)?;
+            let found = collect(&chain, id)?;
+            let payout = found.verify(id)?;
+            found.verify_training(&chain)?;
+            let value = json!({
+                "id": id,
+                "verdict": "match",
+                "fee_wei": payout.fee_wei.to_string(),
+                "n_contributors": payout.credits.len(),
+                "n_records": found.index.len(),
+                "tx_hash": found.tx_hash,
+                "block": found.block,
+            });
+            print(out, json, &value, |out| {
+                writeln!(out, "match  receipt {id}")?;
+                writeln!(
+                    out,
+                    "Recomputed from objects and chain: {} record scores, {} contributors, {} wei, block {}.",
+                    found.index.len(),
+                    payout.credits.len(),
+                    payout.fee_wei,
+                    found.block
+                )
+            })
+        }
+    }
+}
+
+/// What the public objects and the chain say about one receipt.
+struct Found {
+    bytes: Vec<u8>,
+    receipt: Receipt,
+    query: Vec<u8>,
+    datanets: Vec<String>,
+    params: Params,
+    index: Index,
+    settled: Settlement,
+    tx_hash: B256,
+    block: u64,
+}
+
+/// Reads everything about a receipt.
+///
+/// # Errors
+/// If an object is missing or changed, or the chain never settled it.
+fn collect(chain: &Chain, id: B256) -> anyhow::Result<Found> {
+    let (rpc, objects) = (chain.rpc(), chain.objects()?);
+    let stored = objects.get(id, RECEIPT_SIZE_BYTES as u64);
+    let bytes = match stored {
+        Err(ol_runtime::ObjectsError::NotFound { .. }) => bail!("there is no receipt {id} here"),
+        stored => stored?.to_vec(),
+    };
+    let receipt = Receipt::decode(&bytes).with_context(|| format!("object {id} is no receipt"))?;
+    let query = objects
+        .get(receipt.query_hash, K as u64)
+        .context("the query sketch")?
+        .to_vec();
+    let (params, datanets) = params_of(rpc, &receipt)?;
+    let index = read_index(rpc, receipt.sketch_root)?;
+    let (settled, tx_hash, block) = read_settlement(rpc, id)?;
+    Ok(Found {
+        bytes,
+        receipt,
+        query,
+        datanets,
+        params,
+        index,
+        settled,
+        tx_hash,
+        block,
+    })
+}
+
+/// The registered version that made the receipt, and its datanets.
+fn params_of(rpc: &Rpc, receipt: &Receipt) -> anyhow::Result<(Params, Vec<String>)> {
+    let id = receipt.model_id;
+    let newest = rpc
+        .call(MODEL_REGISTRY, &ModelRegistry::currentCall { id })?
+        .version;
+    for version in (1..=newest).rev().take(usize::try_from(VERSIONS_MAX)?) {
+        let params = rpc.call(
+            MODEL_REGISTRY,
+            &ModelRegistry::versionOfCall { id, version },
+        )?;
+        if is_made_by(receipt, &params) {
+            let names = params
+                .datanetIds
+                .iter()
+                .map(|&id| rpc.call(DATANET_REGISTRY, &DatanetRegistry::nameOfCall { id }))
+                .collect::<anyhow::Result<_>>()?;
+            return Ok((params, names));
+        }
+    }
+    bail!("no version of model {id} on chain has the hashes and the price of the receipt")
+}
+
+fn read_index(rpc: &Rpc, root: B256) -> anyhow::Result<Index> {
+    let found = rpc.call(SKETCH_STORE, &SketchStore::indexOfCall { root })?;
+    let mut bytes = Vec::new();
+    for account in found.chunks {
+        let code = rpc.code(account)?;
+        bytes.extend_from_slice(
+            code.strip_prefix(&[0])
+                .with_context(|| format!("{account} is no chunk"))?,
+        );
+    }
+    Index::from_bytes(bytes).context("the sketch index on chain")
+}
+
+fn read_settlement(rpc: &Rpc, id: B256) -> anyhow::Result<(Settlement, B256, u64)> {
+    let found = rpc.logs(INFERENCE_SETTLEMENT, id)?;
+    let Some(first) = found.first() else {
+        bail!("receipt {id} is not settled on chain")
+    };
+    let (tx_hash, block) = (first.tx_hash, first.block);
+    let mut settled = Settlement::from_logs(found.iter().map(|found| &found.log))?;
+    ensure!(
+        settled.len() == 1,
+        "receipt {id} has {} settlements on chain",
+        settled.len()
+    );
+    Ok((settled.remove(0), tx_hash, block))
+}
+
+impl Found {
+    /// Recomputes scores, shares and amounts and compares them with the chain's.
+    fn verify(&self, id: B256) -> anyhow::Result<Payout> {
+        let chunks = self.index.chunks();
+        let evidence = Evidence {
+            id,
+            receipt: &self.bytes,
+            query: &self.query,
+            chunks: &chunks,
+            params: &self.params,
+            settled: &self.settled,
+        };
+        verify(&evidence).map_err(|difference| anyhow!("receipt {id} does not match: {difference}"))
+    }
+
+    /// Follows the hashes of the receipt to the records: the training manifest
+    /// names base, adapter and datanet version, and each sketched record is in
+    /// that version, paid to the address and owning the cluster it names there.
+    fn verify_training(&self, chain: &Chain) -> anyhow::Result<()> {
+        let bytes = chain
+            .objects()?
+            .get(self.receipt.manifest_hash, MANIFEST_SIZE_BYTES_MAX);
+        let manifest = TrainingManifest::from_bytes(&bytes.context("the training manifest")?)?;
+        ensure!(
+            manifest.base == self.receipt.base_hash,
+            "the training manifest names another base"
+        );
+        ensure!(
+            manifest.adapter == self.receipt.adapter_hash,
+            "the training manifest names another adapter"
+        );
+        let datanets = chain.datanets()?;
+        let mut records = BTreeMap::new();
+        for source in &manifest.datanets {
+            ensure!(
+                self.datanets.contains(&source.name),
+                "{} is not registered for the model",
+                source.name
+            );
+            let call = DatanetRegistry::versionOfCall {
+                id: name_id(&source.name),
+                version: source.version,
+            };
+            let on_chain = chain.rpc().call(DATANET_REGISTRY, &call)?.manifestHash;
+            ensure!(
+                on_chain == source.manifest,
+                "version {} of {} is {on_chain} on chain, the training manifest says {}",
+                source.version,
+                source.name,
+                source.manifest
+            );
+            for record in datanets.records(source.manifest)? {
+                records.insert(
+                    record.record_hash,
+                    (record.contributor_address, record.cluster),
+                );
+            }
+        }
+        for entry in self.index.entries() {
+            let owner = records.get(&entry.record());
+            ensure!(
+                owner == Some(&(entry.contributor(), entry.cluster())),
+                "record {} is not in the datanet as the sketch index has it",
+                entry.record()
+            );
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,98 @@
+//! `openledger self-query`: asks the questions of sampled training records and
+//! counts how often the record's contributor earns the largest share.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, ensure};
+use ol_attribution::query::QuerySketcher;
+use ol_attribution::self_query::{SelfQueryOptions, evaluate_self_query};
+use ol_datanet::{CommittedRecord, cluster_owners};
+use ol_runtime::DataDir;
+use ol_train::TrainingManifest;
+use serde_json::{Value, json};
+
+use crate::cli::SelfQueryArgs;
+use crate::command::datanet::{self, print};
+use crate::factory::{Base, TrainedModel, model_folders, record_inputs};
+use crate::instance::Layout;
+use crate::output::Out;
+
+pub(crate) fn run(
+    layout: &Layout,
+    args: &SelfQueryArgs,
+    json: bool,
+    out: Out<'_>,
+) -> anyhow::Result<()> {
+    let data = DataDir::open_or_create(layout.root())?;
+    let datanets = datanet::open(&data)?;
+    let folders = match &args.model {
+        Some(name) => vec![layout.model(name)],
+        None => model_folders(&layout.models())?,
+    };
+    ensure!(
+        !folders.is_empty(),
+        "there is no model in {}; `openledger up` installs some",
+        layout.root().display()
+    );
+    let base = Base::load(&layout.base(), None)?;
+    let mut rows = Vec::new();
+    for folder in folders {
+        let model = TrainedModel::load(&folder, &base.llama)?;
+        let manifest =
+            TrainingManifest::from_bytes(&model.manifest).context("the training manifest")?;
+        let mut records = Vec::new();
+        for source in &manifest.datanets {
+            records.extend(datanets.records(source.manifest)?);
+        }
+        let trained: BTreeSet<_> = model.index.entries().map(|entry| entry.record()).collect();
+        let records: Vec<&CommittedRecord> = cluster_owners(&records)
+            .into_iter()
+            .filter(|record| trained.contains(&record.record_hash))
+            .collect();
+        let inputs = record_inputs(&base, &records)?;
+        let sketcher = QuerySketcher::new(model.map, &base.llama, &model.adapter)?;
+        let options = SelfQueryOptions {
+            n_samples: args.samples,
+            answer_tokens_max: args.max_tokens,
+            seed: args.seed,
+            end: base.tokenizer.end_id(),
+        };
+        let report = evaluate_self_query(
+            &base.llama,
+            &base.pool,
+            &model.adapter,
+            &sketcher,
+            &model.index,
+            &inputs,
+            &options,
+        )?;
+        rows.push(json!({
+            "model": model.description.name,
+            "n_samples": report.n_samples,
+            "n_contributors": report.n_contributors,
+            "n_own_largest": report.n_own_largest,
+            "n_own_record_largest": report.n_own_record_largest,
+            "n_unpaid": report.n_unpaid,
+            "own_share_mean": report.own_share_mean,
+            "own_share_by_count": report.own_share_by_count,
+        }));
+    }
+    print(out, json, &Value::Array(rows.clone()), |out| {
+        writeln!(
+            out,
+            "How often the contributor of a training record earns most when its question is asked:"
+        )?;
+        for row in &rows {
+            writeln!(
+                out,
+                "{:<20} {} of {} ({} contributors); the record itself scores highest in {}",
+                row["model"].as_str().unwrap_or_default(),
+                row["n_own_largest"],
+                row["n_samples"],
+                row["n_contributors"],
+                row["n_own_record_largest"]
+            )?;
+        }
+        Ok(())
+    })
+}

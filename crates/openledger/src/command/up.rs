@@ -1,0 +1,329 @@
+//! `openledger up`: the whole loop on this machine, until Ctrl-C.
+
+use std::error::Error;
+use std::fs;
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+
+use alloy_primitives::U256;
+use anyhow::{Context, bail};
+use ol_attribution::query::QuerySketcher;
+use ol_contracts::address::INFERENCE_SETTLEMENT;
+use ol_contracts::bindings::InferenceSettlement;
+use ol_datanet::{AddOptions, Datanets};
+use ol_model::{Llama, Lora, Pool};
+use ol_node::Node;
+use ol_poa::QuerySketch;
+use ol_runtime::{DataDir, DirLock, LockError, Shutdown, SystemClock};
+use ol_serve::{EngineHandle, EngineOptions};
+use ol_server::api::{self, ApiState};
+use ol_server::eth;
+use ol_server::gateway::{AnswerSketcher, Chain, Gateway, GatewayOptions, ServedModel};
+use ol_types::WEI_PER_OPEN;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::assets::{self, DEMOS};
+use crate::chain::open_node;
+use crate::cli::UpArgs;
+use crate::command::datanet::{self, contributor_address};
+use crate::factory::{Base, Recipe, TrainedModel, model_folders, publish_objects, train_model};
+use crate::instance::{Instance, Layout};
+use crate::output::{Out, note};
+use crate::registration::{DevRole, ModelFacts, dev_signer, publish_datanet, register_model};
+use crate::rpc::Rpc;
+
+/// What the development payer is given to spend, and below what it is given more.
+const PREPAID_WEI: u128 = 10_000 * WEI_PER_OPEN;
+const PREPAID_LOW_WEI: u128 = 1_000 * WEI_PER_OPEN;
+
+pub(crate) fn run(layout: &Layout, args: &UpArgs, out: Out<'_>) -> anyhow::Result<()> {
+    let data = DataDir::open_or_create(layout.root())?;
+    let _lock = match DirLock::acquire(layout.root()) {
+        Err(LockError::InUse { dir }) => bail!("an instance already runs on {}", dir.display()),
+        lock => lock?,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    // Ports first: a taken one should not cost a training run.
+    let listener = runtime.block_on(listen(args.api_port))?;
+    let api = format!("http://{}", listener.local_addr()?);
+    let node = open_node(layout)?;
+    let shutdown = Shutdown::new();
+    let rpc_addr = SocketAddr::from((Ipv4Addr::LOCALHOST, args.rpc_port));
+    let server = runtime
+        .block_on(eth::serve(node.clone(), rpc_addr, shutdown.clone()))
+        .with_context(|| format!("port {} could not be used for --rpc-port", args.rpc_port))?;
+    let rpc_url = format!("http://{}", server.addr);
+    let state = ApiState::new();
+    let api_server = {
+        let (state, shutdown) = (state.clone(), shutdown.clone());
+        runtime.spawn(async move {
+            api::serve_on(state, listener, async move { shutdown.triggered().await }).await
+        })
+    };
+
+    let rpc = Rpc::new(&rpc_url);
+    let datanets = datanet::open(&data)?;
+    let models = set_up(layout, args, &datanets, &rpc)?;
+    let objects = data.objects()?;
+    for model in &models.trained {
+        publish_objects(model, &objects)?;
+        let facts = ModelFacts {
+            name: &model.description.name,
+            datanet: &model.description.datanet,
+            base_hash: model.description.base_hash,
+            adapter_hash: model.description.adapter_hash,
+            manifest_hash: model.description.manifest_hash,
+            index: &model.index,
+        };
+        register_model(&rpc, &facts)?;
+    }
+    let gateway = start_gateway(layout, args, node, models, &data)?;
+    dev_key(layout, &gateway, &rpc)?;
+    let names: Vec<String> = gateway.models().map(str::to_owned).collect();
+    state.set_ready(gateway.clone());
+    let instance = Instance {
+        api: api.clone(),
+        rpc: rpc_url.clone(),
+        pid: std::process::id(),
+    };
+    let announced = instance.announce(layout)?;
+
+    let stop = runtime.block_on(stop_signals())?;
+    writeln!(
+        out,
+        "ready  api {api}/v1  rpc {rpc_url}  models {}",
+        names.join(", ")
+    )?;
+    out.flush()?;
+    note(&format!(
+        "Ask: openledger ask --model {} \"…\"   Key: {}   Stop: Ctrl-C",
+        names.first().map_or("NAME", String::as_str),
+        layout.dev_api_key().display()
+    ));
+    runtime.block_on(stop);
+
+    // Whoever looks for the instance from now on should not find it.
+    drop(announced);
+    finish(&runtime, &shutdown, &gateway, server, api_server)
+}
+
+/// Stops in order: no new requests, running ones answered and settled, then the chain.
+fn finish(
+    runtime: &Runtime,
+    shutdown: &Shutdown,
+    gateway: &Gateway,
+    server: eth::RunningServer,
+    api_server: tokio::task::JoinHandle<std::io::Result<()>>,
+) -> anyhow::Result<()> {
+    shutdown.trigger();
+    runtime.block_on(async {
+        gateway.shutdown().await;
+        server.stopped().await;
+        api_server.await
+    })??;
+    Ok(())
+}
+
+async fn listen(port: u16) -> anyhow::Result<TcpListener> {
+    let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    TcpListener::bind(addr)
+        .await
+        .with_context(|| format!("port {port} could not be used for --api-port"))
+}
+
+/// Completes on SIGINT or SIGTERM.
+async fn stop_signals() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
+}
+
+/// Everything that is served.
+struct Models {
+    base: Base,
+    trained: Vec<TrainedModel>,
+}
+
+/// Makes sure that datanets and models are there: the shipped ones at the first
+/// start, and whatever the user has added.
+fn set_up(
+    layout: &Layout,
+    args: &UpArgs,
+    datanets: &Datanets,
+    rpc: &Rpc,
+) -> anyhow::Result<Models> {
+    let known = datanets.list()?;
+    for demo in &DEMOS {
+        if !known.iter().any(|name| name == demo.name) {
+            datanets.create(demo.name)?;
+        }
+        if datanets.head(demo.name)?.is_none() {
+            note(&format!("adding the records of {}", demo.name));
+            let options = AddOptions::new(&contributor_address);
+            datanets.add(demo.name, demo.records()?.as_slice(), &options)?;
+        }
+    }
+    for name in datanets.list()? {
+        publish_datanet(rpc, datanets, &name)?;
+    }
+
+    assets::install_base(&layout.base())?;
+    let base = Base::load(&layout.base(), args.threads)?;
+    for demo in &DEMOS {
+        let dir = layout.model(demo.name);
+        if args.retrain {
+            retrain(&base, datanets, demo.name, &dir)?;
+        } else {
+            demo.install_model(&dir)?;
+        }
+    }
+    let mut trained = Vec::new();
+    for dir in model_folders(&layout.models())? {
+        trained.push(TrainedModel::load(&dir, &base.llama)?);
+    }
+    Ok(Models { base, trained })
+}
+
+fn retrain(base: &Base, datanets: &Datanets, name: &str, dir: &Path) -> anyhow::Result<()> {
+    // Without its description a folder is unfinished, and training goes on there.
+    match fs::remove_file(dir.join("model.json")) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| dir.display().to_string());
+        }
+        _ => {}
+    }
+    let report = train_model(base, datanets, name, name, &Recipe::default(), dir)?;
+    note(&format!(
+        "{name}: held-out loss {:.3} → {:.3} nats a token, adapter {}",
+        report.held_out_before, report.held_out_after, report.adapter_hash
+    ));
+    Ok(())
+}
+
+/// Sketches answers for the gateway, on threads of its own.
+struct Sketcher {
+    llama: Arc<Llama>,
+    adapter: Arc<Lora>,
+    pool: Arc<Pool>,
+    query: QuerySketcher,
+}
+
+impl AnswerSketcher for Sketcher {
+    fn sketch(
+        &self,
+        prompt_tokens: &[u32],
+        answer_tokens: &[u32],
+    ) -> Result<QuerySketch, Box<dyn Error + Send + Sync>> {
+        Ok(self.query.sketch(
+            &self.llama,
+            &self.pool,
+            &self.adapter,
+            prompt_tokens,
+            answer_tokens,
+        )?)
+    }
+}
+
+fn start_gateway(
+    layout: &Layout,
+    args: &UpArgs,
+    node: Node,
+    models: Models,
+    data: &DataDir,
+) -> anyhow::Result<Gateway> {
+    let Models { base, trained } = models;
+    let (llama, tokenizer, pool) = (
+        Arc::new(base.llama),
+        Arc::new(base.tokenizer),
+        Arc::new(base.pool),
+    );
+    let n_threads = args.threads.unwrap_or_else(|| pool.threads());
+    let engine = EngineHandle::start(
+        Arc::clone(&llama),
+        tokenizer,
+        n_threads,
+        EngineOptions::default(),
+    )?;
+    let served = trained
+        .into_iter()
+        .map(|model| {
+            let adapter = Arc::new(model.adapter);
+            let sketcher = Sketcher {
+                query: QuerySketcher::new(model.map, &llama, &adapter)?,
+                llama: Arc::clone(&llama),
+                adapter: Arc::clone(&adapter),
+                pool: Arc::clone(&pool),
+            };
+            Ok(ServedModel {
+                name: model.description.name,
+                adapter,
+                sketcher: Arc::new(sketcher),
+            })
+        })
+        .collect::<anyhow::Result<_>>()?;
+    let chain = Chain::new(node, dev_signer(DevRole::Operator));
+    let clock = Arc::new(SystemClock::new());
+    let options = GatewayOptions::new(layout.gateway());
+    Ok(Gateway::start(
+        options,
+        chain,
+        engine,
+        data.objects()?,
+        clock,
+        served,
+    )?)
+}
+
+/// Makes the development API key if it is missing, and fills its payer's
+/// prepaid balance.
+fn dev_key(layout: &Layout, gateway: &Gateway, rpc: &Rpc) -> anyhow::Result<()> {
+    let payer = dev_signer(DevRole::Payer);
+    let path = layout.dev_api_key();
+    let known = fs::read_to_string(&path).ok();
+    if known
+        .and_then(|key| gateway.keys().account(key.trim()))
+        .is_none()
+    {
+        let key = gateway.keys().create(payer.address(), "development")?;
+        write_private(&path, key.expose()).with_context(|| path.display().to_string())?;
+    }
+    let call = InferenceSettlement::prepaidCall {
+        account: payer.address(),
+    };
+    let prepaid = rpc.call(INFERENCE_SETTLEMENT, &call)?;
+    if prepaid < U256::from(PREPAID_LOW_WEI) {
+        let call = InferenceSettlement::depositCall {};
+        rpc.send(&payer, INFERENCE_SETTLEMENT, U256::from(PREPAID_WEI), &call)?;
+    }
+    Ok(())
+}
+
+/// Writes a secret that only its owner may read: never readable by others, not
+/// even for a moment, and never half written.
+fn write_private(path: &Path, secret: &str) -> std::io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let temporary = path.with_extension("new");
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&temporary)?;
+    file.write_all(secret.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)
+}

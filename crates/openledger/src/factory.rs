@@ -1,0 +1,425 @@
+//! ModelFactory on one machine: from a version of a datanet to a model folder
+//! with adapter, training manifest, record sketches and the map that sketches
+//! answers.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail, ensure};
+use indicatif::ProgressBar;
+use ol_attribution::map::SketchMap;
+use ol_attribution::method::{Length, LossRule};
+use ol_attribution::record::{RecordInput, SketchOptions, sketch_records};
+use ol_datanet::{CommittedRecord, Datanets, cluster_owners};
+use ol_model::{Llama, Lora, LoraConfig, Pool, Tokenizer, write_atomic};
+use ol_poa::Index;
+use ol_runtime::{Objects, SystemClock};
+use ol_train::{
+    AdapterJob, AdapterReport, DatanetUse, LoraObjective, Observer, Progress, TrainOptions,
+    TrainingManifest, TrainingRecord, curve_csv, curve_svg, train_adapter,
+};
+use ol_types::{B256, keccak256};
+use serde::{Deserialize, Serialize};
+
+use crate::output::bar;
+
+/// The files of a finished model folder; the description is written last.
+pub(crate) const MODEL_FILES: [&str; 6] = [
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "manifest.json",
+    "sketches.bin",
+    "sketch-map.bin",
+    "model.json",
+];
+
+/// Largest file of sketches or of a map, in bytes.
+const FILE_SIZE_BYTES_MAX: u64 = 64 << 20;
+
+/// Most records a model is sketched on: what fits an index on chain.
+const RECORDS_MAX: usize = ol_poa::ENTRIES_MAX;
+
+/// How a model is trained.
+#[derive(Debug, Clone)]
+pub(crate) struct Recipe {
+    pub(crate) rank: usize,
+    pub(crate) epochs: f64,
+    pub(crate) learning_rate: f32,
+    pub(crate) seed: u64,
+}
+
+impl Default for Recipe {
+    /// What the shipped adapters were trained with.
+    fn default() -> Self {
+        Self {
+            rank: 8,
+            epochs: 12.0,
+            learning_rate: 4e-3,
+            seed: 1,
+        }
+    }
+}
+
+/// What a model folder says of itself: every part by hash.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Description {
+    pub(crate) name: String,
+    pub(crate) datanet: String,
+    pub(crate) base_hash: B256,
+    pub(crate) adapter_hash: B256,
+    pub(crate) manifest_hash: B256,
+    pub(crate) sketch_root: B256,
+    pub(crate) sketch_map_hash: B256,
+}
+
+/// A model read from its folder, every part checked against the description.
+#[derive(Debug)]
+pub(crate) struct TrainedModel {
+    pub(crate) description: Description,
+    pub(crate) adapter: Lora,
+    pub(crate) manifest: Vec<u8>,
+    pub(crate) index: Index,
+    pub(crate) map: SketchMap,
+}
+
+/// The base model with its tokenizer and the threads they run on.
+#[derive(Debug)]
+pub(crate) struct Base {
+    pub(crate) llama: Llama,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) pool: Pool,
+}
+
+impl Base {
+    pub(crate) fn load(dir: &Path, threads: Option<usize>) -> anyhow::Result<Self> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Self {
+            llama: Llama::load(dir).context("the base model")?,
+            tokenizer: Tokenizer::load(dir).context("the tokenizer of the base model")?,
+            pool: Pool::new(threads.unwrap_or(cores)),
+        })
+    }
+}
+
+impl TrainedModel {
+    /// Reads a model folder.
+    ///
+    /// # Errors
+    /// If a file is missing, damaged, or not the one that the description names.
+    pub(crate) fn load(dir: &Path, base: &Llama) -> anyhow::Result<Self> {
+        let path = |name: &str| dir.join(name);
+        let read = |name: &str| read_limited(&path(name));
+        let description: Description = serde_json::from_slice(&read("model.json")?)
+            .with_context(|| format!("{} is damaged", path("model.json").display()))?;
+        let check = |file: &str, found: B256, expected: B256| {
+            ensure!(
+                found == expected,
+                "{} is {found}, model.json says {expected}",
+                path(file).display()
+            );
+            Ok(())
+        };
+        ensure!(
+            description.base_hash == base.hash(),
+            "{} was trained on another base model ({})",
+            dir.display(),
+            description.base_hash
+        );
+        let adapter = Lora::load(dir, base.config())?;
+        check(
+            "adapter_model.safetensors",
+            adapter.hash(),
+            description.adapter_hash,
+        )?;
+        let manifest = read("manifest.json")?;
+        check(
+            "manifest.json",
+            keccak256(&manifest),
+            description.manifest_hash,
+        )?;
+        let index = Index::from_bytes(read("sketches.bin")?)
+            .with_context(|| path("sketches.bin").display().to_string())?;
+        check("sketches.bin", index.root(), description.sketch_root)?;
+        let map = read("sketch-map.bin")?;
+        check(
+            "sketch-map.bin",
+            keccak256(&map),
+            description.sketch_map_hash,
+        )?;
+        let map = SketchMap::from_bytes(&map)
+            .with_context(|| path("sketch-map.bin").display().to_string())?;
+        Ok(Self {
+            description,
+            adapter,
+            manifest,
+            index,
+            map,
+        })
+    }
+}
+
+/// Trains and sketches a model on the newest version of a datanet, and writes
+/// its folder. A run that was interrupted goes on from its checkpoint.
+///
+/// # Errors
+/// If the datanet has too few or too many records, or a step fails.
+pub(crate) fn train_model(
+    base: &Base,
+    datanets: &Datanets,
+    datanet: &str,
+    name: &str,
+    recipe: &Recipe,
+    dir: &Path,
+) -> anyhow::Result<AdapterReport> {
+    ensure!(
+        ol_runtime::is_name(name),
+        "a model's name has 1 to 64 lower-case letters, digits and hyphens"
+    );
+    let Some(version) = datanets.head(datanet)? else {
+        bail!(
+            "datanet {datanet} has no records; add some with `openledger datanet add {datanet} FILE`"
+        );
+    };
+    let records = datanets.records(version)?;
+    let owners = cluster_owners(&records);
+    ensure!(
+        owners.len() <= RECORDS_MAX,
+        "{datanet} has {} records, at most {RECORDS_MAX} fit",
+        owners.len()
+    );
+    fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+
+    let texts: Vec<TrainingRecord> = owners
+        .iter()
+        .map(|owner| TrainingRecord {
+            question: owner.record.question.clone(),
+            answer: owner.record.answer.clone(),
+        })
+        .collect();
+    let checkpoint = dir.join("checkpoint");
+    let job = AdapterJob {
+        model: &base.llama,
+        tokenizer: &base.tokenizer,
+        base_name: "openledger-base",
+        records: &texts,
+        lora: LoraConfig::all_linear(recipe.rank),
+        options: TrainOptions {
+            seed: recipe.seed,
+            learning_rate: recipe.learning_rate,
+            checkpoint_every: 50,
+            ..TrainOptions::default()
+        },
+        epochs: Some(recipe.epochs),
+        question_weight: 1.0,
+        held_out_fraction: 0.05,
+        out_dir: dir,
+        checkpoint: Some(&checkpoint),
+    };
+    let mut observer = TrainingBar {
+        bar: bar(1, &format!("train {name}")),
+    };
+    let report = train_adapter(&job, &base.pool, &SystemClock::new(), &mut observer)?;
+    observer.bar.finish();
+
+    let held_out: Vec<B256> = report
+        .held_out_records
+        .iter()
+        .map(|&at| owners[at].record_hash)
+        .collect();
+    let trained: Vec<&CommittedRecord> = owners
+        .into_iter()
+        .filter(|owner| !held_out.contains(&owner.record_hash))
+        .collect();
+    let manifest = training_manifest(
+        base,
+        datanets,
+        version,
+        &report,
+        &job,
+        held_out,
+        trained.len(),
+    )?;
+    finish(base, &manifest, datanet, name, &trained, &report, dir)?;
+    Ok(report)
+}
+
+fn training_manifest(
+    base: &Base,
+    datanets: &Datanets,
+    version: B256,
+    report: &AdapterReport,
+    job: &AdapterJob<'_>,
+    mut held_out_records: Vec<B256>,
+    n_records: usize,
+) -> anyhow::Result<TrainingManifest> {
+    held_out_records.sort_unstable();
+    let source = datanets.manifest(version)?;
+    Ok(TrainingManifest {
+        format: TrainingManifest::FORMAT.to_owned(),
+        base: base.llama.hash(),
+        adapter: report.adapter_hash,
+        datanets: vec![DatanetUse {
+            name: source.name,
+            version: source.version,
+            manifest: version,
+            n_records: n_records as u64,
+        }],
+        held_out_records,
+        lora: job.lora.clone(),
+        options: report.options.clone(),
+        question_weight: job.question_weight,
+        steps: report.steps,
+        tokens: report.tokens,
+        held_out_before: report.held_out_before,
+        held_out_after: report.held_out_after,
+    })
+}
+
+/// Sketches the records that were trained on, and writes everything but the adapter.
+fn finish(
+    base: &Base,
+    manifest: &TrainingManifest,
+    datanet: &str,
+    name: &str,
+    records: &[&CommittedRecord],
+    report: &AdapterReport,
+    dir: &Path,
+) -> anyhow::Result<()> {
+    let inputs = record_inputs(base, records)?;
+    let progress = bar(inputs.len() as u64, &format!("sketch {name}"));
+    let sketches = sketch_records(
+        &base.llama,
+        &base.pool,
+        &report.adapter,
+        &inputs,
+        &sketch_options(),
+        &mut |done| {
+            progress.set_length(done.tokens_total);
+            progress.set_position(done.tokens);
+        },
+    )?;
+    progress.finish();
+
+    let manifest_bytes = manifest.to_bytes();
+    let map_bytes = sketches.map.to_bytes();
+    let description = Description {
+        name: name.to_owned(),
+        datanet: datanet.to_owned(),
+        base_hash: base.llama.hash(),
+        adapter_hash: report.adapter_hash,
+        manifest_hash: keccak256(&manifest_bytes),
+        sketch_root: sketches.index.root(),
+        sketch_map_hash: keccak256(&map_bytes),
+    };
+    let write = |file: &str, bytes: &[u8]| {
+        let path = dir.join(file);
+        write_atomic(&path, bytes).with_context(|| path.display().to_string())
+    };
+    write("manifest.json", &manifest_bytes)?;
+    write("sketches.bin", sketches.index.as_bytes())?;
+    write("sketch-map.bin", &map_bytes)?;
+    write("loss.csv", curve_csv(&report.curve).as_bytes())?;
+    write(
+        "loss.svg",
+        curve_svg(&format!("{name}: loss"), &report.curve).as_bytes(),
+    )?;
+    write("model.json", &serde_json::to_vec_pretty(&description)?)
+}
+
+/// How the records of the demo models are sketched.
+const fn sketch_options() -> SketchOptions {
+    let loss = LossRule {
+        question_weight: 1.0,
+        length: Length::Mean,
+    };
+    SketchOptions {
+        record_loss: loss,
+        query_loss: loss,
+        side: 16,
+        seed: 1,
+        fisher_samples: 1,
+        damping: 0.1,
+    }
+}
+
+/// Records as they are sketched.
+pub(crate) fn record_inputs(
+    base: &Base,
+    records: &[&CommittedRecord],
+) -> anyhow::Result<Vec<RecordInput>> {
+    let input = |record: &&CommittedRecord| {
+        let (tokens, answer_start) = base
+            .tokenizer
+            .record(&record.record.question, &record.record.answer)?;
+        Ok(RecordInput {
+            tokens,
+            answer_start,
+            hash: record.record_hash,
+            contributor: record.contributor_address,
+            cluster: record.cluster,
+        })
+    };
+    records.iter().map(input).collect()
+}
+
+/// Keeps what a receipt is checked against where anyone finds it by hash.
+///
+/// # Errors
+/// If the objects cannot be written.
+pub(crate) fn publish_objects(model: &TrainedModel, objects: &Objects) -> anyhow::Result<()> {
+    objects.put(model.manifest.clone())?;
+    objects.put(model.map.to_bytes())?;
+    Ok(())
+}
+
+/// The finished model folders below `models`, by name.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub(crate) fn model_folders(models: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    if !models.exists() {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for entry in fs::read_dir(models).with_context(|| models.display().to_string())? {
+        let path = entry?.path();
+        if path.join("model.json").exists() {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn read_limited(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let size_bytes = fs::metadata(path)
+        .with_context(|| path.display().to_string())?
+        .len();
+    ensure!(
+        size_bytes <= FILE_SIZE_BYTES_MAX,
+        "{} has {size_bytes} bytes, too many",
+        path.display()
+    );
+    fs::read(path).with_context(|| path.display().to_string())
+}
+
+/// Draws the progress of a training run.
+struct TrainingBar {
+    bar: ProgressBar,
+}
+
+impl Observer<LoraObjective<'_>> for TrainingBar {
+    fn on_step(&mut self, progress: &Progress) {
+        self.bar.set_length(progress.steps.into());
+        self.bar.set_position(progress.step.into());
+        let mut message = format!(
+            "loss {:.3} {:.0} tokens/s",
+            progress.loss, progress.tokens_per_s
+        );
+        if let Some(held_out) = progress.held_out {
+            message.push_str(&format!(" held out {held_out:.3}"));
+        }
+        self.bar.set_message(message);
+    }
+}

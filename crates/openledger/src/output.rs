@@ -1,0 +1,68 @@
+//! How results look to a person: money, tables, bars.
+
+use std::io::Write;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::Value;
+
+/// Where a command writes its result: stdout, and in tests a buffer.
+pub(crate) type Out<'a> = &'a mut dyn Write;
+
+/// `1234500000000000000` wei as `1.2345`, exactly.
+pub(crate) fn open(wei: u128) -> String {
+    let whole = wei / ol_types::WEI_PER_OPEN;
+    let fraction = format!("{:018}", wei % ol_types::WEI_PER_OPEN);
+    let fraction = fraction.trim_end_matches('0');
+    if fraction.is_empty() {
+        whole.to_string()
+    } else {
+        format!("{whole}.{fraction}")
+    }
+}
+
+/// A decimal string of wei in a JSON answer, as OPEN; `?` where there is none.
+pub(crate) fn open_of(value: &Value) -> String {
+    let wei = value.as_str().and_then(|digits| digits.parse().ok());
+    wei.map_or_else(|| "?".to_owned(), open)
+}
+
+/// Parts per billion of a JSON answer as a percentage with one decimal.
+pub(crate) fn percent_of(value: &Value) -> String {
+    let ppb = value
+        .as_u64()
+        .or_else(|| value.as_str()?.parse().ok())
+        .unwrap_or(0);
+    format!("{}.{} %", ppb / 10_000_000, ppb / 1_000_000 % 10)
+}
+
+/// A bar for work of known length, drawn on stderr where that is a terminal.
+pub(crate) fn bar(total: u64, what: &str) -> ProgressBar {
+    let style =
+        ProgressStyle::with_template("{prefix:<28} {bar:30} {pos:>6}/{len} {msg} eta {eta}")
+            .expect("a fixed template");
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(4));
+    bar.set_style(style);
+    bar.set_prefix(what.to_owned());
+    bar.enable_steady_tick(Duration::from_millis(500));
+    bar
+}
+
+/// Tells a person what is going on, on stderr.
+pub(crate) fn note(text: &str) {
+    // A closed stderr is no reason to stop.
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wei_are_shown_exactly() {
+        assert_eq!(open(0), "0");
+        assert_eq!(open(1), "0.000000000000000001");
+        assert_eq!(open(12_500_000_000_000_000_000), "12.5");
+        assert_eq!(open(ol_types::OPEN_CAP_WEI), "1000000000");
+    }
+}
