@@ -202,7 +202,30 @@ impl LlamaConfig {
         Ok(())
     }
 
+    /// Appends the fields in declared order, each as eight bytes (big-endian;
+    /// floats as the bits of an f64, flags as 0 or 1). For hashing: no JSON
+    /// writer's habits get in.
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        let sizes = [
+            self.vocab_size,
+            self.hidden_size,
+            self.intermediate_size,
+            self.num_hidden_layers,
+            self.num_attention_heads,
+            self.num_key_value_heads,
+            self.head_dim,
+        ];
+        out.extend(sizes.iter().flat_map(|s| (*s as u64).to_be_bytes()));
+        out.extend(f64::from(self.rms_norm_eps).to_be_bytes());
+        out.extend(self.rope_theta.to_be_bytes());
+        out.extend((self.max_position_embeddings as u64).to_be_bytes());
+        out.extend(u64::from(self.tie_word_embeddings).to_be_bytes());
+    }
+
     /// The text of a `config.json` that transformers reads too.
+    ///
+    /// # Panics
+    /// Never: every field is a number or a flag.
     #[must_use]
     pub fn to_json(&self) -> String {
         let mut value = serde_json::json!({

@@ -330,14 +330,15 @@ impl Llama {
         &self.layout
     }
 
-    /// keccak256 of the model's content: its configuration and its parameters
-    /// as little-endian f32 in flat order. What a 16-bit file stores is exact
+    /// keccak256 of the model's content: `openledger-model/1`, the fields of the
+    /// configuration as big-endian 64-bit words, its parameters as
+    /// little-endian f32 in flat order. What a 16-bit file stores is exact
     /// in f32, so everyone who loads the same files computes the same hash.
     #[must_use]
     pub fn hash(&self) -> B256 {
         *self.hash.get_or_init(|| {
-            let config = serde_json::to_value(&self.config).expect("a struct of numbers is JSON");
-            let mut bytes = format!("openledger-model/1\n{config}\n").into_bytes();
+            let mut bytes = b"openledger-model/1".to_vec();
+            self.config.encode(&mut bytes);
             bytes.extend(self.parameters().iter().flat_map(|p| p.to_le_bytes()));
             keccak256(&bytes)
         })

@@ -93,13 +93,14 @@ impl Projection {
     }
 }
 
-/// Shape of an adapter.
+/// Shape of an adapter. Fields are in alphabetical order, because manifests
+/// are hashed as JSON with sorted keys.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LoraConfig {
-    /// Inner width, 1 to [`MAX_RANK`].
-    pub rank: usize,
     /// The product is scaled by `alpha / rank`.
     pub alpha: f32,
+    /// Inner width, 1 to [`MAX_RANK`].
+    pub rank: usize,
     /// Layers that are adapted, in every block.
     pub target_modules: Vec<Projection>,
 }
@@ -352,21 +353,24 @@ impl Lora {
         self.config.alpha / self.config.rank as f32
     }
 
-    /// keccak256 of the adapter's content: its shape and its parameters as
-    /// little-endian f32 in flat order. Equal adapters have equal hashes
+    /// keccak256 of the adapter's content: `openledger-lora/1`, five sizes of the
+    /// model (layers, hidden, feed-forward, query, key-value), rank and alpha
+    /// (f64) as big-endian 64-bit words, one byte with a bit for each target,
+    /// the parameters as little-endian f32 in flat order. Equal adapters have equal hashes
     /// however their files are laid out.
     #[must_use]
     pub fn hash(&self) -> B256 {
         *self.hash.get_or_init(|| {
-            let shape = serde_json::json!({
-                "alpha": self.config.alpha,
-                "dims": self.dims,
-                "format": "openledger-lora/1",
-                "rank": self.config.rank,
-                "target_modules": self.config.target_modules,
-            });
-            let mut bytes = shape.to_string().into_bytes();
-            bytes.push(b'\n');
+            let mut bytes = b"openledger-lora/1".to_vec();
+            bytes.extend(self.dims.iter().flat_map(|d| (*d as u64).to_be_bytes()));
+            bytes.extend((self.config.rank as u64).to_be_bytes());
+            bytes.extend(f64::from(self.config.alpha).to_be_bytes());
+            bytes.push(
+                self.config
+                    .target_modules
+                    .iter()
+                    .fold(0, |set, p| set | 1 << *p as u8),
+            );
             bytes.extend(self.params.iter().flat_map(|p| p.to_le_bytes()));
             keccak256(&bytes)
         })
@@ -443,3 +447,6 @@ fn check(config: &LoraConfig) -> Result<(), LoraError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

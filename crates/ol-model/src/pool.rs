@@ -315,7 +315,6 @@ impl<'a, T> Parts<'a, T> {
     ///
     /// # Safety
     /// No two live results may overlap.
-    #[expect(clippy::mut_from_ref, reason = "the caller promises disjointness")]
     pub(crate) unsafe fn slice(&self, range: std::ops::Range<usize>) -> &'a mut [T] {
         assert!(
             range.start <= range.end && range.end <= self.len,

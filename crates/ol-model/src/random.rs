@@ -27,6 +27,9 @@ impl Random {
     }
 
     /// Uniform in `0..n` for `n > 0` (bias below 2^-32 for the sizes used).
+    ///
+    /// # Panics
+    /// Never: the result is below `n`.
     pub fn below(&mut self, n: usize) -> usize {
         usize::try_from((u128::from(self.next_u64()) * n as u128) >> 64)
             .expect("below n, which is a usize")

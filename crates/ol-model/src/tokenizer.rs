@@ -210,6 +210,9 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`TokenizerError`] when a file cannot be written.
+    ///
+    /// # Panics
+    /// Never: what it writes is plain JSON.
     pub fn save(&self, dir: &Path, max_tokens: usize) -> Result<(), TokenizerError> {
         let mut text = self
             .inner

@@ -41,31 +41,36 @@ mod hashes {
 /// One version of a datanet that was trained on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DatanetUse {
-    /// Name of the datanet.
-    pub name: String,
-    /// Its version.
-    pub version: u64,
     /// Id of the version's manifest.
     #[serde(with = "hash")]
     pub manifest: B256,
     /// Records trained on, those held out not counted.
     pub n_records: u64,
+    /// Name of the datanet.
+    pub name: String,
+    /// Its version.
+    pub version: u64,
 }
 
 /// The training manifest. Its id, the keccak256 of its bytes, goes on chain
-/// with the model.
+/// with the model. Fields are in alphabetical order, here and in every struct
+/// inside, so that the JSON written is the canonical one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TrainingManifest {
-    /// Format, `openledger-training/1`.
-    pub format: String,
-    /// Hash of the base model.
-    #[serde(with = "hash")]
-    pub base: B256,
     /// Content hash of the adapter.
     #[serde(with = "hash")]
     pub adapter: B256,
+    /// Hash of the base model.
+    #[serde(with = "hash")]
+    pub base: B256,
     /// Data, by name.
     pub datanets: Vec<DatanetUse>,
+    /// Format, `openledger-training/1`.
+    pub format: String,
+    /// Held-out loss with the adapter, nats a token.
+    pub held_out_after: f64,
+    /// Held-out loss of the base, nats a token.
+    pub held_out_before: f64,
     /// Hashes of the records held out, ascending.
     #[serde(with = "hashes")]
     pub held_out_records: Vec<B256>,
@@ -79,10 +84,6 @@ pub struct TrainingManifest {
     pub steps: u32,
     /// Tokens seen.
     pub tokens: u64,
-    /// Held-out loss of the base, nats a token.
-    pub held_out_before: f64,
-    /// Held-out loss with the adapter, nats a token.
-    pub held_out_after: f64,
 }
 
 impl TrainingManifest {
@@ -95,9 +96,7 @@ impl TrainingManifest {
     /// Never: every field is a number, a string or a list of those.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        // A JSON value keeps its keys sorted.
-        let value = serde_json::to_value(self).expect("numbers, strings and lists are JSON");
-        value.to_string().into_bytes()
+        serde_json::to_vec(self).expect("numbers, strings and lists are JSON")
     }
 
     /// keccak256 of [`TrainingManifest::to_bytes`].
@@ -126,6 +125,37 @@ impl TrainingManifest {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Whether the keys of every object in a JSON text without escapes ascend.
+    fn is_sorted(text: &str) -> bool {
+        let mut open: Vec<String> = Vec::new();
+        let mut string: Option<String> = None;
+        let mut last = String::new();
+        for c in text.chars() {
+            match (&mut string, c) {
+                (Some(s), '"') => last = std::mem::take(s),
+                (Some(s), c) => s.push(c),
+                (None, '{') => open.push(String::new()),
+                (None, '}') => drop(open.pop()),
+                (None, ':') => {
+                    let before = open.last_mut().unwrap();
+                    if *before >= last {
+                        return false;
+                    }
+                    before.clone_from(&last);
+                }
+                _ => {}
+            }
+            if c == '"' {
+                string = if string.is_some() {
+                    None
+                } else {
+                    Some(String::new())
+                };
+            }
+        }
+        true
+    }
 
     #[test]
     fn bytes_are_canonical_and_read_back() {
@@ -158,6 +188,10 @@ mod tests {
         assert_eq!(
             TrainingManifest::from_bytes(&bytes).unwrap().id(),
             manifest.id()
+        );
+        assert!(
+            is_sorted(&text) && !is_sorted(r#"{"b":1,"a":{}}"#),
+            "{text}"
         );
         let other = text.replace("openledger-training/1", "openledger-training/2");
         assert!(

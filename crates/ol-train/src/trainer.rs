@@ -12,27 +12,18 @@ use crate::adamw::AdamW;
 use crate::checkpoint::{self, CheckpointError, Position};
 use crate::curve::CurvePoint;
 
-/// How to train. Equal options, data and start give equal bytes.
+/// How to train. Equal options, data and start give equal bytes. Fields are in
+/// alphabetical order, because manifests are hashed as JSON with sorted keys.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TrainOptions {
-    /// Chooses the order of the sequences.
-    pub seed: u64,
-    /// Optimiser steps in all.
-    pub steps: u32,
     /// A batch is filled with whole sequences until it has this many tokens.
     pub batch_tokens: usize,
-    /// Highest learning rate.
-    pub learning_rate: f32,
-    /// The cosine ends at this fraction of the highest rate.
-    pub final_fraction: f32,
-    /// Steps of linear warm-up.
-    pub warmup_steps: u32,
-    /// Decoupled weight decay of matrices.
-    pub weight_decay: f32,
     /// Decay of the first moment.
     pub beta1: f32,
     /// Decay of the second moment.
     pub beta2: f32,
+    /// Steps between checkpoints, 0 for none.
+    pub checkpoint_every: u32,
     /// Longest gradient; longer ones are scaled down to it.
     pub clip_norm: f32,
     /// Steps between measurements of the held-out loss.
@@ -40,10 +31,20 @@ pub struct TrainOptions {
     /// Tokens of held-out text used for a measurement on the way (all of it
     /// at the end).
     pub evaluate_tokens: usize,
-    /// Steps between checkpoints, 0 for none.
-    pub checkpoint_every: u32,
+    /// The cosine ends at this fraction of the highest rate.
+    pub final_fraction: f32,
+    /// Highest learning rate.
+    pub learning_rate: f32,
     /// Stop after this many measurements in a row without a better one.
     pub patience: Option<u32>,
+    /// Chooses the order of the sequences.
+    pub seed: u64,
+    /// Optimiser steps in all.
+    pub steps: u32,
+    /// Steps of linear warm-up.
+    pub warmup_steps: u32,
+    /// Decoupled weight decay of matrices.
+    pub weight_decay: f32,
 }
 
 impl Default for TrainOptions {

@@ -496,14 +496,25 @@ unsafe fn block(isa: Isa, t: Tile) {
 /// # Safety
 /// As [`block`]; `out` holds `m * k` floats.
 unsafe fn pack_a(t: Tile, rows: usize, out: *mut f32) {
-    for kk in 0..t.k {
-        for i0 in (0..t.m).step_by(rows) {
-            let height = rows.min(t.m - i0);
-            // SAFETY: block i0 starts at i0 * k and has `height` rows.
-            let to = unsafe { out.add(i0 * t.k + kk * height) };
-            for i in 0..height {
-                // SAFETY: (i0 + i, kk) is inside A, `to + i` inside `out`.
-                unsafe { *to.add(i) = *t.a.add((i0 + i) * t.a_row + kk * t.a_col) };
+    for i0 in (0..t.m).step_by(rows) {
+        let height = rows.min(t.m - i0);
+        // SAFETY: block i0 starts at i0 * k and has k rows of `height`; its
+        // first element in A is (i0, 0).
+        let (to, from) = unsafe {
+            let to = std::slice::from_raw_parts_mut(out.add(i0 * t.k), height * t.k);
+            (to, t.a.add(i0 * t.a_row))
+        };
+        for (kk, to) in to.chunks_exact_mut(height).enumerate() {
+            // SAFETY: column kk is inside A.
+            let from = unsafe { from.add(kk * t.a_col) };
+            if t.a_row == 1 {
+                // SAFETY: `height` rows lie side by side from here.
+                to.copy_from_slice(unsafe { std::slice::from_raw_parts(from, height) });
+            } else {
+                for (i, to) in to.iter_mut().enumerate() {
+                    // SAFETY: (i0 + i, kk) is inside A.
+                    *to = unsafe { *from.add(i * t.a_row) };
+                }
             }
         }
     }

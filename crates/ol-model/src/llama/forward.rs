@@ -95,6 +95,10 @@ pub(super) fn columns(
 }
 
 /// Adds the adapters' products to `y`; keeps `scale x A^T` in `z` if given.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "one call a product, all of it needed"
+)]
 pub(super) fn add_adapters(
     pool: &Pool,
     config: &LlamaConfig,

@@ -57,7 +57,7 @@ fn tokens(n: usize, seed: u64) -> Vec<u32> {
 
 fn sequence(n: usize, seed: u64) -> Sequence {
     let mut random = Random::new(seed + 1000);
-    let mut weights: Vec<f32> = (0..n).map(|_| 0.25 + random.uniform() as f32).collect();
+    let mut weights: Vec<f32> = (0..n).map(|_| 0.75 + 0.1 * random.normal()).collect();
     if n > 4 {
         weights[3] = 0.0;
     }
@@ -421,6 +421,16 @@ fn files_round_trip_in_three_types() {
     }
 }
 
+/// That part of `n`.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a fraction of a length"
+)]
+fn part(fraction: f64, n: usize) -> usize {
+    (fraction * n as f64) as usize
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
@@ -431,7 +441,7 @@ proptest! {
         base.save(dir.path(), Dtype::F16).unwrap();
         let path = dir.path().join("model.safetensors");
         let bytes = std::fs::read(&path).unwrap();
-        let mut cut_off = bytes[..(cut * bytes.len() as f64) as usize].to_vec();
+        let mut cut_off = bytes[..part(cut, bytes.len())].to_vec();
         std::fs::write(&path, &cut_off).unwrap();
         prop_assert!(Llama::load(dir.path()).is_err());
         cut_off.resize(cut_off.len() + grow, byte);
@@ -439,7 +449,7 @@ proptest! {
         let _ = Llama::load(dir.path());
         let mut changed = bytes.clone();
         // Mostly the header, where structure lives.
-        let i = (at * at * at * (bytes.len() - 1) as f64) as usize;
+        let i = part(at * at * at, bytes.len() - 1);
         changed[i] = byte;
         std::fs::write(&path, &changed).unwrap();
         let _ = Llama::load(dir.path());
@@ -449,16 +459,16 @@ proptest! {
     fn hostile_adapters_are_errors(cut in 0.0_f64..1.0, at in 0.0_f64..1.0, byte: u8) {
         let lora = adapter(2, 1, &[Projection::Q, Projection::Down]);
         let (config, weights) = lora.to_bytes("base");
-        let n = (cut * weights.len() as f64) as usize;
+        let n = part(cut, weights.len());
         prop_assert!(Lora::from_bytes(&config, &weights[..n], &tiny(true)).is_err());
-        let n = (cut * config.len() as f64) as usize;
+        let n = part(cut, config.len());
         prop_assert!(Lora::from_bytes(&config[..n.min(config.len() - 3)], &weights, &tiny(true)).is_err());
         let mut changed = weights.clone();
-        let i = (at * at * at * (weights.len() - 1) as f64) as usize;
+        let i = part(at * at * at, weights.len() - 1);
         changed[i] = byte;
         let _ = Lora::from_bytes(&config, &changed, &tiny(true));
         let mut changed = config.clone();
-        let i = (at * (config.len() - 1) as f64) as usize;
+        let i = part(at, config.len() - 1);
         changed[i] = byte;
         let _ = Lora::from_bytes(&changed, &weights, &tiny(true));
     }

@@ -212,6 +212,9 @@ impl Lora {
     }
 
     /// The two files of the PEFT directory: configuration, weights (f32).
+    ///
+    /// # Panics
+    /// Never: what it writes has been checked before.
     #[must_use]
     pub fn to_bytes(&self, base_model: &str) -> (Vec<u8>, Vec<u8>) {
         let config = serde_json::json!({

@@ -129,7 +129,7 @@ fn a_checkpoint_of_another_run_or_a_damaged_one_is_refused() {
     let pool = Pool::new(1);
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("checkpoint.bin");
-    let mut go = |data: &[Sequence], options: &TrainOptions| {
+    let go = |data: &[Sequence], options: &TrainOptions| {
         let mut o = BaseObjective {
             model: Llama::random(config(), 3).unwrap(),
             pool: &pool,

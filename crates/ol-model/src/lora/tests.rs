@@ -1,0 +1,193 @@
+use super::*;
+use crate::weights::{Dtype, serialize};
+
+fn model() -> LlamaConfig {
+    LlamaConfig {
+        vocab_size: 20,
+        hidden_size: 8,
+        intermediate_size: 12,
+        num_hidden_layers: 2,
+        num_attention_heads: 2,
+        num_key_value_heads: 1,
+        head_dim: 4,
+        max_position_embeddings: 16,
+        ..LlamaConfig::default_base()
+    }
+}
+
+fn lora() -> Lora {
+    let config = LoraConfig {
+        rank: 2,
+        alpha: 4.0,
+        target_modules: vec![Projection::Down, Projection::K],
+    };
+    Lora::init(&model(), config, 7).unwrap()
+}
+
+#[test]
+fn blocks_cover_the_parameters_in_order() {
+    let lora = lora();
+    let mut at = 0;
+    for block in lora.blocks() {
+        assert_eq!(block.offset, at);
+        assert_eq!(
+            (block.range_a().start, block.range_a().end),
+            (at, block.range_b().start)
+        );
+        at = block.range_b().end;
+    }
+    assert_eq!(at, lora.n_params());
+    let order: Vec<(usize, Projection)> = lora
+        .blocks()
+        .iter()
+        .map(|b| (b.layer, b.projection))
+        .collect();
+    let (k, down) = (Projection::K, Projection::Down);
+    assert_eq!(order, [(0, k), (0, down), (1, k), (1, down)]);
+    assert_eq!(lora.blocks()[0].rows_a, (2, 8));
+    assert_eq!(lora.blocks()[0].rows_b, (4, 2));
+    assert!(
+        lora.parameters()[lora.blocks()[0].range_a()]
+            .iter()
+            .all(|a| *a != 0.0)
+    );
+    assert!(
+        lora.parameters()[lora.blocks()[0].range_b()]
+            .iter()
+            .all(|b| *b == 0.0)
+    );
+}
+
+#[test]
+fn the_hash_is_that_of_the_content() {
+    let lora = lora();
+    let (config, weights) = lora.to_bytes("some base");
+    let read = Lora::from_bytes(&config, &weights, &model()).unwrap();
+    assert_eq!(read.hash(), lora.hash());
+    assert_eq!(
+        Lora::from_bytes(&lora.to_bytes("other").0, &weights, &model())
+            .unwrap()
+            .hash(),
+        lora.hash()
+    );
+    let mut changed = lora.clone();
+    let mut params = lora.parameters().to_vec();
+    params[0] += 1.0;
+    changed.set_parameters(&params).unwrap();
+    assert_ne!(changed.hash(), lora.hash());
+    let config = LoraConfig {
+        alpha: 5.0,
+        ..lora.config().clone()
+    };
+    let scaled = Lora::from_parameters(&model(), config, lora.parameters().to_vec()).unwrap();
+    assert_ne!(scaled.hash(), lora.hash());
+}
+
+#[test]
+fn configurations_out_of_limits_are_refused_by_name() {
+    let (config, weights) = lora().to_bytes("b");
+    let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+    for (field, value, word) in [
+        ("r", serde_json::json!(257), "257"),
+        ("r", serde_json::json!(0), "rank 0"),
+        ("r", serde_json::json!(3), "expected (3, 8)"),
+        ("lora_alpha", serde_json::json!(0.0), "alpha"),
+        (
+            "target_modules",
+            serde_json::json!(["embed_tokens"]),
+            "embed_tokens",
+        ),
+        ("target_modules", serde_json::json!([]), "target"),
+        ("target_modules", serde_json::json!(".*proj"), "pattern"),
+        (
+            "target_modules",
+            serde_json::json!(["k_proj"]),
+            "does not belong",
+        ),
+        (
+            "target_modules",
+            serde_json::json!("all-linear"),
+            "is missing",
+        ),
+        ("peft_type", serde_json::json!("IA3"), "IA3"),
+        ("use_dora", serde_json::json!(true), "use_dora"),
+        ("use_rslora", serde_json::json!(true), "use_rslora"),
+        ("bias", serde_json::json!("all"), "bias"),
+        (
+            "modules_to_save",
+            serde_json::json!(["lm_head"]),
+            "modules_to_save",
+        ),
+        (
+            "rank_pattern",
+            serde_json::json!({"k_proj": 4}),
+            "rank_pattern",
+        ),
+    ] {
+        let mut bad = config.clone();
+        bad[field] = value;
+        let error = Lora::from_bytes(bad.to_string().as_bytes(), &weights, &model())
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(word), "{field}: {error}");
+    }
+}
+
+#[test]
+fn tensors_that_do_not_fit_are_refused_by_name() {
+    let lora = lora();
+    let (config, weights) = lora.to_bytes("b");
+    let wide = LlamaConfig {
+        hidden_size: 10,
+        ..model()
+    };
+    let error = Lora::from_bytes(&config, &weights, &wide)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("adapter_model.safetensors: tensor") && error.contains("lora_A"),
+        "{error}"
+    );
+    let deep = LlamaConfig {
+        num_hidden_layers: 3,
+        ..model()
+    };
+    let error = Lora::from_bytes(&config, &weights, &deep)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("layers.2.self_attn.k_proj.lora_A.weight: is missing"),
+        "{error}"
+    );
+    // One value that is not a number.
+    let one = LoraConfig {
+        rank: 1,
+        alpha: 1.0,
+        target_modules: vec![Projection::V],
+    };
+    let shallow = LlamaConfig {
+        num_hidden_layers: 1,
+        ..model()
+    };
+    let (config, _) = Lora::init(&shallow, one, 1).unwrap().to_bytes("b");
+    let name = |f| format!("base_model.model.model.layers.0.self_attn.v_proj.lora_{f}.weight");
+    let (a, b) = (name("A"), name("B"));
+    for bad in [f32::NAN, f32::INFINITY] {
+        let weights = serialize(
+            &[
+                (&a, &[1, 8], &[1.0; 8]),
+                (&b, &[4, 1], &[0.0, bad, 0.0, 0.0]),
+            ],
+            Dtype::F16,
+        );
+        let error = Lora::from_bytes(&config, &weights, &shallow)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("lora_B.weight: element 1"), "{error}");
+    }
+    assert!(matches!(
+        lora.clone()
+            .set_parameters(&vec![f32::NAN; lora.n_params()]),
+        Err(LoraError::Parameters { .. })
+    ));
+}
