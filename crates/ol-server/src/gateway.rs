@@ -33,7 +33,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub use self::chain::{Chain, ChainError, Model, Settled};
 pub use self::journal::{Journal, JournalError, PENDING_MAX, PendingReceipt};
 pub use self::keys::{ApiKeys, KEYS_MAX, KeysError, SecretKey};
-pub use self::receipts::{ReceiptError, ReceiptView, ShareView, SplitView};
+pub use self::receipts::{ReceiptError, ReceiptView, Receipts, ShareView, SplitView};
 pub use self::session::{Finished, Frame, Session, SessionError, hash_tokens};
 pub use self::settlement::Status;
 pub use self::sketch::AnswerSketcher;

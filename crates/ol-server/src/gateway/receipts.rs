@@ -152,9 +152,9 @@ pub enum ReceiptError {
     },
 }
 
-/// Reads receipts.
+/// Reads receipts: those of a running gateway, or of a folder that none runs on.
 #[derive(Debug)]
-pub(super) struct Receipts {
+pub struct Receipts {
     chain: Arc<Chain>,
     objects: Objects,
     journal: Journal,
@@ -162,7 +162,9 @@ pub(super) struct Receipts {
 }
 
 impl Receipts {
-    pub(super) fn new(chain: Arc<Chain>, objects: Objects, journal: Journal) -> Self {
+    /// Reads from a chain, the objects and the journal of a gateway.
+    #[must_use]
+    pub fn new(chain: Arc<Chain>, objects: Objects, journal: Journal) -> Self {
         Self {
             chain,
             objects,
@@ -171,8 +173,11 @@ impl Receipts {
         }
     }
 
-    /// The receipt with this id, wherever it is.
-    pub(super) fn get(&self, id: B256) -> Result<Option<ReceiptView>, ReceiptError> {
+    /// The receipt with this id, wherever it is; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`ReceiptError`].
+    pub fn get(&self, id: B256) -> Result<Option<ReceiptView>, ReceiptError> {
         let (pending, status) = if self.chain.settled_at(id)?.is_some() {
             // The objects follow the settlement; until then the journal has it.
             let pending = match self.journal.get(id)? {

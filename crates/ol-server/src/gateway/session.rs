@@ -220,7 +220,7 @@ impl Task {
             .fee_wei(tokens_in, tokens_out)
             .ok_or(SessionError::Account)?;
 
-        let _turn = gateway
+        let turn = gateway
             .sketches
             .acquire()
             .await
@@ -271,7 +271,7 @@ impl Task {
                 return Err(SessionError::Account);
             }
         };
-        drop(_turn);
+        drop(turn);
 
         // From here on the fee is owed, whatever happens.
         hold.shrink_to(fee_wei);
