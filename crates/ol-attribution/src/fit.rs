@@ -19,6 +19,13 @@
 //! keeps 97 % of the uncompressed quality, principal components of the
 //! whitened gradients 94 %.)
 //!
+//! What is paid are sums by contributor, so an error of such a sum counts, and
+//! not only the errors of single records: the error is measured in the metric
+//! `W = I + 1_c 1_cᵀ`, summed over contributors `c`, and the eigenvectors are
+//! those of `W^½ (Σ ŝ ŝᵀ) W^½`, mapped back by `W^-½`. With fewer than 128
+//! contributors their sums survive almost exactly, however many records there
+//! are.
+//!
 //! A randomised Hadamard rotation then spreads the energy evenly over the 128
 //! numbers, which makes one byte for each enough.
 //!
@@ -35,8 +42,11 @@ use crate::map::{CONTEXT_SIZE_BYTES_MAX, DIM_MAX, SketchMap, round_to_code};
 use crate::random::SplitMix;
 use crate::rows::Rows;
 
-/// Most records, and most Fisher samples, of one fit.
-pub const ROWS_MAX: usize = ol_poa::ENTRIES_MAX;
+/// Most records of one fit.
+pub const RECORDS_MAX: usize = ol_poa::ENTRIES_MAX;
+
+/// Most rows that the Fisher information is made of.
+pub const FISHER_ROWS_MAX: usize = 32 * ol_poa::ENTRIES_MAX;
 
 /// Columns of the rows that are widened to `f64` at a time.
 const COLUMNS_PER_BLOCK: usize = 512;
@@ -80,13 +90,20 @@ pub struct Fit {
 ///
 /// # Shapes and units
 /// - `records`: `[N, d]`, gradients of the records' losses.
-/// - `fisher`: `[S, d]`, gradients of losses with labels sampled from the model.
+/// - `fisher`: `[S, d]`, the rows whose mean outer product is `F`: gradients of
+///   losses with labels sampled from the model.
+/// - `groups`: `[N]`, the number of each record's contributor, below `N`.
 ///
 /// # Errors
 /// [`FitError`] if a size is out of range, numbers are not finite, or all
 /// gradients are zero.
-pub fn fit(records: &Rows, fisher: &Rows, options: &FitOptions) -> Result<Fit, FitError> {
-    check(records, fisher, options)?;
+pub fn fit(
+    records: &Rows,
+    fisher: &Rows,
+    groups: &[usize],
+    options: &FitOptions,
+) -> Result<Fit, FitError> {
+    check(records, fisher, groups, options)?;
     let trace = mean_square_norm(fisher);
     let lambda = options.damping * trace;
     if !(lambda.is_finite() && lambda > 0.0) {
@@ -94,7 +111,8 @@ pub fn fit(records: &Rows, fisher: &Rows, options: &FitOptions) -> Result<Fit, F
     }
     let system = System::new(records, fisher, lambda).ok_or(FitError::Degenerate)?;
 
-    let (kept, energy_kept) = subspace(&system, options.seed).ok_or(FitError::Degenerate)?;
+    let (kept, energy_kept) =
+        subspace(&system, &Metric::new(groups), options.seed).ok_or(FitError::Degenerate)?;
     let records = quantise_records(&kept.record_codes);
     let map = system.query_map(&kept.query_weights, options.context.clone());
     Ok(Fit {
@@ -105,9 +123,17 @@ pub fn fit(records: &Rows, fisher: &Rows, options: &FitOptions) -> Result<Fit, F
     })
 }
 
-fn check(records: &Rows, fisher: &Rows, options: &FitOptions) -> Result<(), FitError> {
-    for rows in [records, fisher] {
-        if rows.is_empty() || rows.len() > ROWS_MAX {
+fn check(
+    records: &Rows,
+    fisher: &Rows,
+    groups: &[usize],
+    options: &FitOptions,
+) -> Result<(), FitError> {
+    if groups.len() != records.len() || groups.iter().any(|&group| group >= records.len()) {
+        return Err(FitError::Groups);
+    }
+    for (rows, rows_max) in [(records, RECORDS_MAX), (fisher, FISHER_ROWS_MAX)] {
+        if rows.is_empty() || rows.len() > rows_max {
             return Err(FitError::Size { n_rows: rows.len() });
         }
         let is_finite = |row: &[f32]| row.iter().all(|x| x.is_finite());
@@ -131,7 +157,7 @@ fn mean_square_norm(rows: &Rows) -> f64 {
     total / count(rows.len())
 }
 
-/// A number of rows, at most [`ROWS_MAX`], as a factor.
+/// A number of rows, at most [`FISHER_ROWS_MAX`], as a factor.
 fn count(n: usize) -> f64 {
     f64::from(u32::try_from(n).expect("rows are limited"))
 }
@@ -250,9 +276,12 @@ struct Subspace {
     query_weights: Matrix,
 }
 
-fn subspace(system: &System<'_>, seed: u64) -> Option<(Subspace, f64)> {
+fn subspace(system: &System<'_>, metric: &Metric<'_>, seed: u64) -> Option<(Subspace, f64)> {
     let n = system.record_scores.rows();
-    let relative = with_unit_rows(&system.record_scores)?;
+    let mut relative = with_unit_rows(&system.record_scores)?;
+    for i in 0..n {
+        metric.apply_root(relative.row_mut(i), Side::Into);
+    }
     let spread = multiply(relative.view().t(), relative.view());
     let total: f64 = (0..n).map(|i| spread.at(i, i)).sum();
     let (values, vectors) = top_eigen(&spread, K, seed);
@@ -271,9 +300,13 @@ fn subspace(system: &System<'_>, seed: u64) -> Option<(Subspace, f64)> {
             break;
         }
         let balance = value.sqrt().sqrt();
-        for (i, &x) in vectors.row(direction).iter().enumerate() {
-            record_codes.row_mut(i)[direction] = x * balance;
-            query_weights.row_mut(i)[direction] = x / balance;
+        let mut weights = vectors.row(direction).to_vec();
+        let mut codes = weights.clone();
+        metric.apply_root(&mut weights, Side::Into);
+        metric.apply_root(&mut codes, Side::Back);
+        for i in 0..n {
+            record_codes.row_mut(i)[direction] = codes[i] * balance;
+            query_weights.row_mut(i)[direction] = weights[i] / balance;
         }
     }
     let rotation = rotation(seed);
@@ -282,6 +315,49 @@ fn subspace(system: &System<'_>, seed: u64) -> Option<(Subspace, f64)> {
         query_weights: multiply(query_weights.view(), rotation.view()),
     };
     Some((subspace, kept / total))
+}
+
+/// `W = I + Σ_c 1_c 1_cᵀ`: how much an error of the scores counts.
+struct Metric<'a> {
+    groups: &'a [usize],
+    /// Records of each group.
+    sizes: Vec<f64>,
+}
+
+/// Which root of the metric: `W^½` or `W^-½`.
+#[derive(Clone, Copy)]
+enum Side {
+    Into,
+    Back,
+}
+
+impl<'a> Metric<'a> {
+    fn new(groups: &'a [usize]) -> Self {
+        let mut sizes = vec![0.0; groups.iter().max().map_or(0, |&group| group + 1)];
+        for &group in groups {
+            sizes[group] += 1.0;
+        }
+        Self { groups, sizes }
+    }
+
+    /// On the records of a group of size `n`, `W` has the eigenvalue `1 + n`
+    /// along the vector of ones and 1 across it: so only the mean is scaled.
+    fn apply_root(&self, scores: &mut [f64], side: Side) {
+        let mut means = vec![0.0; self.sizes.len()];
+        for (&group, score) in self.groups.iter().zip(scores.iter()) {
+            means[group] += score / self.sizes[group];
+        }
+        for (mean, size) in means.iter_mut().zip(&self.sizes) {
+            let root = (1.0 + size).sqrt();
+            *mean *= match side {
+                Side::Into => root - 1.0,
+                Side::Back => 1.0 / root - 1.0,
+            };
+        }
+        for (&group, score) in self.groups.iter().zip(scores) {
+            *score += means[group];
+        }
+    }
 }
 
 /// The rows divided by their lengths; rows of zeros stay. `None` if a number is
@@ -358,7 +434,7 @@ fn quantise_records(codes: &Matrix) -> Vec<RecordSketch> {
 #[non_exhaustive]
 pub enum FitError {
     /// There are no rows, or too many.
-    #[error("{n_rows} rows; a fit takes 1 to {ROWS_MAX}")]
+    #[error("{n_rows} rows; a fit takes 1 to {RECORDS_MAX} records")]
     Size {
         /// How many there are.
         n_rows: usize,
@@ -372,6 +448,9 @@ pub enum FitError {
         /// Length of a Fisher sample's row.
         d_fisher: usize,
     },
+    /// There is not one group for each record, or its number is too high.
+    #[error("every record needs a group, numbered below the number of records")]
+    Groups,
     /// A gradient is infinite or not a number: the model or its input is broken.
     #[error("row {row} has a number that is not finite")]
     NotFinite {

@@ -9,12 +9,19 @@
 //! - [`rows`], [`mod@fit`], [`map`]: the method on plain gradient rows, of any
 //!   model.
 //! - [`reduce`]: shortens the gradient of LoRA factors before it is fitted.
+//! - [`method`], [`record`], [`query`]: the same for an adapter on a language
+//!   model: its records' sketches, and the sketch of an answer.
+//! - [`self_query`]: the acceptance measure.
 //!
 //! Synchronous and free of I/O.
 
 pub mod fit;
 mod linalg;
 pub mod map;
+pub mod method;
+pub mod query;
 mod random;
+pub mod record;
 pub mod reduce;
 pub mod rows;
+pub mod self_query;

@@ -34,6 +34,11 @@ fn options(damping: f64) -> FitOptions {
     }
 }
 
+/// Every record its own contributor.
+fn alone(n: usize) -> Vec<usize> {
+    (0..n).collect()
+}
+
 fn wide(rows: &Rows) -> Matrix {
     Matrix::from_fn(rows.len(), rows.dim(), |i, j| f64::from(rows.row(i)[j]))
 }
@@ -62,7 +67,7 @@ fn correlation(a: &[f64], b: &[f64]) -> f64 {
 /// The lowest correlation over queries between sketch scores and the oracle's.
 fn worst_correlation(n: usize, s: usize, d: usize) -> f64 {
     let (records, fisher, queries) = (random(n, d, 1), random(s, d, 2), random(20, d, 3));
-    let fit = fit(&records, &fisher, &options(0.01)).unwrap();
+    let fit = fit(&records, &fisher, &alone(n), &options(0.01)).unwrap();
     let exact = oracle(&records, &fisher, &queries, 0.01);
     queries
         .iter()
@@ -101,9 +106,59 @@ fn more_records_than_dimensions_keep_most() {
     assert!(worst > 0.8, "{worst}");
 }
 
+/// Sums of the scores by group, per query: `[Q, groups]`.
+fn nets(scores: impl Iterator<Item = f64>, groups: &[usize]) -> Vec<f64> {
+    let mut nets = vec![0.0; groups.iter().max().unwrap() + 1];
+    for (score, &group) in scores.zip(groups) {
+        nets[group] += score;
+    }
+    nets
+}
+
+#[test]
+fn nets_by_contributor_survive_where_single_scores_do_not() {
+    let (n, d, damping) = (600, 700, 1e-4);
+    let (records, queries) = (random(n, d, 1), random(20, d, 3));
+    let groups: Vec<usize> = (0..n).map(|i| i % 40).collect();
+    let exact = oracle(&records, &records, &queries, damping);
+    // How well the nets of the queries survive a fit under the given groups.
+    let worst = |fitted_for: &[usize]| {
+        let fit = fit(&records, &records, fitted_for, &options(damping)).unwrap();
+        let of_query = |(q, query): (usize, &[f32])| {
+            let sketch = fit.map.sketch(query).unwrap();
+            let score = |record: &super::RecordSketch| {
+                let products = record.codes.iter().zip(sketch.codes());
+                let dot: i32 = products.map(|(&a, &b)| i32::from(a) * i32::from(b)).sum();
+                f64::from(dot) * f64::from(record.scale)
+            };
+            let sketched = nets(fit.records.iter().map(score), &groups);
+            correlation(&sketched, &nets(exact.row(q).iter().copied(), &groups))
+        };
+        queries.iter().enumerate().map(of_query).fold(1.0, f64::min)
+    };
+    let (with, without) = (worst(&groups), worst(&alone(n)));
+    assert!(with > 0.98, "{with}");
+    assert!(without < with, "{without}");
+}
+
+#[test]
+fn groups_are_checked() {
+    let (records, fisher) = (random(5, 30, 1), random(6, 30, 2));
+    for groups in [vec![0; 4], vec![0; 6], vec![0, 1, 2, 3, 5]] {
+        let refused = fit(&records, &fisher, &groups, &options(0.1)).unwrap_err();
+        assert_eq!(refused, FitError::Groups);
+    }
+}
+
 #[test]
 fn the_largest_record_uses_the_whole_range() {
-    let fit = fit(&random(40, 30, 1), &random(50, 30, 2), &options(0.1)).unwrap();
+    let fit = fit(
+        &random(40, 30, 1),
+        &random(50, 30, 2),
+        &alone(40),
+        &options(0.1),
+    )
+    .unwrap();
     assert_eq!(fit.records.len(), 40);
     assert_eq!(fit.map.context(), b"c");
     assert!(fit.energy_kept > 0.999);
@@ -120,7 +175,7 @@ fn the_largest_record_uses_the_whole_range() {
 fn a_record_without_gradient_scores_nothing() {
     let mut records = random(5, 30, 1);
     records.push(&[0.0; 30]);
-    let fit = fit(&records, &random(50, 30, 2), &options(0.1)).unwrap();
+    let fit = fit(&records, &random(50, 30, 2), &alone(6), &options(0.1)).unwrap();
     assert_eq!(fit.records[5].codes, [0; K]);
 }
 
@@ -128,7 +183,11 @@ fn a_record_without_gradient_scores_nothing() {
 fn bad_input_is_refused() {
     let (records, fisher) = (random(5, 30, 1), random(6, 30, 2));
     let check = |records: &Rows, fisher: &Rows, options: &FitOptions, expected: FitError| {
-        assert_eq!(fit(records, fisher, options).unwrap_err(), expected);
+        let groups = alone(records.len());
+        assert_eq!(
+            fit(records, fisher, &groups, options).unwrap_err(),
+            expected
+        );
     };
     let o = options(0.1);
     check(&Rows::new(30), &fisher, &o, FitError::Size { n_rows: 0 });
