@@ -33,6 +33,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub use self::chain::{Chain, ChainError, Model, Settled};
 pub use self::journal::{Journal, JournalError, PENDING_MAX, PendingReceipt};
 pub use self::keys::{ApiKeys, KEYS_MAX, KeysError, SecretKey};
+pub use self::labels::Labels;
 pub use self::receipts::{ReceiptError, ReceiptView, Receipts, ShareView, SplitView};
 pub use self::session::{Finished, Frame, Session, SessionError, hash_tokens};
 pub use self::settlement::Status;
@@ -47,6 +48,7 @@ mod durable;
 mod holds;
 mod journal;
 mod keys;
+mod labels;
 mod receipts;
 mod session;
 mod settlement;
@@ -65,18 +67,21 @@ pub struct GatewayOptions {
     pub n_sketches_max: usize,
     /// How long a reply waits for its settlement before it says `pending`. Default 30 s.
     pub settle_wait: Duration,
+    /// Names shown in receipts. Default none.
+    pub labels: Arc<Labels>,
 }
 
 impl GatewayOptions {
     /// The defaults, with everything kept in `dir`.
     #[must_use]
-    pub const fn new(dir: PathBuf) -> Self {
+    pub fn new(dir: PathBuf) -> Self {
         Self {
             dir,
             max_tokens_default: 256,
             n_requests_max: 128,
             n_sketches_max: 1,
             settle_wait: Duration::from_secs(30),
+            labels: Arc::default(),
         }
     }
 }
@@ -242,7 +247,7 @@ struct Inner {
     settlement: Settlement,
     requests: Arc<Semaphore>,
     sketches: Arc<Semaphore>,
-    receipts: receipts::Receipts,
+    receipts: Receipts,
     is_stopping: AtomicBool,
     started_at_s: u64,
 }
@@ -299,7 +304,12 @@ impl Gateway {
         let inner = Inner {
             requests: Arc::new(Semaphore::new(options.n_requests_max)),
             sketches: Arc::new(Semaphore::new(options.n_sketches_max)),
-            receipts: receipts::Receipts::new(Arc::clone(&chain), objects, journal.clone()),
+            receipts: Receipts::new(
+                Arc::clone(&chain),
+                objects,
+                journal.clone(),
+                Arc::clone(&options.labels),
+            ),
             started_at_s: clock.unix_s(),
             options,
             chain,

@@ -15,7 +15,7 @@ use serde_json::Value;
 use tokio::runtime::Runtime;
 
 use crate::command::ask::get;
-use crate::command::datanet;
+use crate::command::datanet::{self, labels};
 use crate::instance::{Instance, Layout};
 use crate::registration::{DevRole, dev_signer};
 use crate::rpc::Rpc;
@@ -110,7 +110,8 @@ impl Chain {
                 // Nothing is settled here; reading needs no other key.
                 let chain = gateway::Chain::new(opened.node.clone(), dev_signer(DevRole::Operator));
                 let journal = Journal::open(&self.gateway_dir.join("pending"))?;
-                let receipts = Receipts::new(Arc::new(chain), self.objects()?, journal);
+                let labels = Arc::new(labels(&self.datanets()?)?);
+                let receipts = Receipts::new(Arc::new(chain), self.objects()?, journal, labels);
                 let view = receipts
                     .get(id)?
                     .with_context(|| format!("there is no receipt {id} here"))?;

@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail, ensure};
 use indicatif::ProgressBar;
 use ol_attribution::map::SketchMap;
-use ol_attribution::method::{Length, LossRule};
 use ol_attribution::record::{RecordInput, SketchOptions, sketch_records};
 use ol_datanet::{CommittedRecord, Datanets, cluster_owners};
 use ol_model::{Llama, Lora, LoraConfig, Pool, Tokenizer, write_atomic};
@@ -293,7 +292,7 @@ fn finish(
         &base.pool,
         &report.adapter,
         &inputs,
-        &sketch_options(),
+        &SketchOptions::default(),
         &mut |done| {
             progress.set_length(done.tokens_total);
             progress.set_position(done.tokens);
@@ -325,22 +324,6 @@ fn finish(
         curve_svg(&format!("{name}: loss"), &report.curve).as_bytes(),
     )?;
     write("model.json", &serde_json::to_vec_pretty(&description)?)
-}
-
-/// How the records of the demo models are sketched.
-const fn sketch_options() -> SketchOptions {
-    let loss = LossRule {
-        question_weight: 1.0,
-        length: Length::Mean,
-    };
-    SketchOptions {
-        record_loss: loss,
-        query_loss: loss,
-        side: 16,
-        seed: 1,
-        fisher_samples: 1,
-        damping: 0.1,
-    }
 }
 
 /// Records as they are sketched.

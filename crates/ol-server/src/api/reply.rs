@@ -246,6 +246,7 @@ fn payment(receipt: &ReceiptView) -> Value {
         .map(|share| {
             json!({
                 "contributor": share.contributor,
+                "address": share.address,
                 "score": share.score,
                 "share_ppb": share.share_ppb,
                 "paid_wei": share.paid_wei,

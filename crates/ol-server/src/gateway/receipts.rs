@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::chain::{Chain, ChainError, Model, Settled};
 use super::journal::{Journal, JournalError, PendingReceipt};
+use super::labels::Labels;
 use super::settlement::{Status, chain_of};
 use crate::verify::{self, Difference, Payout};
 
@@ -101,17 +102,22 @@ pub struct SplitView {
 /// One contributor's share.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ShareView {
-    /// Who is paid.
-    pub contributor: Address,
+    /// Who is paid: the name by which the datanet knows the contributor, or the
+    /// address where no name is known.
+    pub contributor: String,
+    /// The address that is paid.
+    pub address: Address,
     /// Net score above the null threshold.
     pub score: String,
     /// Part of all scores, in billionths, rounded down.
     pub share_ppb: u32,
     /// The payment.
     pub paid_wei: String,
-    /// Hashes of the contributor's records that moved the answer most, the
-    /// strongest first; at most 16.
-    pub records: Vec<B256>,
+    /// The contributor's records that moved the answer most, the strongest
+    /// first, at most 16: by the contributor's own name for them, or by hash.
+    pub records: Vec<String>,
+    /// Hashes of the same records.
+    pub record_hashes: Vec<B256>,
 }
 
 /// Why a receipt cannot be shown.
@@ -158,17 +164,19 @@ pub struct Receipts {
     chain: Arc<Chain>,
     objects: Objects,
     journal: Journal,
+    labels: Arc<Labels>,
     indexes: Mutex<BTreeMap<B256, Arc<Index>>>,
 }
 
 impl Receipts {
     /// Reads from a chain, the objects and the journal of a gateway.
     #[must_use]
-    pub fn new(chain: Arc<Chain>, objects: Objects, journal: Journal) -> Self {
+    pub fn new(chain: Arc<Chain>, objects: Objects, journal: Journal, labels: Arc<Labels>) -> Self {
         Self {
             chain,
             objects,
             journal,
+            labels,
             indexes: Mutex::default(),
         }
     }
@@ -238,7 +246,7 @@ impl Receipts {
         };
         let mut view = bare(pending, status);
         fill(&mut view, model, &payout, settled.as_ref());
-        view.shares = shares(&payout, &index, query);
+        view.shares = shares(&payout, &index, query, &self.labels);
         Ok(view)
     }
 
@@ -311,7 +319,7 @@ fn fill(view: &mut ReceiptView, model: Model, payout: &Payout, settled: Option<&
 }
 
 /// The contributors, the heaviest first, each with the records that count most.
-fn shares(payout: &Payout, index: &Index, query: &QuerySketch) -> Vec<ShareView> {
+fn shares(payout: &Payout, index: &Index, query: &QuerySketch, labels: &Labels) -> Vec<ShareView> {
     let mut records: BTreeMap<Address, Vec<(i64, B256)>> = BTreeMap::new();
     for (entry, score) in index.entries().zip(index.scores(query)) {
         if score > 0 {
@@ -331,17 +339,20 @@ fn shares(payout: &Payout, index: &Index, query: &QuerySketch) -> Vec<ShareView>
     let share = |credit: Credit| {
         let mut records = records.remove(&credit.contributor).unwrap_or_default();
         records.sort_by_key(|&(score, record)| (std::cmp::Reverse(score), record));
+        records.truncate(RECORDS_MAX);
+        let record_hashes: Vec<B256> = records.into_iter().map(|(_, record)| record).collect();
         let share_ppb = u128::from(credit.weight) * 1_000_000_000 / total.max(1);
         ShareView {
-            contributor: credit.contributor,
+            contributor: labels.contributor(credit.contributor),
+            address: credit.contributor,
             score: credit.weight.to_string(),
             share_ppb: u32::try_from(share_ppb).expect("a part is at most the whole"),
             paid_wei: credit.amount_wei.to_string(),
-            records: records
-                .into_iter()
-                .take(RECORDS_MAX)
-                .map(|(_, record)| record)
+            records: record_hashes
+                .iter()
+                .map(|&record| labels.record(record))
                 .collect(),
+            record_hashes,
         }
     };
     credits.into_iter().map(share).collect()

@@ -10,6 +10,7 @@ use alloy_signer_local::PrivateKeySigner;
 use anyhow::Context;
 use ol_datanet::{AddOptions, AddReport, Datanets, Summary};
 use ol_runtime::DataDir;
+use ol_server::gateway::Labels;
 use serde_json::{Value, json};
 
 use crate::cli::DatanetCommand;
@@ -62,6 +63,23 @@ pub(crate) fn open(data: &DataDir) -> anyhow::Result<Datanets> {
         data.objects()?,
         Arc::new(data.heads("datanets")?),
     ))
+}
+
+/// The names of all contributors and records.
+pub(crate) fn labels(datanets: &Datanets) -> anyhow::Result<Labels> {
+    let mut labels = Labels::default();
+    for name in datanets.list()? {
+        let Some(head) = datanets.head(&name)? else {
+            continue;
+        };
+        for committed in datanets.records(head)? {
+            labels.name_contributor(committed.contributor_address, &committed.record.contributor);
+            if !committed.record.id.is_empty() {
+                labels.name_record(committed.record_hash, &committed.record.id);
+            }
+        }
+    }
+    Ok(labels)
 }
 
 /// The account that a contributor known only by name is paid on: the one of

@@ -274,7 +274,11 @@ fn start_gateway(
         .collect::<anyhow::Result<_>>()?;
     let chain = Chain::new(node, dev_signer(DevRole::Operator));
     let clock = Arc::new(SystemClock::new());
-    let options = GatewayOptions::new(layout.gateway());
+    let labels = Arc::new(datanet::labels(&datanet::open(data)?)?);
+    let options = GatewayOptions {
+        labels,
+        ..GatewayOptions::new(layout.gateway())
+    };
     Ok(Gateway::start(
         options,
         chain,
