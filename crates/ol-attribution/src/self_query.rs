@@ -98,7 +98,8 @@ pub fn greedy_answer(
 }
 
 /// Asks the questions of sampled records, sketches the model's own greedy
-/// answers and counts whom they pay.
+/// answers and counts whom they pay. Records whose question leaves no room for
+/// an answer in the model's context cannot be asked and are passed over.
 ///
 /// # Errors
 /// [`QueryError`] if a record does not fit the model, or the sketcher is for
@@ -116,7 +117,9 @@ pub fn evaluate_self_query(
     for entry in index.entries() {
         *count_by_contributor.entry(entry.contributor()).or_default() += 1;
     }
-    let mut order: Vec<&RecordInput> = records.iter().collect();
+    let context = model.config().max_position_embeddings;
+    let can_be_asked = |record: &&RecordInput| record.answer_start < context;
+    let mut order: Vec<&RecordInput> = records.iter().filter(can_be_asked).collect();
     Random::new(options.seed).shuffle(&mut order);
     order.truncate(options.n_samples);
 
