@@ -7,6 +7,7 @@ use ol_model::{
     WeightsError,
 };
 use ol_runtime::Clock;
+use ol_types::B256;
 use thiserror::Error;
 
 use crate::corpus::Corpus;
@@ -89,6 +90,8 @@ pub struct BaseJob<'a> {
 /// What the training of a base model came to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BaseReport {
+    /// Content hash of the model as its files hold it.
+    pub hash: B256,
     /// Steps done.
     pub steps: u32,
     /// Tokens seen, repeats counted.
@@ -170,6 +173,7 @@ pub fn train_base<'p>(
     }
     let count = |seqs: &[Sequence]| seqs.iter().map(|s| s.tokens.len() as u64).sum();
     Ok(BaseReport {
+        hash: read.model.hash(),
         steps: outcome.steps,
         tokens: outcome.tokens,
         tokens_per_epoch: count(&training),

@@ -28,8 +28,8 @@ pub struct TrainOptions {
     pub clip_norm: f32,
     /// Steps between measurements of the held-out loss.
     pub evaluate_every: u32,
-    /// Tokens of held-out text used for a measurement on the way (all of it
-    /// at the end).
+    /// Tokens of held-out text used for a point of the curve; the loss of the
+    /// outcome is measured on all of it.
     pub evaluate_tokens: usize,
     /// The cosine ends at this fraction of the highest rate.
     pub final_fraction: f32,
@@ -361,7 +361,7 @@ pub fn train<O: Objective>(
         let last = at.step == options.steps;
         let mut measured = None;
         if last || at.step.is_multiple_of(options.evaluate_every) {
-            let value = mean_loss(objective, if last { held_out } else { sample })?;
+            let value = mean_loss(objective, sample)?;
             measured = Some(value);
             at.curve.push(CurvePoint {
                 step: at.step,

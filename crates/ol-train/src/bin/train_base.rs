@@ -125,12 +125,13 @@ fn run() -> Result<(), String> {
     write("loss.csv", curve_csv(&report.curve))?;
     write("loss.svg", curve_svg("Default base: loss", &report.curve))?;
     println!(
-        "{} steps, {} tokens seen ({} an epoch), held-out loss {:.4} on {} tokens",
+        "{} steps, {} tokens seen ({} an epoch), held-out loss {:.4} on {} tokens, hash {}",
         report.steps,
         report.tokens,
         report.tokens_per_epoch,
         report.held_out,
-        report.held_out_tokens
+        report.held_out_tokens,
+        report.hash
     );
     Ok(())
 }
