@@ -20,7 +20,7 @@ use ol_train::{
 use ol_types::{B256, keccak256};
 use serde::{Deserialize, Serialize};
 
-use crate::output::bar;
+use crate::output::{bar, note};
 
 /// The files of a finished model folder; the description is written last.
 pub(crate) const MODEL_FILES: [&str; 6] = [
@@ -52,8 +52,8 @@ impl Default for Recipe {
     fn default() -> Self {
         Self {
             rank: 8,
-            epochs: 12.0,
-            learning_rate: 4e-3,
+            epochs: 6.0,
+            learning_rate: 3e-3,
             seed: 1,
         }
     }
@@ -402,6 +402,14 @@ impl Observer<LoraObjective<'_>> for TrainingBar {
         );
         if let Some(held_out) = progress.held_out {
             message.push_str(&format!(" held out {held_out:.3}"));
+        }
+        // In a log file there is no bar: a line for each tenth of the work.
+        if self.bar.is_hidden() && progress.step.is_multiple_of(progress.steps.div_ceil(10)) {
+            let (step, steps, eta_s) = (progress.step, progress.steps, progress.eta_s);
+            note(&format!(
+                "{}: step {step} of {steps}, {message}, {eta_s:.0} s left",
+                self.bar.prefix()
+            ));
         }
         self.bar.set_message(message);
     }
