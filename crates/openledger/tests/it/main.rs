@@ -1,6 +1,8 @@
 //! The binary as a user meets it: whole instances in fresh folders, spoken to
 //! over HTTP and the command line.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod harness;
 mod refusals;
 mod the_loop;

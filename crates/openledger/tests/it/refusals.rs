@@ -9,6 +9,9 @@ use serde_json::json;
 
 use crate::harness::{Up, openledger, refused};
 
+/// Starts on free ports.
+const UP: [&str; 5] = ["up", "--rpc-port", "0", "--api-port", "0"];
+
 #[test]
 fn folders_and_ports_that_cannot_be_used_are_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -118,4 +121,27 @@ fn bad_requests_are_refused_and_cost_nothing() {
         "nothing was settled"
     );
     up.stop();
+
+    // Damage to what is kept is named, never served.
+    for file in [
+        "models/legal/adapter_model.safetensors",
+        "models/legal/sketch-map.bin",
+        "models/legal/manifest.json",
+        "base/model.safetensors",
+    ] {
+        check_damage_is_named(&dir, file);
+    }
+    fs::write(dir.join("chain/mdbx.dat"), vec![0xa5; 1 << 16]).unwrap();
+    refused(&dir, &UP, "could not open the chain");
+}
+
+/// With one byte changed in the middle, a file is refused by its name.
+fn check_damage_is_named(dir: &Path, file: &str) {
+    let path = dir.join(file);
+    let good = fs::read(&path).unwrap();
+    let mut bad = good.clone();
+    bad[good.len() / 2] ^= 1;
+    fs::write(&path, bad).unwrap();
+    refused(dir, &UP, file);
+    fs::write(&path, good).unwrap();
 }
