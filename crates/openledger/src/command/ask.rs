@@ -41,7 +41,8 @@ pub(crate) fn run(layout: &Layout, args: &AskArgs, json: bool, out: Out<'_>) -> 
         &format!("{}/v1/chat/completions", instance.api),
         &key,
         &body,
-    )?;
+    )
+    .with_context(|| format!("could not ask {}", args.model))?;
     if json {
         writeln!(out, "{}", serde_json::to_string_pretty(&reply)?)?;
         return Ok(());
@@ -151,7 +152,7 @@ pub(crate) fn show_payment(payment: &Value, out: Out<'_>) -> anyhow::Result<()> 
             .collect();
         writeln!(
             out,
-            "    {:<42}{:>8} {:>22} OPEN  {}",
+            "    {:<54}{:>8} {:>22} OPEN  {}",
             share["contributor"].as_str().unwrap_or("?"),
             percent_of(&share["share_ppb"]),
             open_of(&share["paid_wei"]),
