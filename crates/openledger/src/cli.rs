@@ -146,11 +146,11 @@ pub(crate) struct TrainArgs {
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) rank: u16,
     /// Passes over the records
-    #[arg(long)]
-    pub(crate) epochs: Option<u32>,
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) epochs: u16,
     /// Highest learning rate of the schedule
-    #[arg(long)]
-    pub(crate) learning_rate: Option<f32>,
+    #[arg(long, default_value_t = 0.003)]
+    pub(crate) learning_rate: f32,
     /// Seed of initialisation and shuffling
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,

@@ -23,11 +23,10 @@ pub(crate) fn run(
     let datanets = datanet::open(&data)?;
     assets::install_base(&layout.base())?;
     let base = Base::load(&layout.base(), args.threads)?;
-    let defaults = Recipe::default();
     let recipe = Recipe {
         rank: args.rank.into(),
-        epochs: args.epochs.map_or(defaults.epochs, f64::from),
-        learning_rate: args.learning_rate.unwrap_or(defaults.learning_rate),
+        epochs: args.epochs.into(),
+        learning_rate: args.learning_rate,
         seed: args.seed,
     };
     ensure!(

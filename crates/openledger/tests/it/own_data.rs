@@ -1,0 +1,86 @@
+//! Goal: a user's own records become a datanet, a model and payments, by the
+//! command line alone. Method: forty records of the demo under a new name.
+
+use std::fs;
+use std::io::Read;
+
+use crate::harness::{Up, refused, run_json, wei};
+
+/// The first records of the demo's legal datanet, as a file of a user's.
+fn records() -> String {
+    let packed = include_bytes!("../../../../assets/datanets/legal.jsonl.xz");
+    let mut text = String::new();
+    xz2::read::XzDecoder::new(packed.as_slice())
+        .read_to_string(&mut text)
+        .unwrap();
+    text.lines()
+        .take(40)
+        .map(|line| format!("{line}\n"))
+        .collect()
+}
+
+#[test]
+fn a_users_own_datanet_becomes_a_model_that_pays() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("data");
+    let file = folder.path().join("records.jsonl");
+    fs::write(&file, records() + "{\"question\":\"no answer\"}\n").unwrap();
+    let file = file.to_str().unwrap();
+
+    refused(&dir, &["datanet", "add", "clauses", file], "no datanet");
+    run_json(&dir, &["datanet", "create", "clauses"]);
+    refused(&dir, &["datanet", "create", "clauses"], "clauses");
+    refused(&dir, &["datanet", "create", "Not A Name"], "Not A Name");
+    refused(&dir, &["train", "--datanet", "clauses"], "has no records");
+    let added = run_json(&dir, &["datanet", "add", "clauses", file]);
+    assert_eq!(added["accepted"], 40);
+    assert_eq!(added["rejected"][0]["line"], 41);
+    let again = run_json(&dir, &["datanet", "add", "clauses", file]);
+    assert!(
+        again["version"].is_null(),
+        "nothing new makes no version: {again}"
+    );
+
+    let trained = run_json(&dir, &["train", "--datanet", "clauses", "--epochs", "3"]);
+    let (before, after) = (&trained["held_out_before"], &trained["held_out_after"]);
+    assert!(
+        after.as_f64().unwrap() < before.as_f64().unwrap(),
+        "{trained}"
+    );
+
+    let up = Up::start(&dir);
+    let shown = run_json(&dir, &["datanet", "show", "clauses"]);
+    let contributors: Vec<&str> = shown["contributors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|c| c["contributor"].as_str().unwrap())
+        .collect();
+    let reply = up.ask(
+        "clauses",
+        "Does the clause limit what may be done with confidential information?",
+    );
+    let share = &reply["openledger"]["shares"][0];
+    assert!(
+        contributors.contains(&share["contributor"].as_str().unwrap()),
+        "{reply}"
+    );
+    let id = reply["openledger"]["receipt_id"].as_str().unwrap();
+    assert_eq!(
+        run_json(&dir, &["receipt", "verify", id])["verdict"],
+        "match"
+    );
+
+    // What was credited can be claimed, once.
+    let contributor = share["contributor"].as_str().unwrap();
+    let claimed = run_json(&dir, &["earnings", "claim", contributor]);
+    assert_eq!(wei(&claimed["claimed_wei"]), wei(&share["paid_wei"]));
+    assert_eq!(claimed["balance_wei"], claimed["claimed_wei"]);
+    refused(
+        &dir,
+        &["earnings", "claim", contributor],
+        "nothing to claim",
+    );
+    refused(&dir, &["train", "--datanet", "clauses"], "in use");
+    up.stop();
+}
