@@ -96,10 +96,28 @@ pub(crate) enum ReceiptCommand {
         id: String,
     },
     /// Recompute scores and shares from objects and chain alone; fails where they differ
-    Verify {
-        /// Id of the receipt: 0x and 64 hexadecimal digits
-        id: String,
-    },
+    ///
+    /// With --question, the answer and its query sketch are computed again too: so
+    /// the payer, who knows the question, needs to take nobody's word for anything.
+    Verify(VerifyArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// Id of the receipt: 0x and 64 hexadecimal digits
+    pub(crate) id: String,
+    /// The question that was asked, to answer it again
+    #[arg(long)]
+    pub(crate) question: Option<String>,
+    /// Temperature it was asked with
+    #[arg(long, default_value_t = 0.0, requires = "question")]
+    pub(crate) temperature: f32,
+    /// Nucleus it was asked with
+    #[arg(long, default_value_t = 1.0, requires = "question")]
+    pub(crate) top_p: f32,
+    /// Seed it was asked with
+    #[arg(long, default_value_t = 0, requires = "question")]
+    pub(crate) seed: u64,
 }
 
 #[derive(Debug, Subcommand)]

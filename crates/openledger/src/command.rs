@@ -4,6 +4,7 @@ pub(crate) mod ask;
 pub(crate) mod datanet;
 pub(crate) mod earnings;
 pub(crate) mod receipt;
+pub(crate) mod rerun;
 pub(crate) mod self_query;
 pub(crate) mod train;
 pub(crate) mod up;

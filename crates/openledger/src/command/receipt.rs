@@ -17,6 +17,7 @@ use crate::chain::Chain;
 use crate::cli::ReceiptCommand;
 use crate::command::ask::show_payment;
 use crate::command::datanet::{parse_id, print};
+use crate::command::rerun::rerun;
 use crate::instance::Layout;
 use crate::output::Out;
 use crate::rpc::Rpc;
@@ -49,18 +50,24 @@ pub(crate) fn run(
                 show_payment(&value, out).map_err(std::io::Error::other)
             })
         }
-        ReceiptCommand::Verify { id } => {
-            let id = parse_id(id)?;
+        ReceiptCommand::Verify(args) => {
+            let id = parse_id(&args.id)?;
             let chain = Chain::open(layout)?;
             let found = collect(&chain, id)?;
             let payout = found.verify(id)?;
             found.verify_training(&chain)?;
+            let question = args.question.as_deref();
+            let answer = question
+                .map(|question| rerun(layout, &found.receipt, question, args))
+                .transpose()
+                .with_context(|| format!("receipt {id} does not match"))?;
             let value = json!({
                 "id": id,
                 "verdict": "match",
                 "fee_wei": payout.fee_wei.to_string(),
                 "n_contributors": payout.credits.len(),
                 "n_records": found.index.len(),
+                "answer": answer,
                 "tx_hash": found.tx_hash,
                 "block": found.block,
             });
@@ -73,7 +80,16 @@ pub(crate) fn run(
                     payout.credits.len(),
                     payout.fee_wei,
                     found.block
-                )
+                )?;
+                match &answer {
+                    Some(answer) => {
+                        writeln!(out, "Answered again, to the same query sketch: {answer}")
+                    }
+                    None => writeln!(
+                        out,
+                        "The answer itself was not computed again; who knows the question can, with --question."
+                    ),
+                }
             })
         }
     }

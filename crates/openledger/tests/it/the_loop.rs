@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Up, check_refusal, run, run_json, wei};
+use crate::harness::{Up, check_refusal, refused, run, run_json, wei};
 
 const MODELS: [&str; 3] = ["healthcare", "legal", "defi-exploits"];
 
@@ -53,9 +53,15 @@ fn the_loop_pays_contributors_and_anyone_can_check_it() {
         assert_eq!(receipt["tokens_in"], reply["usage"]["prompt_tokens"]);
         assert_eq!(receipt["tokens_out"], reply["usage"]["completion_tokens"]);
         fees_wei += wei(&receipt["fee_wei"]);
-        assert_eq!(
-            run_json(&dir, &["receipt", "verify", &id])["verdict"],
-            "match"
+        // Another process answers again and gets the same tokens and sketch.
+        let again = run_json(&dir, &["receipt", "verify", &id, "--question", question]);
+        assert_eq!(again["verdict"], "match");
+        let answer = &reply["choices"][0]["message"]["content"];
+        assert_eq!(&again["answer"], answer);
+        refused(
+            &dir,
+            &["receipt", "verify", &id, "--question", "Another?"],
+            "prompt differs",
         );
         receipts.push(id);
     }

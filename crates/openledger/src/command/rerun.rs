@@ -1,0 +1,99 @@
+//! Answering a question again, to check what the operator of a gateway says.
+//!
+//! The chain recomputes prices, splits, scores and shares; that the answer, and
+//! so its query sketch, came from this prompt and this adapter is the operator's
+//! word. The engine gives the same bits on every machine, so whoever knows the
+//! question and the sampling can take the operator at it.
+
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
+use ol_attribution::query::QuerySketcher;
+use ol_model::{ChatMessage, Role};
+use ol_serve::{EngineHandle, EngineOptions, GenerateRequest, Sampling};
+use ol_server::gateway::hash_tokens;
+use ol_types::Receipt;
+
+use crate::cli::VerifyArgs;
+use crate::factory::{Base, TrainedModel, model_folders};
+use crate::instance::Layout;
+
+/// Answers the question as the receipt's model does, and compares prompt, answer
+/// and query sketch with what the receipt commits to. Returns the answer.
+///
+/// # Errors
+/// If the model is not in this folder, or anything differs, by name.
+pub(crate) fn rerun(
+    layout: &Layout,
+    receipt: &Receipt,
+    question: &str,
+    args: &VerifyArgs,
+) -> anyhow::Result<String> {
+    let base = Base::load(&layout.base(), None)?;
+    let model = find_model(layout, &base, receipt)?;
+    let message = ChatMessage {
+        role: Role::User,
+        content: question.to_owned(),
+    };
+    let prompt_tokens = base.tokenizer.chat(&[message])?;
+    let is_prompt = hash_tokens(&prompt_tokens) == receipt.prompt_hash;
+    ensure!(
+        is_prompt,
+        "prompt differs: the receipt is for another question"
+    );
+
+    let n_threads = base.pool.threads();
+    let (llama, tokenizer) = (Arc::new(base.llama), Arc::new(base.tokenizer));
+    let adapter = Arc::new(model.adapter);
+    let engine = EngineHandle::start(
+        Arc::clone(&llama),
+        tokenizer,
+        n_threads,
+        EngineOptions::default(),
+    )?;
+    let answer = engine.submit(GenerateRequest {
+        prompt_tokens: prompt_tokens.clone(),
+        adapter: Some(Arc::clone(&adapter)),
+        sampling: Sampling {
+            temperature: args.temperature,
+            top_p: args.top_p,
+            seed: args.seed,
+        },
+        // An answer that ended before its limit ends there again.
+        max_tokens: usize::try_from(receipt.tokens_out.max(1))?,
+        stop: Vec::new(),
+    })?;
+    let (text, completion) = answer.blocking_collect()?;
+    engine.shutdown();
+    let is_answer = hash_tokens(&completion.token_ids) == receipt.response_hash;
+    ensure!(
+        is_answer,
+        "answer differs: model and sampling give {text:?}; were --temperature, --top-p and --seed the same?"
+    );
+
+    let sketcher = QuerySketcher::new(model.map, &llama, &adapter)?;
+    let query = sketcher.sketch(
+        &llama,
+        &base.pool,
+        &adapter,
+        &prompt_tokens,
+        &completion.token_ids,
+    )?;
+    let (recomputed, found) = (query.hash(), receipt.query_hash);
+    ensure!(
+        recomputed == found,
+        "query sketch differs: recomputed {recomputed}, found {found}"
+    );
+    Ok(text)
+}
+
+fn find_model(layout: &Layout, base: &Base, receipt: &Receipt) -> anyhow::Result<TrainedModel> {
+    for folder in model_folders(&layout.models())? {
+        let model = TrainedModel::load(&folder, &base.llama)?;
+        if model.description.adapter_hash == receipt.adapter_hash {
+            return Ok(model);
+        }
+    }
+    let adapter = receipt.adapter_hash;
+    None.with_context(|| format!("the adapter {adapter} of the receipt is not in this folder"))
+}
