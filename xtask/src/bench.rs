@@ -1,6 +1,6 @@
 //! Runs the benchmarks of a room and gathers what they say.
 //!
-//! A benchmark is an example program that prints one JSON list of flat rows on
+//! A benchmark is a `[[bench]]` program (`crates/*/benches/`) that prints one JSON list of flat rows on
 //! stdout (`work, unit, ours, peer, peer_name, ratio, rounds, command`;
 //! medians; a ratio above 1 means ours is better).
 
@@ -10,8 +10,8 @@ use std::process::{Command, Stdio};
 
 use crate::Done;
 
-/// Room, package, example.
-const ROOMS: &[(&str, &str, &str)] = &[("attribution", "ol-attribution", "bench_scoring")];
+/// Room, package, bench.
+const ROOMS: &[(&str, &str, &str)] = &[("attribution", "ol-attribution", "scoring")];
 
 const COLUMNS: [&str; 8] = [
     "work",
@@ -27,7 +27,7 @@ const COLUMNS: [&str; 8] = [
 /// Runs a room's benchmark, prints the table, writes `docs/benchmarks/ROOM.json`
 /// and `docs/benchmarks.md`.
 pub(crate) fn run(root: &Path, room: &str) -> Done {
-    let Some((_, package, example)) = ROOMS.iter().find(|(name, ..)| *name == room) else {
+    let Some((_, package, bench)) = ROOMS.iter().find(|(name, ..)| *name == room) else {
         let rooms: Vec<&str> = ROOMS.iter().map(|(name, ..)| *name).collect();
         return Err(format!(
             "no benchmarks for `{room}`; rooms: {}",
@@ -36,16 +36,7 @@ pub(crate) fn run(root: &Path, room: &str) -> Done {
     };
     let output = Command::new("cargo")
         .args([
-            "run",
-            "--release",
-            "--quiet",
-            "--locked",
-            "-p",
-            package,
-            "--example",
-            example,
-            "--",
-            "--json",
+            "bench", "--quiet", "--locked", "-p", package, "--bench", bench, "--", "--json",
         ])
         .current_dir(root)
         .stderr(Stdio::inherit())

@@ -83,6 +83,20 @@ fn test(root: &Path) -> Done {
             &[&clippy[..], &["--", "-D", "warnings"]].concat(),
         )
     })?;
+    step("documentation", || {
+        run(
+            root,
+            "cargo",
+            &[
+                "test",
+                "--release",
+                "--workspace",
+                "--locked",
+                "--doc",
+                "--quiet",
+            ],
+        )
+    })?;
     step("tests", || {
         if quiet(root, "cargo", &["nextest", "--version"]) {
             let nextest = ["nextest", "run", "--release", "--workspace", "--locked"];
@@ -97,20 +111,6 @@ fn test(root: &Path) -> Done {
             ];
             run(root, "cargo", &test)
         }
-    })?;
-    step("documentation", || {
-        run(
-            root,
-            "cargo",
-            &[
-                "test",
-                "--release",
-                "--workspace",
-                "--locked",
-                "--doc",
-                "--quiet",
-            ],
-        )
     })
 }
 

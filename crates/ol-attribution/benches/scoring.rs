@@ -2,7 +2,7 @@
 //! contributor, as the chain does it; against a plain f32 matrix-vector product
 //! of the same sketches by `gemm`, which neither nets nor checks anything.
 //!
-//! `cargo run --release -p ol-attribution --example bench_scoring -- --json`
+//! `cargo bench -p ol-attribution --bench scoring -- --json`
 //! prints a JSON list, without `--json` a line for each row.
 #![expect(clippy::print_stdout, reason = "a program that reports its figures")]
 #![expect(
