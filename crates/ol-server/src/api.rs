@@ -5,6 +5,9 @@
 //! receipt id, status, fee, split, the best paid contributors, settling
 //! transaction and block. In a stream it is in the last chunk before `[DONE]`.
 //!
+//! A request with an `Idempotency-Key` header that is sent again is answered
+//! again and charged once; see [`crate::gateway`].
+//!
 //! Errors have OpenAI's form. Neither prompts nor answers nor keys are logged.
 
 use std::io;
@@ -26,7 +29,9 @@ use serde_json::json;
 use self::error::ApiError;
 use self::params::CompletionPrompt;
 use self::reply::Endpoint;
-use crate::gateway::{AnswerRequest, Gateway, Prompt, RequestError};
+use crate::gateway::{
+    AnswerRequest, Gateway, IDEMPOTENCY_KEY_SIZE_BYTES_MAX, Prompt, RequestError,
+};
 
 mod error;
 mod listen;
@@ -184,7 +189,8 @@ async fn chat_completions(
     let payer = authenticate(gateway, &headers)?;
     let params = params::chat(&read_body(&headers, body).await?)?;
     let prompt = Prompt::Chat(params.messages);
-    answer(gateway, payer, params.common, prompt, Endpoint::Chat).await
+    let key = idempotency_key(&headers)?;
+    answer(gateway, payer, params.common, prompt, key, Endpoint::Chat).await
 }
 
 async fn completions(
@@ -199,7 +205,16 @@ async fn completions(
         CompletionPrompt::Text(text) => Prompt::Text(text),
         CompletionPrompt::Tokens(tokens) => Prompt::Tokens(tokens),
     };
-    answer(gateway, payer, params.common, prompt, Endpoint::Completion).await
+    let key = idempotency_key(&headers)?;
+    answer(
+        gateway,
+        payer,
+        params.common,
+        prompt,
+        key,
+        Endpoint::Completion,
+    )
+    .await
 }
 
 async fn answer(
@@ -207,6 +222,7 @@ async fn answer(
     payer: Address,
     common: params::Common,
     prompt: Prompt,
+    idempotency_key: Option<String>,
     endpoint: Endpoint,
 ) -> Result<Response, ApiError> {
     let model = common.model.clone();
@@ -218,6 +234,7 @@ async fn answer(
         seed: common.seed,
         max_tokens: common.max_tokens,
         stop: common.stop,
+        idempotency_key,
     };
     let session = gateway
         .answer(payer, request)
@@ -228,6 +245,23 @@ async fn answer(
         return Ok(reply::stream(head, session, common.include_usage));
     }
     reply::whole(head, session).await
+}
+
+/// The client's name for its request, if it gave one.
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
+    let Some(value) = headers.get("idempotency-key") else {
+        return Ok(None);
+    };
+    let key = value.to_str().ok().filter(|key| !key.is_empty());
+    match key.filter(|key| key.len() <= IDEMPOTENCY_KEY_SIZE_BYTES_MAX) {
+        Some(key) => Ok(Some(key.to_owned())),
+        None => Err(ApiError::invalid(
+            "invalid_idempotency_key",
+            format!(
+                "an Idempotency-Key is 1 to {IDEMPOTENCY_KEY_SIZE_BYTES_MAX} visible ASCII characters"
+            ),
+        )),
+    }
 }
 
 /// The account that the request's key stands for.
@@ -298,6 +332,8 @@ fn refusal(error: &RequestError) -> ApiError {
         RequestError::Engine(SubmitError::TooLong { .. }) => {
             ApiError::invalid("context_length_exceeded", text)
         }
+        RequestError::InFlight => ApiError::conflict("request_in_flight", text),
+        RequestError::KeyReused => ApiError::conflict("idempotency_key_reused", text),
         RequestError::Engine(SubmitError::Stopped) | RequestError::Stopping => {
             ApiError::unavailable("the server is stopping", 10)
         }

@@ -12,6 +12,8 @@
 //!   until then (their receipt settles like any other).
 //! - From the moment a receipt is in the journal it is settled, refused or
 //!   pending, and never charged twice, whatever crashes.
+//! - Asked again under the same idempotency key, a request is answered again
+//!   under the receipt that is there.
 //!
 //! # Limits
 //! Requests at once, requests waiting in the engine, receipts owed, tokens: all
@@ -31,6 +33,7 @@ use ol_types::{Address, B256, name_id};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use self::chain::{Chain, ChainError, Model, Settled};
+pub use self::idempotency::IDEMPOTENCY_KEY_SIZE_BYTES_MAX;
 pub use self::journal::{Journal, JournalError, PENDING_MAX, PendingReceipt};
 pub use self::keys::{ApiKeys, KEYS_MAX, KeysError, SecretKey};
 pub use self::labels::Labels;
@@ -39,13 +42,14 @@ pub use self::session::{Finished, Frame, Session, SessionError, hash_tokens};
 pub use self::settlement::Status;
 pub use self::sketch::AnswerSketcher;
 
-use self::holds::{HoldError, Holds};
-use self::session::Start;
+use self::holds::{Hold, HoldError, Holds};
+use self::session::{Charge, Start};
 use self::settlement::{Job, Settlement, chain_of};
 
 mod chain;
 mod durable;
 mod holds;
+mod idempotency;
 mod journal;
 mod keys;
 mod labels;
@@ -174,6 +178,9 @@ pub struct AnswerRequest {
     pub max_tokens: Option<usize>,
     /// Strings that end the answer.
     pub stop: Vec<String>,
+    /// The client's own name for this request: asked again under the same name,
+    /// it is answered again and not charged again.
+    pub idempotency_key: Option<String>,
 }
 
 /// Why a request was not taken on. Nothing is charged.
@@ -220,6 +227,12 @@ pub enum RequestError {
     /// The operating system gave no randomness.
     #[error("the operating system gives no randomness")]
     Randomness(#[source] io::Error),
+    /// A request with this idempotency key runs now.
+    #[error("a request with this idempotency key is running; try again when it has ended")]
+    InFlight,
+    /// The idempotency key belongs to another question or to an older model.
+    #[error("this idempotency key was used for another request, or the model has changed since")]
+    KeyReused,
     /// The gateway is stopping.
     #[error("the gateway is stopping")]
     Stopping,
@@ -244,6 +257,7 @@ struct Inner {
     models: BTreeMap<String, Arc<ServedModel>>,
     journal: Journal,
     holds: Arc<Holds>,
+    running: Arc<idempotency::Running>,
     settlement: Settlement,
     requests: Arc<Semaphore>,
     sketches: Arc<Semaphore>,
@@ -320,6 +334,7 @@ impl Gateway {
             journal,
             holds,
             settlement,
+            running: Arc::default(),
             is_stopping: AtomicBool::new(false),
         };
         Ok(Self {
@@ -410,6 +425,34 @@ impl Gateway {
 }
 
 impl Inner {
+    /// Sets the largest fee that a request can cause aside.
+    fn hold(
+        &self,
+        payer: Address,
+        model: &Model,
+        tokens_in: usize,
+        max_tokens: usize,
+    ) -> Result<Hold, RequestError> {
+        let needed_wei = count(tokens_in)
+            .zip(count(max_tokens))
+            .and_then(|(tokens_in, max_tokens)| model.params.fee_wei(tokens_in, max_tokens))
+            .ok_or(RequestError::Internal)?;
+        let hold = self
+            .holds
+            .place(payer, needed_wei, || self.chain.prepaid_wei(payer));
+        hold.map_err(|error| match error {
+            HoldError::Insufficient {
+                amount_wei,
+                available_wei,
+            } => RequestError::InsufficientBalance {
+                account: payer,
+                needed_wei: amount_wei,
+                available_wei,
+            },
+            HoldError::Balance(error) => error.into(),
+        })
+    }
+
     /// Everything before the first token.
     fn admit(
         &self,
@@ -457,29 +500,42 @@ impl Inner {
                 model: served.name.clone(),
             });
         }
-        let needed_wei = count(tokens_in)
-            .zip(count(max_tokens))
-            .and_then(|(tokens_in, max_tokens)| model.params.fee_wei(tokens_in, max_tokens))
-            .ok_or(RequestError::Internal)?;
-        let hold = self
-            .holds
-            .place(payer, needed_wei, || self.chain.prepaid_wei(payer));
-        let hold = hold.map_err(|error| match error {
-            HoldError::Insufficient {
-                amount_wei,
-                available_wei,
-            } => RequestError::InsufficientBalance {
-                account: payer,
-                needed_wei: amount_wei,
-                available_wei,
-            },
-            HoldError::Balance(error) => error.into(),
-        })?;
+        let named = request
+            .idempotency_key
+            .as_deref()
+            .map(|key| idempotency::request_id(payer, key));
+        let running = named.map(|id| self.running.begin(id)).transpose()?;
+        let earlier = match named {
+            Some(id) => self.receipts.of_request(id).map_err(|error| {
+                tracing::error!(request = %id, error = chain_of(&error), "earlier receipt unreadable");
+                RequestError::Internal
+            })?,
+            None => None,
+        };
+        let (max_tokens, charge) = match earlier {
+            Some(earlier) => {
+                earlier.check(&prompt_tokens, model.id, served.adapter.hash())?;
+                // What was paid for, and no more.
+                let n_paid = usize::try_from(earlier.pending.receipt.tokens_out);
+                let n_paid = n_paid.map_err(|_| RequestError::Internal)?;
+                (n_paid.max(1), Charge::Earlier(Box::new(earlier)))
+            }
+            None => {
+                let hold = self.hold(payer, &model, tokens_in, max_tokens)?;
+                (max_tokens, Charge::New(hold))
+            }
+        };
 
-        let request_id = ol_runtime::os_bytes().map_err(RequestError::Randomness)?;
-        let seed = match request.seed {
-            Some(seed) => seed,
-            None => u64::from_be_bytes(ol_runtime::os_bytes().map_err(RequestError::Randomness)?),
+        let request_id = match named {
+            Some(id) => id,
+            None => B256::from(ol_runtime::os_bytes::<32>().map_err(RequestError::Randomness)?),
+        };
+        let seed = match (request.seed, named) {
+            (Some(seed), _) => seed,
+            (None, Some(id)) => idempotency::seed(id),
+            (None, None) => {
+                u64::from_be_bytes(ol_runtime::os_bytes().map_err(RequestError::Randomness)?)
+            }
         };
         let sampling = Sampling {
             temperature: request.temperature,
@@ -499,8 +555,9 @@ impl Inner {
             model,
             prompt_tokens,
             max_tokens,
-            request_id: request_id.into(),
-            hold,
+            request_id,
+            charge,
+            running,
             answer,
             permit,
         })

@@ -105,6 +105,11 @@ impl ApiError {
         Self::new(StatusCode::REQUEST_TIMEOUT, INVALID, "timeout", message)
     }
 
+    /// 409: the request contradicts an earlier one.
+    pub(super) fn conflict(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, INVALID, code, message)
+    }
+
     /// 413: the body is too large.
     pub(super) fn too_large(size_bytes_max: usize) -> Self {
         let message = format!("the body has more than {size_bytes_max} bytes");

@@ -273,6 +273,7 @@ fn failure(error: SessionError) -> ApiError {
         SessionError::Generate(ol_serve::GenerateError::Stopped) => {
             ApiError::unavailable("the server is stopping", 10)
         }
+        SessionError::KeyReused => ApiError::conflict("idempotency_key_reused", error.to_string()),
         _ => ApiError::internal(),
     }
 }

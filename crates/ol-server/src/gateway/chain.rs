@@ -217,6 +217,18 @@ impl Chain {
         Ok(Some(block.saturating_to()).filter(|&block| block != 0))
     }
 
+    /// The receipt that settled a request, if one did.
+    ///
+    /// # Errors
+    /// [`ChainError`].
+    pub fn receipt_of(&self, request_id: B256) -> Result<Option<B256>, ChainError> {
+        let call = InferenceSettlement::receiptOfCall {
+            requestId: request_id,
+        };
+        let id = self.call("receiptOf", address::INFERENCE_SETTLEMENT, &call)?;
+        Ok(Some(id).filter(|id| !id.is_zero()))
+    }
+
     /// The settlement of a receipt, from the events of its block; `None` if it
     /// is not settled.
     ///

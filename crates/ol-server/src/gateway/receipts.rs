@@ -11,6 +11,7 @@ use ol_types::{Address, B256, RECEIPT_SIZE_BYTES, Receipt};
 use serde::Serialize;
 
 use super::chain::{Chain, ChainError, Model, Settled};
+use super::idempotency::Earlier;
 use super::journal::{Journal, JournalError, PendingReceipt};
 use super::labels::Labels;
 use super::settlement::{Status, chain_of};
@@ -201,6 +202,29 @@ impl Receipts {
             return Ok(None);
         };
         self.try_view(&pending, status).map(Some)
+    }
+
+    /// The receipt of a request that was answered before, settled or owed. A
+    /// refused one does not count: nothing was charged for it.
+    pub(super) fn of_request(&self, request_id: B256) -> Result<Option<Earlier>, ReceiptError> {
+        if let Some(id) = self.chain.receipt_of(request_id)? {
+            let pending = match self.journal.get(id)? {
+                Some(pending) => pending,
+                None => self.stored(id)?,
+            };
+            return Ok(Some(Earlier {
+                pending,
+                status: Status::Settled,
+            }));
+        }
+        let owed = self.journal.all()?;
+        let pending = owed
+            .into_iter()
+            .find(|owed| owed.receipt.request_id == request_id);
+        Ok(pending.map(|pending| Earlier {
+            pending,
+            status: Status::Pending,
+        }))
     }
 
     /// The receipt as a reply shows it. Never fails: the answer was paid for, so

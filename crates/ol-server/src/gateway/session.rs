@@ -9,6 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::chain::Model;
 use super::holds::Hold;
+use super::idempotency::{Earlier, RunningGuard};
 use super::journal::PendingReceipt;
 use super::receipts::ReceiptView;
 use super::settlement::{Job, Status};
@@ -22,9 +23,18 @@ pub(super) struct Start {
     pub(super) prompt_tokens: Vec<u32>,
     pub(super) max_tokens: usize,
     pub(super) request_id: B256,
-    pub(super) hold: Hold,
+    pub(super) charge: Charge,
+    pub(super) running: Option<RunningGuard>,
     pub(super) answer: Answer,
     pub(super) permit: OwnedSemaphorePermit,
+}
+
+/// How an answer is paid.
+pub(super) enum Charge {
+    /// By a receipt of its own, out of what is set aside.
+    New(Hold),
+    /// By the receipt of an earlier request with the same idempotency key.
+    Earlier(Box<Earlier>),
 }
 
 /// Something to pass on to the client. `Finished` and `Failed` are the last.
@@ -61,6 +71,10 @@ pub enum SessionError {
     /// The receipt could not be made or kept; the log says why.
     #[error("the answer could not be accounted for")]
     Account,
+    /// Asked again under the same idempotency key the answer came out
+    /// differently: the request asks for another sampling.
+    #[error("this idempotency key was used for a request with another sampling")]
+    KeyReused,
 }
 
 /// The client's end of a running request. Dropping it says that the client has left.
@@ -201,7 +215,8 @@ impl Task {
             model,
             prompt_tokens,
             request_id,
-            mut hold,
+            charge,
+            running,
             answer,
             permit,
             ..
@@ -215,6 +230,24 @@ impl Task {
         } = completion;
         let counts = count(prompt_tokens.len()).zip(count(token_ids.len()));
         let (tokens_in, tokens_out) = counts.ok_or(SessionError::Account)?;
+        let mut hold = match charge {
+            Charge::New(hold) => hold,
+            Charge::Earlier(earlier) => {
+                let Earlier { pending, status } = *earlier;
+                if pending.receipt.response_hash != hash_tokens(&token_ids) {
+                    return Err(SessionError::KeyReused);
+                }
+                let view =
+                    tokio::task::spawn_blocking(move || gateway.receipts.view(&pending, status));
+                let receipt = view.await.map_err(|_| SessionError::Account)?;
+                return Ok(Finished {
+                    finish_reason,
+                    tokens_in,
+                    tokens_out,
+                    receipt,
+                });
+            }
+        };
         let fee_wei = model
             .params
             .fee_wei(tokens_in, tokens_out)
@@ -289,6 +322,8 @@ impl Task {
         let reader = Arc::clone(&gateway);
         let view = tokio::task::spawn_blocking(move || reader.receipts.view(&pending, status));
         let receipt = view.await.map_err(|_| SessionError::Account)?;
+        // Until here a repeated request would not have found this receipt.
+        drop(running);
         Ok(Finished {
             finish_reason,
             tokens_in,

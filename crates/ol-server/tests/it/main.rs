@@ -11,5 +11,6 @@
 mod answers;
 mod bad_input;
 mod eth;
+mod idempotency;
 mod money;
 mod support;

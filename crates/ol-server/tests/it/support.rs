@@ -435,6 +435,15 @@ impl World {
         read(request.send(body).unwrap())
     }
 
+    /// Asks with the payer's key under a name of the client's own.
+    pub(crate) fn ask_as(&self, name: &str, body: &Value) -> Reply {
+        let request = agent()
+            .post(format!("http://{}/v1/chat/completions", self.address))
+            .header("Authorization", format!("Bearer {}", self.key))
+            .header("Idempotency-Key", name);
+        read(request.send(body.to_string().as_bytes()).unwrap())
+    }
+
     pub(crate) fn get(&self, path: &str) -> Reply {
         read(
             agent()
