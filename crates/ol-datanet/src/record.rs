@@ -247,7 +247,7 @@ impl Record {
         keccak256(self.canonical_json())
     }
 
-    fn fields(&self) -> [&String; RULES.len()] {
+    pub(crate) fn fields(&self) -> [&String; RULES.len()] {
         let Self {
             answer,
             contributor,

@@ -248,17 +248,7 @@ fn push_records(batch: &RecordBatch, records: &mut Vec<CommittedRecord>) -> Resu
 }
 
 fn text_size_bytes(committed: &CommittedRecord) -> u64 {
-    let Record {
-        answer,
-        contributor,
-        id,
-        kind,
-        license,
-        question,
-        topic,
-        url,
-    } = &committed.record;
-    let fields = [answer, contributor, id, kind, license, question, topic, url];
+    let fields = committed.record.fields();
     fields.map(|field| field.len() as u64).iter().sum()
 }
 

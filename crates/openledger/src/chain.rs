@@ -14,8 +14,8 @@ use ol_server::gateway::{self, Journal, Receipts};
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
-use crate::command::ask::get;
 use crate::command::datanet::{self, labels};
+use crate::http::get;
 use crate::instance::{Instance, Layout};
 use crate::registration::{DevRole, dev_signer};
 use crate::rpc::Rpc;

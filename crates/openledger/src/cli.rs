@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::factory::Recipe;
+
 /// Payable AI: the people who write the data that models learn from are paid,
 /// automatically and provably, each time a model answers.
 ///
@@ -161,16 +163,16 @@ pub(crate) struct TrainArgs {
     #[arg(long)]
     pub(crate) name: Option<String>,
     /// Rank of the adapter
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(long, default_value_t = Recipe::SHIPPED.rank, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) rank: u16,
     /// Passes over the records
-    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    #[arg(long, default_value_t = Recipe::SHIPPED.epochs, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(crate) epochs: u16,
     /// Highest learning rate of the schedule
-    #[arg(long, default_value_t = 0.003)]
+    #[arg(long, default_value_t = Recipe::SHIPPED.learning_rate)]
     pub(crate) learning_rate: f32,
     /// Seed of initialisation and shuffling
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = Recipe::SHIPPED.seed)]
     pub(crate) seed: u64,
     /// Threads [default: all cores]
     #[arg(long)]

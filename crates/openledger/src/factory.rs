@@ -41,22 +41,20 @@ const RECORDS_MAX: usize = ol_poa::ENTRIES_MAX;
 /// How a model is trained.
 #[derive(Debug, Clone)]
 pub(crate) struct Recipe {
-    pub(crate) rank: usize,
-    pub(crate) epochs: f64,
+    pub(crate) rank: u16,
+    pub(crate) epochs: u16,
     pub(crate) learning_rate: f32,
     pub(crate) seed: u64,
 }
 
-impl Default for Recipe {
-    /// What the shipped adapters were trained with.
-    fn default() -> Self {
-        Self {
-            rank: 8,
-            epochs: 6.0,
-            learning_rate: 3e-3,
-            seed: 1,
-        }
-    }
+impl Recipe {
+    /// What the shipped adapters were trained with, and `train` if nothing else is said.
+    pub(crate) const SHIPPED: Self = Self {
+        rank: 8,
+        epochs: 6,
+        learning_rate: 3e-3,
+        seed: 1,
+    };
 }
 
 /// What a model folder says of itself: every part by hash.
@@ -202,14 +200,14 @@ pub(crate) fn train_model(
         tokenizer: &base.tokenizer,
         base_name: "openledger-base",
         records: &texts,
-        lora: LoraConfig::all_linear(recipe.rank),
+        lora: LoraConfig::all_linear(recipe.rank.into()),
         options: TrainOptions {
             seed: recipe.seed,
             learning_rate: recipe.learning_rate,
             checkpoint_every: 50,
             ..TrainOptions::default()
         },
-        epochs: Some(recipe.epochs),
+        epochs: Some(recipe.epochs.into()),
         question_weight: 1.0,
         held_out_fraction: 0.05,
         out_dir: dir,

@@ -6,6 +6,7 @@ mod chain;
 mod cli;
 mod command;
 mod factory;
+mod http;
 mod instance;
 mod output;
 mod registration;

@@ -54,6 +54,21 @@ pub(crate) fn note(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
+/// Prints a value as JSON, or what `text` writes for a person.
+pub(crate) fn print(
+    out: Out<'_>,
+    json: bool,
+    value: &Value,
+    text: impl FnOnce(Out<'_>) -> std::io::Result<()>,
+) -> anyhow::Result<()> {
+    if json {
+        writeln!(out, "{}", serde_json::to_string_pretty(value)?)?;
+    } else {
+        text(out)?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

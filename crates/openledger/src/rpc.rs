@@ -2,8 +2,6 @@
 //! to read the chain and to send signed transactions. The same path for a
 //! running instance and for a chain opened only for one command.
 
-use std::time::Duration;
-
 use alloy_consensus::{SignableTransaction, TxEip1559, TxEnvelope};
 use alloy_eips::eip2718::Encodable2718;
 use alloy_primitives::{Address, B256, Bytes, Log, TxKind, U256, hex};
@@ -12,6 +10,8 @@ use alloy_signer_local::PrivateKeySigner;
 use alloy_sol_types::SolCall;
 use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
+
+use crate::http::agent;
 
 /// Largest answer read from a node, in bytes.
 const ANSWER_SIZE_BYTES_MAX: u64 = 64 << 20;
@@ -34,12 +34,8 @@ pub(crate) struct FoundLog {
 impl Rpc {
     /// A client of the node at `url`; no connection is made yet.
     pub(crate) fn new(url: &str) -> Self {
-        let config = ureq::Agent::config_builder()
-            .timeout_global(Some(Duration::from_secs(60)))
-            .http_status_as_error(false)
-            .build();
         Self {
-            agent: config.into(),
+            agent: agent(),
             url: url.to_owned(),
         }
     }

@@ -188,12 +188,7 @@ impl Receipts {
     /// [`ReceiptError`].
     pub fn get(&self, id: B256) -> Result<Option<ReceiptView>, ReceiptError> {
         let (pending, status) = if self.chain.settled_at(id)?.is_some() {
-            // The objects follow the settlement; until then the journal has it.
-            let pending = match self.journal.get(id)? {
-                Some(pending) => pending,
-                None => self.stored(id)?,
-            };
-            (pending, Status::Settled)
+            (self.settled(id)?, Status::Settled)
         } else if let Some(pending) = self.journal.get(id)? {
             (pending, Status::Pending)
         } else if let Some(pending) = self.journal.get_refused(id)? {
@@ -208,10 +203,7 @@ impl Receipts {
     /// refused one does not count: nothing was charged for it.
     pub(super) fn of_request(&self, request_id: B256) -> Result<Option<Earlier>, ReceiptError> {
         if let Some(id) = self.chain.receipt_of(request_id)? {
-            let pending = match self.journal.get(id)? {
-                Some(pending) => pending,
-                None => self.stored(id)?,
-            };
+            let pending = self.settled(id)?;
             return Ok(Some(Earlier {
                 pending,
                 status: Status::Settled,
@@ -235,6 +227,15 @@ impl Receipts {
             tracing::warn!(%receipt, %error, "receipt shown without its shares");
             bare(pending, status)
         })
+    }
+
+    /// A settled receipt. The objects follow the settlement; until then the
+    /// journal has it.
+    fn settled(&self, id: B256) -> Result<PendingReceipt, ReceiptError> {
+        match self.journal.get(id)? {
+            Some(pending) => Ok(pending),
+            None => self.stored(id),
+        }
     }
 
     fn stored(&self, id: B256) -> Result<PendingReceipt, ReceiptError> {

@@ -1,12 +1,12 @@
 //! `openledger ask`: one question, the answer, and who was paid for it.
 
 use std::fs;
-use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::Context;
 use serde_json::{Value, json};
 
 use crate::cli::AskArgs;
+use crate::http::post;
 use crate::instance::{Instance, Layout};
 use crate::output::{Out, open_of, percent_of};
 
@@ -57,56 +57,6 @@ pub(crate) fn run(layout: &Layout, args: &AskArgs, json: bool, out: Out<'_>) -> 
         .unwrap_or_default();
     writeln!(out, "\nCheck it: openledger receipt verify {id}")?;
     Ok(())
-}
-
-/// Sends JSON to the API and reads JSON back.
-///
-/// # Errors
-/// The API's own message where it refuses the request.
-fn post(url: &str, key: &str, body: &Value) -> anyhow::Result<Value> {
-    let config = ureq::Agent::config_builder()
-        .timeout_global(Some(Duration::from_secs(600)))
-        .http_status_as_error(false)
-        .build();
-    let agent: ureq::Agent = config.into();
-    let mut reply = agent
-        .post(url)
-        .header("Authorization", &format!("Bearer {key}"))
-        .send_json(body)
-        .with_context(|| format!("could not reach the API at {url}"))?;
-    read_reply(&mut reply)
-}
-
-/// Reads JSON from the API.
-///
-/// # Errors
-/// The API's own message where it refuses the request.
-pub(crate) fn get(url: &str) -> anyhow::Result<Value> {
-    let config = ureq::Agent::config_builder()
-        .timeout_global(Some(Duration::from_secs(60)))
-        .http_status_as_error(false)
-        .build();
-    let agent: ureq::Agent = config.into();
-    let mut reply = agent
-        .get(url)
-        .call()
-        .with_context(|| format!("could not reach the API at {url}"))?;
-    read_reply(&mut reply)
-}
-
-fn read_reply(reply: &mut ureq::http::Response<ureq::Body>) -> anyhow::Result<Value> {
-    let status = reply.status();
-    let value: Value = reply
-        .body_mut()
-        .read_json()
-        .with_context(|| format!("the API said {status}"))?;
-    if status.is_success() {
-        return Ok(value);
-    }
-    match value["error"]["message"].as_str() {
-        Some(message) => Err(anyhow!("{message}")),
-        None => bail!("the API said {status}"),
-    }
 }
 
 /// Prints fee, split and the contributors who earned most.

@@ -5,7 +5,7 @@ use std::io::BufReader;
 use std::path::Path;
 use std::sync::Arc;
 
-use alloy_primitives::{Address, B256, hex};
+use alloy_primitives::{Address, B256};
 use alloy_signer_local::PrivateKeySigner;
 use anyhow::Context;
 use ol_datanet::{AddOptions, AddReport, Datanets, Summary};
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::cli::DatanetCommand;
 use crate::instance::{Instance, Layout};
-use crate::output::Out;
+use crate::output::{Out, print};
 use crate::registration;
 use crate::rpc::Rpc;
 
@@ -88,12 +88,9 @@ pub(crate) fn labels(datanets: &Datanets) -> anyhow::Result<Labels> {
 /// # Panics
 /// Never: a keccak256 value is a valid key but for about 2^-128 of them.
 pub(crate) fn contributor_address(name: &str) -> Address {
-    contributor_signer(name).address()
-}
-
-fn contributor_signer(name: &str) -> PrivateKeySigner {
     PrivateKeySigner::from_bytes(&ol_types::contributor_dev_key(name))
         .expect("a hash is a valid key")
+        .address()
 }
 
 fn add(datanets: &Datanets, name: &str, file: &Path) -> anyhow::Result<AddReport> {
@@ -307,26 +304,4 @@ fn verify(datanets: &Datanets, name: Option<&str>, json: bool, out: Out<'_>) -> 
         }
         Ok(())
     })
-}
-
-/// Prints a value as JSON, or what `text` writes for a person.
-pub(crate) fn print(
-    out: Out<'_>,
-    json: bool,
-    value: &Value,
-    text: impl FnOnce(Out<'_>) -> std::io::Result<()>,
-) -> anyhow::Result<()> {
-    if json {
-        writeln!(out, "{}", serde_json::to_string_pretty(value)?)?;
-    } else {
-        text(out)?;
-    }
-    Ok(())
-}
-
-/// Reads a 32-byte id from the command line.
-pub(crate) fn parse_id(text: &str) -> anyhow::Result<B256> {
-    hex::decode_to_array::<_, 32>(text)
-        .map(B256::from)
-        .with_context(|| format!("`{text}` is no id: 0x and 64 hexadecimal digits are expected"))
 }

@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 
 use crate::chain::Chain;
 use crate::cli::EarningsCommand;
-use crate::command::datanet::{contributor_address, print};
+use crate::command::datanet::contributor_address;
 use crate::instance::Layout;
-use crate::output::{Out, open, open_of};
+use crate::output::{Out, open, open_of, print};
 use crate::registration::{DevRole, dev_signer};
 
 pub(crate) fn run(

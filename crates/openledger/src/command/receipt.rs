@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use alloy_primitives::hex;
 use anyhow::{Context, anyhow, bail, ensure};
 use ol_contracts::address::{DATANET_REGISTRY, INFERENCE_SETTLEMENT, MODEL_REGISTRY, SKETCH_STORE};
 use ol_contracts::bindings::ModelRegistry::{self, Params};
@@ -16,10 +17,9 @@ use serde_json::json;
 use crate::chain::Chain;
 use crate::cli::ReceiptCommand;
 use crate::command::ask::show_payment;
-use crate::command::datanet::{parse_id, print};
 use crate::command::rerun::rerun;
 use crate::instance::Layout;
-use crate::output::Out;
+use crate::output::{Out, print};
 use crate::rpc::Rpc;
 
 /// Largest training manifest, in bytes.
@@ -259,4 +259,11 @@ impl Found {
         }
         Ok(())
     }
+}
+
+/// Reads a 32-byte id from the command line.
+fn parse_id(text: &str) -> anyhow::Result<B256> {
+    hex::decode_to_array::<_, 32>(text)
+        .map(B256::from)
+        .with_context(|| format!("`{text}` is no id: 0x and 64 hexadecimal digits are expected"))
 }

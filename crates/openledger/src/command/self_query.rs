@@ -12,10 +12,10 @@ use ol_train::TrainingManifest;
 use serde_json::{Value, json};
 
 use crate::cli::SelfQueryArgs;
-use crate::command::datanet::{self, print};
+use crate::command::datanet;
 use crate::factory::{Base, TrainedModel, model_folders, record_inputs};
 use crate::instance::Layout;
-use crate::output::Out;
+use crate::output::{Out, print};
 
 pub(crate) fn run(
     layout: &Layout,

@@ -6,10 +6,10 @@ use serde_json::json;
 
 use crate::assets;
 use crate::cli::TrainArgs;
-use crate::command::datanet::{self, print};
+use crate::command::datanet;
 use crate::factory::{Base, Recipe, train_model};
 use crate::instance::Layout;
-use crate::output::Out;
+use crate::output::{Out, print};
 
 pub(crate) fn run(
     layout: &Layout,
@@ -24,8 +24,8 @@ pub(crate) fn run(
     assets::install_base(&layout.base())?;
     let base = Base::load(&layout.base(), args.threads)?;
     let recipe = Recipe {
-        rank: args.rank.into(),
-        epochs: args.epochs.into(),
+        rank: args.rank,
+        epochs: args.epochs,
         learning_rate: args.learning_rate,
         seed: args.seed,
     };

@@ -83,7 +83,7 @@ pub(crate) fn run(layout: &Layout, args: &UpArgs, out: Out<'_>) -> anyhow::Resul
         };
         register_model(&rpc, &facts)?;
     }
-    let gateway = start_gateway(layout, args, node, models, &data)?;
+    let gateway = start_gateway(layout, args, node, models, &datanets, &data)?;
     dev_key(layout, &gateway, &rpc)?;
     let names: Vec<String> = gateway.models().map(str::to_owned).collect();
     state.set_ready(gateway.clone());
@@ -203,7 +203,7 @@ fn retrain(base: &Base, datanets: &Datanets, name: &str, dir: &Path) -> anyhow::
         }
         _ => {}
     }
-    let report = train_model(base, datanets, name, name, &Recipe::default(), dir)?;
+    let report = train_model(base, datanets, name, name, &Recipe::SHIPPED, dir)?;
     note(&format!(
         "{name}: held-out loss {:.3} → {:.3} nats a token, adapter {}",
         report.held_out_before, report.held_out_after, report.adapter_hash
@@ -240,6 +240,7 @@ fn start_gateway(
     args: &UpArgs,
     node: Node,
     models: Models,
+    datanets: &Datanets,
     data: &DataDir,
 ) -> anyhow::Result<Gateway> {
     let Models { base, trained } = models;
@@ -274,7 +275,7 @@ fn start_gateway(
         .collect::<anyhow::Result<_>>()?;
     let chain = Chain::new(node, dev_signer(DevRole::Operator));
     let clock = Arc::new(SystemClock::new());
-    let labels = Arc::new(datanet::labels(&datanet::open(data)?)?);
+    let labels = Arc::new(datanet::labels(datanets)?);
     let options = GatewayOptions {
         labels,
         ..GatewayOptions::new(layout.gateway())
