@@ -1,41 +1,72 @@
 //! Ethereum JSON-RPC over HTTP and WebSocket: what `cast`, viem and wallets
-//! need to deploy, call, send, wait and read logs.
+//! need to deploy, call, send, wait and read logs. `docs/rpc.md` lists every
+//! method.
 //!
 //! Error codes are geth's: -32602 for parameters, -32000 for what the chain
-//! refuses, 3 with the data for a revert, -32005 past a limit, -32603 if the
-//! node itself fails.
+//! refuses, 3 with the data for a revert, -32005 past a limit, -32002 past the
+//! time of a request, -32603 if the node itself fails.
 //!
 //! `eth_sendRawTransaction` answers when the block that holds the transaction
 //! is on disk. `eth_call` and `eth_estimateGas` see the state after the newest
 //! block and the number, time and base fee of the next. There is no pending
 //! state: `pending`, `safe` and `finalized` mean the newest block.
+//!
+//! # Map
+//! One file a topic, each with a table `METHODS`; [`Method`](method::Method)
+//! says what stands in it. [`gate`] bounds what runs, [`limits`] what is taken.
 
+mod args;
 mod batch;
+mod blocks;
+mod calls;
 mod errors;
-mod methods;
+mod fees;
+mod gate;
+mod limits;
+mod logs;
+mod method;
+mod net;
 mod shapes;
+mod state;
+mod transactions;
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use jsonrpsee::RpcModule;
 use jsonrpsee::server::middleware::rpc::RpcServiceBuilder;
 use jsonrpsee::server::{BatchRequestConfig, Server, ServerConfig, ServerHandle};
+use jsonrpsee::types::Params;
 use ol_node::Node;
 use ol_runtime::Shutdown;
 use tower_http::cors::{Any, CorsLayer};
 
-/// Largest request body: a batch of the largest transactions in hexadecimal.
-pub const REQUEST_MAX_SIZE_BYTES: u32 = 4 << 20;
+use args::Args;
+use gate::Gate;
+use method::{Method, Reply};
 
-/// Largest response body.
-pub const RESPONSE_MAX_SIZE_BYTES: u32 = 64 << 20;
+pub use limits::Limits;
 
-/// Most calls in one batch.
-pub const BATCH_MAX: u32 = 256;
+/// Where and how a chain is served. Plain data.
+#[derive(Debug, Clone)]
+pub struct ServeConfig {
+    /// Where to listen; port 0 takes any free one.
+    pub addr: SocketAddr,
+    /// What is answered at most.
+    pub limits: Limits,
+}
 
-/// Most connections at one time.
-pub const CONNECTIONS_MAX: u32 = 256;
+impl ServeConfig {
+    /// The defaults at an address.
+    #[must_use]
+    pub fn new(addr: SocketAddr) -> Self {
+        Self {
+            addr,
+            limits: Limits::default(),
+        }
+    }
+}
 
 /// Why the server could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -68,36 +99,54 @@ impl RunningServer {
     }
 }
 
-/// Serves a chain at an address until `shutdown`.
+/// What the methods share.
+#[derive(Debug)]
+struct Eth {
+    node: Node,
+    gate: Gate,
+}
+
+/// Serves a chain until `shutdown`.
 ///
 /// # Errors
 /// [`ServeError::Bind`] if the address cannot be listened on.
 pub async fn serve(
     node: Node,
-    addr: SocketAddr,
+    config: ServeConfig,
     shutdown: Shutdown,
 ) -> Result<RunningServer, ServeError> {
+    let ServeConfig { addr, limits } = config;
     let bind_error = |source| ServeError::Bind { addr, source };
     let config = ServerConfig::builder()
-        .max_request_body_size(REQUEST_MAX_SIZE_BYTES)
-        .max_response_body_size(RESPONSE_MAX_SIZE_BYTES)
-        .max_connections(CONNECTIONS_MAX)
-        .set_batch_request_config(BatchRequestConfig::Limit(BATCH_MAX))
+        .max_request_body_size(limits.request_max_size_bytes)
+        .max_response_body_size(limits.response_max_size_bytes)
+        .max_connections(limits.connections_max)
+        .max_subscriptions_per_connection(limits.subscriptions_max)
+        .set_batch_request_config(BatchRequestConfig::Limit(limits.batch_max))
         .build();
     // Any page may ask: the node holds no keys and signs nothing.
     let cors = CorsLayer::new()
         .allow_origin(Any)
         .allow_methods(Any)
         .allow_headers(Any);
+    let response_max_size_bytes = limits.response_max_size_bytes;
+    let send_together = move |service| batch::SendTogether {
+        service,
+        response_max_size_bytes,
+    };
     let server = Server::builder()
         .set_config(config)
         .set_http_middleware(tower::ServiceBuilder::new().layer(cors))
-        .set_rpc_middleware(RpcServiceBuilder::new().layer_fn(batch::SendTogether))
+        .set_rpc_middleware(RpcServiceBuilder::new().layer_fn(send_together))
         .build(addr)
         .await
         .map_err(bind_error)?;
     let addr = server.local_addr().map_err(bind_error)?;
-    let handle = server.start(module(node));
+    let eth = Eth {
+        node,
+        gate: Gate::new(&limits),
+    };
+    let handle = server.start(module(eth));
     tokio::spawn({
         let handle = handle.clone();
         async move {
@@ -110,22 +159,48 @@ pub async fn serve(
     Ok(RunningServer { addr, handle })
 }
 
-fn module(node: Node) -> RpcModule<Node> {
-    let mut module = RpcModule::new(node);
-    for &(name, method) in methods::METHODS {
+/// All methods that answer by themselves.
+fn topics() -> impl Iterator<Item = &'static Method> {
+    [
+        blocks::METHODS,
+        calls::METHODS,
+        fees::METHODS,
+        logs::METHODS,
+        net::METHODS,
+        state::METHODS,
+        transactions::METHODS,
+    ]
+    .into_iter()
+    .flatten()
+}
+
+fn module(eth: Eth) -> RpcModule<Eth> {
+    const UNIQUE: &str = "every method has a name of its own";
+    let mut module = RpcModule::new(eth);
+    for method in topics() {
         module
-            .register_blocking_method(name, move |params, node, _| method(&params, &node))
-            .expect("every method has a name of its own");
+            .register_async_method(method.name, |params, eth, _| answer(method, params, eth))
+            .expect(UNIQUE);
     }
     module
-        .register_async_method("eth_sendRawTransaction", |params, node, _| async move {
-            methods::send_raw_transaction(&params, &node).await
+        .register_async_method("eth_sendRawTransaction", |params, eth, _| async move {
+            let mut args = Args::parse(&params, 1)?;
+            transactions::send_raw(&mut args, &eth).await
         })
-        .expect("every method has a name of its own");
+        .expect(UNIQUE);
     module
-        .register_async_method("eth_sendRawTransactionSync", |params, node, _| async move {
-            methods::send_raw_transaction_sync(&params, &node).await
+        .register_async_method("eth_sendRawTransactionSync", |params, eth, _| async move {
+            let mut args = Args::parse(&params, 2)?;
+            transactions::send_raw_sync(&mut args, &eth).await
         })
-        .expect("every method has a name of its own");
+        .expect(UNIQUE);
     module
+}
+
+async fn answer(method: &'static Method, params: Params<'static>, eth: Arc<Eth>) -> Reply {
+    let run = {
+        let eth = Arc::clone(&eth);
+        move || (method.run)(&mut Args::parse(&params, method.args_max)?, &eth)
+    };
+    eth.gate.run(method.weight, run).await
 }

@@ -72,7 +72,11 @@ impl Chain {
             .enable_all()
             .build()?;
         let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let server = runtime.block_on(eth::serve(node.clone(), any_port, Shutdown::new()))?;
+        let server = runtime.block_on(eth::serve(
+            node.clone(),
+            eth::ServeConfig::new(any_port),
+            Shutdown::new(),
+        ))?;
         let rpc = Rpc::new(&format!("http://{}", server.addr));
         let opened = Opened {
             node,

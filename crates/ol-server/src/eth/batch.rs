@@ -12,11 +12,12 @@ use jsonrpsee::core::server::{BatchResponseBuilder, MethodResponse};
 use jsonrpsee::server::middleware::rpc::RpcServiceT;
 use jsonrpsee::types::Request;
 
-use super::RESPONSE_MAX_SIZE_BYTES;
-
 /// The service below, with transactions of a batch sent together.
 #[derive(Debug, Clone)]
-pub(super) struct SendTogether<S>(pub(super) S);
+pub(super) struct SendTogether<S> {
+    pub(super) service: S,
+    pub(super) response_max_size_bytes: u32,
+}
 
 impl<S> RpcServiceT for SendTogether<S>
 where
@@ -34,30 +35,38 @@ where
     type NotificationResponse = MethodResponse;
 
     fn call<'a>(&self, request: Request<'a>) -> impl Future<Output = MethodResponse> + Send + 'a {
-        self.0.call(request)
+        self.service.call(request)
     }
 
     fn batch<'a>(&self, batch: Batch<'a>) -> impl Future<Output = MethodResponse> + Send + 'a {
-        let service = self.0.clone();
-        async move { answer(&service, batch).await.unwrap_or_else(|error| error) }
+        let service = self.service.clone();
+        let max_size_bytes = usize::try_from(self.response_max_size_bytes).unwrap_or(usize::MAX);
+        async move {
+            answer(&service, batch, max_size_bytes)
+                .await
+                .unwrap_or_else(|error| error)
+        }
     }
 
     fn notification<'a>(
         &self,
         notification: Notification<'a>,
     ) -> impl Future<Output = MethodResponse> + Send + 'a {
-        self.0.notification(notification)
+        self.service.notification(notification)
     }
 }
 
 /// The answer to a batch; an error if it is too large.
-async fn answer<S>(service: &S, batch: Batch<'_>) -> Result<MethodResponse, MethodResponse>
+async fn answer<S>(
+    service: &S,
+    batch: Batch<'_>,
+    max_size_bytes: usize,
+) -> Result<MethodResponse, MethodResponse>
 where
     S: RpcServiceT<MethodResponse = MethodResponse, NotificationResponse = MethodResponse>
         + Send
         + Sync,
 {
-    let max_size_bytes = usize::try_from(RESPONSE_MAX_SIZE_BYTES).unwrap_or(usize::MAX);
     let mut answers = BatchResponseBuilder::new_with_limit(max_size_bytes);
     let mut sends = Vec::new();
     let mut has_notification = false;

@@ -12,6 +12,9 @@ const SERVER_ERROR_CODE: i32 = -32_000;
 /// A limit was passed (EIP-1474).
 const LIMIT_EXCEEDED_CODE: i32 = -32_005;
 
+/// The resource is there but not now (EIP-1474); geth's code for a time-out.
+const UNAVAILABLE_CODE: i32 = -32_002;
+
 /// A call reverted; the data says how.
 const REVERTED_CODE: i32 = 3;
 
@@ -23,12 +26,22 @@ pub(super) fn refused(message: impl Into<String>) -> ErrorObjectOwned {
     ErrorObjectOwned::owned(SERVER_ERROR_CODE, message, None::<()>)
 }
 
-fn limit_exceeded(message: impl Into<String>) -> ErrorObjectOwned {
+/// Too many requests at one time.
+pub(super) fn busy() -> ErrorObjectOwned {
+    limit_exceeded("too many requests are waiting, try again")
+}
+
+/// The answer took longer than a request may.
+pub(super) fn timed_out() -> ErrorObjectOwned {
+    ErrorObjectOwned::owned(UNAVAILABLE_CODE, "request timed out", None::<()>)
+}
+
+pub(super) fn limit_exceeded(message: impl Into<String>) -> ErrorObjectOwned {
     ErrorObjectOwned::owned(LIMIT_EXCEEDED_CODE, message, None::<()>)
 }
 
 /// The node itself failed: the caller is told so, the log is told why.
-fn internal(error: &(dyn std::error::Error + 'static)) -> ErrorObjectOwned {
+pub(super) fn internal(error: &(dyn std::error::Error + 'static)) -> ErrorObjectOwned {
     let mut chain = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -6,22 +6,15 @@ use alloy_eips::BlockNumberOrTag;
 use alloy_eips::eip4895::Withdrawals;
 use alloy_primitives::{B256, U256};
 use alloy_rpc_types_eth::{
-    Block as RpcBlock, BlockTransactions, Filter, FilterBlockOption, Header as RpcHeader,
-    Log as RpcLog, TransactionReceipt as RpcReceipt, TransactionRequest,
+    Block as RpcBlock, BlockTransactions, Header as RpcHeader, Log as RpcLog,
+    TransactionReceipt as RpcReceipt,
 };
-use jsonrpsee::types::ErrorObjectOwned;
 use ol_node::{
-    Block, BlockRef, CallRequest, Header, LogFilter, LogInBlock, Node, ReceiptInBlock, Recovered,
-    Transaction, TransactionInBlock,
+    Block, BlockRef, Header, LogInBlock, ReceiptInBlock, Recovered, Transaction, TransactionInBlock,
 };
 use op_alloy_consensus::OpReceiptEnvelope;
 use op_alloy_consensus::transaction::{OpDepositInfo, OpTransactionInfo};
 use op_alloy_rpc_types::Transaction as RpcTransaction;
-
-use super::errors;
-
-/// Most addresses, or topics at one position, in a log filter.
-const FILTER_ALTERNATIVES_MAX: usize = 1_000;
 
 pub(super) fn block(
     block: Block,
@@ -54,6 +47,16 @@ pub(super) fn block(
         uncles: Vec::new(),
         transactions: shown,
         withdrawals: Some(Withdrawals::default()),
+    }
+}
+
+/// A header alone: its size is not known without its body.
+pub(super) fn header(header: Header, hash: B256) -> RpcHeader<Header> {
+    RpcHeader {
+        hash,
+        inner: header,
+        total_difficulty: Some(U256::ZERO),
+        size: None,
     }
 }
 
@@ -149,29 +152,6 @@ pub(super) fn log(found: LogInBlock) -> RpcLog {
     }
 }
 
-/// The message that a transaction request describes.
-pub(super) fn call_request(request: TransactionRequest) -> Result<CallRequest, ErrorObjectOwned> {
-    if request.gas_price.is_some() && request.max_fee_per_gas.is_some() {
-        let both = "both gasPrice and (maxFeePerGas or maxPriorityFeePerGas) specified";
-        return Err(errors::invalid_params(both));
-    }
-    let input = request
-        .input
-        .try_into_unique_input()
-        .map_err(|error| errors::invalid_params(error.to_string()))?;
-    Ok(CallRequest {
-        from: request.from.unwrap_or_default(),
-        to: request.to.and_then(|to| to.into_to()),
-        gas_limit: request.gas,
-        max_fee_wei: request.max_fee_per_gas.or(request.gas_price),
-        max_priority_fee_wei: request.max_priority_fee_per_gas,
-        value_wei: request.value.unwrap_or_default(),
-        input: input.unwrap_or_default(),
-        access_list: request.access_list.unwrap_or_default(),
-        authorization_list: request.authorization_list.unwrap_or_default(),
-    })
-}
-
 /// The block that a number or a tag means.
 pub(super) const fn block_ref(block: BlockNumberOrTag) -> BlockRef {
     match block {
@@ -182,40 +162,4 @@ pub(super) const fn block_ref(block: BlockNumberOrTag) -> BlockRef {
         | BlockNumberOrTag::Safe
         | BlockNumberOrTag::Finalized => BlockRef::Latest,
     }
-}
-
-/// A filter as the node takes it.
-pub(super) fn log_filter(node: &Node, filter: Filter) -> Result<LogFilter, ErrorObjectOwned> {
-    let head = node.head().header.number;
-    let number = |block: Option<BlockNumberOrTag>| match block.map_or(BlockRef::Latest, block_ref) {
-        BlockRef::Number(number) => number,
-        BlockRef::Latest | BlockRef::Hash(_) => head,
-    };
-    let (from_block, to_block) = match filter.block_option {
-        FilterBlockOption::Range {
-            from_block,
-            to_block,
-        } => (number(from_block), number(to_block)),
-        FilterBlockOption::AtBlockHash(hash) => {
-            let found = node.header(BlockRef::Hash(hash)).map_err(errors::query)?;
-            let (header, _) = found.ok_or_else(|| errors::refused("unknown block"))?;
-            (header.number, header.number)
-        }
-    };
-    let too_many = || errors::invalid_params("too many addresses or topics in the filter");
-    let addresses: Vec<_> = filter.address.iter().copied().collect();
-    let topics = filter
-        .topics
-        .map(|topic| topic.iter().copied().collect::<Vec<_>>());
-    if addresses.len() > FILTER_ALTERNATIVES_MAX
-        || topics.iter().any(|any| any.len() > FILTER_ALTERNATIVES_MAX)
-    {
-        return Err(too_many());
-    }
-    Ok(LogFilter {
-        from_block,
-        to_block,
-        addresses,
-        topics,
-    })
 }

@@ -13,7 +13,7 @@ use alloy_signer::SignerSync;
 use alloy_signer_local::PrivateKeySigner;
 use ol_node::{Genesis, GenesisAccount, Node};
 use ol_runtime::{ManualClock, Shutdown};
-use ol_server::eth::{self, BATCH_MAX, REQUEST_MAX_SIZE_BYTES, ServeError};
+use ol_server::eth::{self, Limits, ServeConfig, ServeError};
 use op_alloy_consensus::OpTxEnvelope;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -48,7 +48,11 @@ impl Server {
         let shutdown = Shutdown::new();
         let any_port = "127.0.0.1:0".parse().unwrap();
         let running = runtime
-            .block_on(eth::serve(node, any_port, shutdown.clone()))
+            .block_on(eth::serve(
+                node,
+                ServeConfig::new(any_port),
+                shutdown.clone(),
+            ))
             .unwrap();
         Self {
             addr: running.addr,
@@ -415,18 +419,19 @@ fn mistakes_have_geths_errors() {
 #[test]
 fn bodies_and_batches_have_limits() {
     let server = Server::start();
+    let limits = Limits::default();
     let one = json!({"jsonrpc": "2.0", "id": 1, "method": "eth_chainId", "params": []});
     let batch = |n: u32| Value::from_iter((0..n).map(|_| one.clone())).to_string();
-    let (status, body) = server.post(&batch(BATCH_MAX));
+    let (status, body) = server.post(&batch(limits.batch_max));
     assert_eq!(status, 200);
     let replies: Value = serde_json::from_str(&body).unwrap();
-    assert_eq!(replies.as_array().unwrap().len(), BATCH_MAX as usize);
-    let (_, body) = server.post(&batch(BATCH_MAX + 1));
+    assert_eq!(replies.as_array().unwrap().len(), limits.batch_max as usize);
+    let (_, body) = server.post(&batch(limits.batch_max + 1));
     assert!(body.contains("The batch request was too large"), "{body}");
     // Refused by its announced length, before any of the body is sent.
     let mut stream = std::net::TcpStream::connect(server.addr).unwrap();
     let head = "POST / HTTP/1.1\r\nhost: node\r\ncontent-type: application/json\r\n";
-    let length = REQUEST_MAX_SIZE_BYTES + 1;
+    let length = limits.request_max_size_bytes + 1;
     write!(stream, "{head}content-length: {length}\r\n\r\n").unwrap();
     let mut status = [0; 12];
     stream.read_exact(&mut status).unwrap();
@@ -508,7 +513,11 @@ fn a_port_in_use_is_named() {
     let node = Node::open(dir.path(), &genesis, Arc::new(ManualClock::new(0))).unwrap();
     let error = server
         .runtime
-        .block_on(eth::serve(node, server.addr, Shutdown::new()))
+        .block_on(eth::serve(
+            node,
+            ServeConfig::new(server.addr),
+            Shutdown::new(),
+        ))
         .unwrap_err();
     let ServeError::Bind { addr, source } = error else {
         panic!("{error:?}");

@@ -56,7 +56,11 @@ pub(crate) fn run(layout: &Layout, args: &UpArgs, out: Out<'_>) -> anyhow::Resul
     let shutdown = Shutdown::new();
     let rpc_addr = SocketAddr::from((Ipv4Addr::LOCALHOST, args.rpc_port));
     let server = runtime
-        .block_on(eth::serve(node.clone(), rpc_addr, shutdown.clone()))
+        .block_on(eth::serve(
+            node.clone(),
+            eth::ServeConfig::new(rpc_addr),
+            shutdown.clone(),
+        ))
         .with_context(|| format!("port {} could not be used for --rpc-port", args.rpc_port))?;
     let rpc_url = format!("http://{}", server.addr);
     let state = ApiState::new();

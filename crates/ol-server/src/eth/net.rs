@@ -1,0 +1,40 @@
+//! About the node: chain, network, version.
+
+use alloy_primitives::{Bytes, keccak256};
+use serde_json::{Value, json};
+
+use super::args::Args;
+use super::method::{Method, Reply, quantity, shown};
+use super::{Eth, topics};
+
+pub(super) const METHODS: &[Method] = &[
+    Method::free("eth_accounts", 0, |_, _| Ok(json!([]))),
+    Method::free("eth_chainId", 0, |_, eth| quantity(eth.node.chain_id())),
+    Method::free("eth_protocolVersion", 0, |_, _| quantity(68)),
+    Method::free("eth_syncing", 0, |_, _| Ok(json!(false))),
+    Method::free("net_listening", 0, |_, _| Ok(json!(true))),
+    Method::free("net_peerCount", 0, |_, _| quantity(0)),
+    Method::free("net_version", 0, |_, eth| {
+        Ok(json!(eth.node.chain_id().to_string()))
+    }),
+    Method::free("rpc_modules", 0, modules),
+    Method::free("web3_clientVersion", 0, |_, _| {
+        Ok(json!(concat!(
+            "openledger/v",
+            env!("CARGO_PKG_VERSION"),
+            "/rust"
+        )))
+    }),
+    Method::free("web3_sha3", 1, |args, _| {
+        shown(keccak256(args.required::<Bytes>()?))
+    }),
+];
+
+/// The namespaces that are served, each with its version.
+fn modules(_: &mut Args<'_>, _: &Eth) -> Reply {
+    let names = topics().flat_map(|method| method.name.split_once('_'));
+    let modules: serde_json::Map<String, Value> = names
+        .map(|(namespace, _)| (namespace.to_owned(), json!("1.0")))
+        .collect();
+    shown(modules)
+}

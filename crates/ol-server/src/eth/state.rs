@@ -1,0 +1,62 @@
+//! Accounts: balance, nonce, code, storage.
+
+use alloy_eips::BlockId;
+use alloy_primitives::{Address, B256, U256};
+use jsonrpsee::types::ErrorObjectOwned;
+use ol_node::{BlockRef, Node};
+
+use super::args::Args;
+use super::method::{Method, Reply, quantity, shown};
+use super::{Eth, errors, shapes};
+
+pub(super) const METHODS: &[Method] = &[
+    Method::read("eth_getBalance", 2, balance),
+    Method::read("eth_getCode", 2, code),
+    Method::read("eth_getStorageAt", 3, storage),
+    Method::read("eth_getTransactionCount", 2, transaction_count),
+];
+
+fn balance(args: &mut Args<'_>, eth: &Eth) -> Reply {
+    let address: Address = args.required()?;
+    let at = optional_block(args, &eth.node)?;
+    shown(eth.node.balance_wei(address, at).map_err(errors::query)?)
+}
+
+fn code(args: &mut Args<'_>, eth: &Eth) -> Reply {
+    let address: Address = args.required()?;
+    let at = optional_block(args, &eth.node)?;
+    shown(eth.node.code(address, at).map_err(errors::query)?)
+}
+
+fn storage(args: &mut Args<'_>, eth: &Eth) -> Reply {
+    let address: Address = args.required()?;
+    let slot: U256 = args.required()?;
+    let at = optional_block(args, &eth.node)?;
+    let value = eth.node.storage(address, slot, at).map_err(errors::query)?;
+    shown(B256::from(value))
+}
+
+fn transaction_count(args: &mut Args<'_>, eth: &Eth) -> Reply {
+    let address: Address = args.required()?;
+    let at = optional_block(args, &eth.node)?;
+    quantity(eth.node.nonce(address, at).map_err(errors::query)?)
+}
+
+/// The block parameter of a state query; the newest block if it is not given.
+pub(super) fn optional_block(
+    args: &mut Args<'_>,
+    node: &Node,
+) -> Result<BlockRef, ErrorObjectOwned> {
+    match args.optional::<BlockId>()? {
+        None => Ok(BlockRef::Latest),
+        Some(BlockId::Number(number)) => Ok(shapes::block_ref(number)),
+        // EIP-1898: a hash names one block; ours are all canonical.
+        Some(BlockId::Hash(hash)) => {
+            let at = BlockRef::Hash(hash.block_hash);
+            match node.header(at).map_err(errors::query)? {
+                Some(_) => Ok(at),
+                None => Err(errors::refused("header not found")),
+            }
+        }
+    }
+}
