@@ -6,11 +6,9 @@ use alloy_evm::block::{
     InternalBlockExecutionError, TxResult,
 };
 use alloy_evm::{Evm, EvmEnv, EvmFactory};
-use alloy_op_evm::block::receipt_builder::OpAlloyReceiptBuilder;
 use alloy_op_evm::{OpBlockExecutionCtx, OpBlockExecutorFactory};
 use alloy_op_hardforks::{ForkCondition, OpChainHardforks, OpHardfork};
 use alloy_primitives::{Address, B256, Bloom, Bytes, U256};
-use op_alloy_consensus::{OpReceiptEnvelope, OpTxEnvelope};
 use op_revm::OpSpecId;
 use revm::Database;
 use revm::context::{BlockEnv, CfgEnv};
@@ -21,13 +19,8 @@ use revm::state::EvmState;
 
 use crate::factory::OpenEvmFactory;
 use crate::state::Reader;
+use crate::transaction::{Receipts, Transaction, TransactionReceipt};
 use crate::{BASE_FEE_VAULT, SEQUENCER_FEE_VAULT, StateDiff, StateReader, header};
-
-/// A transaction as it stands in a block.
-pub type Transaction = OpTxEnvelope;
-
-/// What a transaction left in its block.
-pub type TransactionReceipt = OpReceiptEnvelope;
 
 /// Everything that execution knows of its block besides the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -183,11 +176,7 @@ pub fn build_block<S: StateReader>(
         .with_database_ref(Reader(state))
         .with_bundle_update()
         .build();
-    let factory = OpBlockExecutorFactory::new(
-        OpAlloyReceiptBuilder::default(),
-        hardforks(),
-        OpenEvmFactory::default(),
-    );
+    let factory = OpBlockExecutorFactory::new(Receipts, hardforks(), OpenEvmFactory::default());
     let evm = OpenEvmFactory::default().create_evm(&mut database, context.evm_env());
     let execution_context = OpBlockExecutionCtx {
         parent_hash: context.parent_hash,
@@ -276,12 +265,11 @@ fn hardforks() -> OpChainHardforks {
 }
 
 /// The transaction types that no block may hold for now: deposits mint coins
-/// and need a portal to stand against them, and post-execution transactions
-/// are an unfinished upstream feature.
+/// and need a portal to stand against them, and a layer 2 keeps no blobs.
 fn refused_type(transaction: &Transaction) -> Option<String> {
     match transaction {
         Transaction::Deposit(_) => Some("deposits are not accepted".to_owned()),
-        Transaction::PostExec(_) => Some("transaction type 0x7D is not accepted".to_owned()),
+        Transaction::Eip4844(_) => Some("blob transactions are not accepted".to_owned()),
         _ => None,
     }
 }

@@ -5,7 +5,8 @@ use alloy_eips::eip1559::{BaseFeeParams, INITIAL_BASE_FEE};
 use alloy_eips::eip7685::EMPTY_REQUESTS_HASH;
 use alloy_primitives::{B64, B256, Bloom, Bytes, U256};
 
-use crate::block::{BlockContext, Execution, Transaction, TransactionReceipt};
+use crate::block::{BlockContext, Execution};
+use crate::transaction::{Transaction, TransactionReceipt};
 use crate::{BLOCK_GAS_LIMIT, SEQUENCER_FEE_VAULT};
 
 /// The base fee of the block after `parent`, in wei for one unit of gas.

@@ -36,14 +36,15 @@ pub mod precompiles;
 mod block;
 mod call;
 mod state;
+mod transaction;
 
 pub use alloy_consensus::{Header, transaction::Recovered};
 pub use block::{
-    BlockContext, BuiltBlock, ExecuteError, Execution, LeftOut, Transaction, TransactionReceipt,
-    build_block, execute_block,
+    BlockContext, BuiltBlock, ExecuteError, Execution, LeftOut, build_block, execute_block,
 };
 pub use call::{CallError, CallOutput, CallRequest, CallStatus, call, estimate_gas};
 pub use state::{AccountChange, AccountState, MemoryState, StateDiff, StateReader};
+pub use transaction::{Transaction, TransactionReceipt, TransactionType};
 
 use alloy_primitives::{Address, address};
 

@@ -2,9 +2,9 @@
 //! Method: unsigned transactions with a given sender (execution does not check
 //! signatures) over a state in memory.
 
-use alloy_consensus::{SignableTransaction, TxEip1559, TxLegacy};
+use alloy_consensus::{SignableTransaction, TxEip1559, TxEip4844, TxLegacy};
 use alloy_primitives::{Signature, TxKind};
-use op_alloy_consensus::{TxDeposit, TxPostExec};
+use op_alloy_consensus::TxDeposit;
 use proptest::prelude::*;
 
 use super::*;
@@ -107,8 +107,13 @@ fn what_does_not_belong_is_named_or_left_out() {
             "deposits are not accepted",
         ),
         (
-            Recovered::new_unchecked(TxPostExec::default().into(), user(0)),
-            "0x7D",
+            Recovered::new_unchecked(
+                TxEip4844::default()
+                    .into_signed(Signature::test_signature())
+                    .into(),
+                user(0),
+            ),
+            "blob transactions are not accepted",
         ),
     ];
     for (bad, expected) in cases {

@@ -1,7 +1,7 @@
 //! Blocks, transactions, receipts and logs as JSON-RPC shows them.
 
 use alloy_consensus::transaction::TransactionInfo;
-use alloy_consensus::{BlockBody, Transaction as _};
+use alloy_consensus::{BlockBody, ReceiptEnvelope, Transaction as _};
 use alloy_eips::BlockNumberOrTag;
 use alloy_eips::eip4895::Withdrawals;
 use alloy_primitives::{B256, U256};
@@ -10,11 +10,25 @@ use alloy_rpc_types_eth::{
     TransactionReceipt as RpcReceipt,
 };
 use ol_node::{
-    Block, BlockRef, Header, LogInBlock, ReceiptInBlock, Recovered, Transaction, TransactionInBlock,
+    Block, BlockRef, Header, LogInBlock, ReceiptInBlock, Recovered, Transaction,
+    TransactionInBlock, TransactionReceipt,
 };
 use op_alloy_consensus::OpReceiptEnvelope;
 use op_alloy_consensus::transaction::{OpDepositInfo, OpTransactionInfo};
-use op_alloy_rpc_types::Transaction as RpcTransaction;
+use serde::Serialize;
+
+/// A transaction as JSON-RPC shows it.
+pub(super) type RpcTransaction = op_alloy_rpc_types::Transaction<Transaction>;
+
+/// The part of a receipt that depends on its type.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(super) enum RpcReceiptBody {
+    /// Of a transaction of Ethereum.
+    Ethereum(ReceiptEnvelope<RpcLog>),
+    /// Of a deposit.
+    Deposit(OpReceiptEnvelope<RpcLog>),
+}
 
 pub(super) fn block(
     block: Block,
@@ -98,7 +112,7 @@ fn placed(
     RpcTransaction::from_transaction(transaction, info)
 }
 
-pub(super) fn receipt(found: ReceiptInBlock) -> RpcReceipt<OpReceiptEnvelope<RpcLog>> {
+pub(super) fn receipt(found: ReceiptInBlock) -> RpcReceipt<RpcReceiptBody> {
     let effective_gas_price = found.effective_gas_price_wei();
     let contract_address = found.contract_address();
     let ReceiptInBlock {
@@ -123,6 +137,12 @@ pub(super) fn receipt(found: ReceiptInBlock) -> RpcReceipt<OpReceiptEnvelope<Rpc
         log_index += 1;
         shown
     });
+    let inner = match inner {
+        TransactionReceipt::Ethereum(receipt) => RpcReceiptBody::Ethereum(receipt),
+        TransactionReceipt::Deposit(deposit) => {
+            RpcReceiptBody::Deposit(OpReceiptEnvelope::Deposit(deposit))
+        }
+    };
     RpcReceipt {
         inner,
         transaction_hash,
