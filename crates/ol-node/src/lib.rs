@@ -49,7 +49,8 @@ pub use ol_evm::{
     TransactionReceipt,
 };
 pub use query::{
-    Block, BlockRef, FEE_HISTORY_MAX_BLOCKS, FeeHistory, LOG_RANGE_MAX_BLOCKS, LOGS_MAX, LogFilter,
-    LogInBlock, PRIORITY_FEE_WEI, QueryError, ReceiptInBlock, TransactionInBlock,
+    Block, BlockRef, FEE_HISTORY_MAX_BLOCKS, FeeHistory, LOG_BLOCKS_READ_MAX, LOG_RANGE_MAX_BLOCKS,
+    LOGS_MAX, LogFilter, LogInBlock, PRIORITY_FEE_WEI, QueryError, ReceiptInBlock,
+    TransactionInBlock,
 };
 pub use store::StoreError;

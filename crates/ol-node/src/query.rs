@@ -1,7 +1,7 @@
 //! What can be asked of a chain. Every query sees one whole block.
 
 use alloy_consensus::Transaction as _;
-use alloy_primitives::{Address, B256, Bloom, BloomInput, Bytes, Log, U256};
+use alloy_primitives::{Address, B256, Bytes, U256};
 use ol_evm::{
     BlockContext, CallError, CallOutput, CallRequest, Header, Recovered, StateReader, Transaction,
     TransactionReceipt, header,
@@ -11,11 +11,9 @@ use signet_libmdbx::Ro;
 use crate::Node;
 use crate::store::{StoreError, Txn};
 
-/// Most blocks that one log query looks at.
-pub const LOG_RANGE_MAX_BLOCKS: u64 = 10_000;
+mod logs;
 
-/// Most logs that one query returns.
-pub const LOGS_MAX: usize = 10_000;
+pub use logs::{LOG_BLOCKS_READ_MAX, LOG_RANGE_MAX_BLOCKS, LOGS_MAX, LogFilter, LogInBlock};
 
 /// Most blocks in one fee history.
 pub const FEE_HISTORY_MAX_BLOCKS: u64 = 1_024;
@@ -48,17 +46,32 @@ pub enum QueryError {
         /// The newest block.
         head: u64,
     },
-    /// The block range of a log query is upside down or too wide.
-    #[error("invalid block range: from {from} to {to}, at most {LOG_RANGE_MAX_BLOCKS} blocks")]
+    /// The block range of a log query is upside down.
+    #[error("invalid block range params")]
     Range {
         /// First block asked for.
         from: u64,
         /// Last block asked for.
         to: u64,
     },
-    /// More than [`LOGS_MAX`] logs match; ask for fewer blocks.
-    #[error("query returns more than {LOGS_MAX} logs, try a smaller block range")]
-    TooManyLogs,
+    /// More blocks would have to be read for a log query than may be.
+    #[error(
+        "query reads too many blocks, name an address or a topic, or retry with the range {from:#x}-{to:#x}"
+    )]
+    TooManyBlocks {
+        /// First block asked for.
+        from: u64,
+        /// Last block of a range that is small enough.
+        to: u64,
+    },
+    /// More than [`LOGS_MAX`] logs match.
+    #[error("query exceeds max results {LOGS_MAX}, retry with the range {from:#x}-{to:#x}")]
+    TooManyLogs {
+        /// First block asked for.
+        from: u64,
+        /// Last block of a range that is small enough.
+        to: u64,
+    },
     /// A call could not be tried.
     #[error(transparent)]
     Call(#[from] CallError),
@@ -120,66 +133,6 @@ impl ReceiptInBlock {
             .is_create()
             .then(|| transaction.signer().create(transaction.nonce()))
     }
-}
-
-/// Which logs are asked for.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct LogFilter {
-    /// First block.
-    pub from_block: u64,
-    /// Last block, itself included; blocks above the head are ignored.
-    pub to_block: u64,
-    /// Emitters, any of these; all if it is empty.
-    pub addresses: Vec<Address>,
-    /// For each topic, any of these; all if it is empty.
-    pub topics: [Vec<B256>; 4],
-}
-
-impl LogFilter {
-    /// Whether a log is asked for.
-    #[must_use]
-    pub fn matches(&self, log: &Log) -> bool {
-        let has_address = self.addresses.is_empty() || self.addresses.contains(&log.address);
-        let has_topics = self.topics.iter().enumerate().all(|(position, wanted)| {
-            wanted.is_empty()
-                || log
-                    .topics()
-                    .get(position)
-                    .is_some_and(|topic| wanted.contains(topic))
-        });
-        has_address && has_topics
-    }
-
-    /// Whether a block with this bloom may hold such a log.
-    fn may_match(&self, bloom: &Bloom) -> bool {
-        let contains = |bytes: &[u8]| bloom.contains_input(BloomInput::Raw(bytes));
-        let has_address =
-            self.addresses.is_empty() || self.addresses.iter().any(|a| contains(a.as_slice()));
-        let has_topics = self
-            .topics
-            .iter()
-            .all(|wanted| wanted.is_empty() || wanted.iter().any(|t| contains(t.as_slice())));
-        has_address && has_topics
-    }
-}
-
-/// A log and where it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LogInBlock {
-    /// The log.
-    pub log: Log,
-    /// Its block, by number.
-    pub block_number: u64,
-    /// Its block, by hash.
-    pub block_hash: B256,
-    /// Unix time of the block, in seconds.
-    pub block_timestamp_s: u64,
-    /// Its transaction.
-    pub transaction_hash: B256,
-    /// Position of the transaction in the block.
-    pub transaction_position: usize,
-    /// Position of the log in the block.
-    pub position: u64,
 }
 
 /// What gas cost in a row of blocks.
@@ -278,33 +231,6 @@ impl Node {
             .nth(position)
             .ok_or_else(|| missing("a receipt", number))?;
         Ok(Some(receipt))
-    }
-
-    /// The logs that a filter asks for, in order.
-    ///
-    /// # Errors
-    /// [`QueryError::Range`] and [`QueryError::TooManyLogs`] past the limits.
-    pub fn logs(&self, filter: &LogFilter) -> Result<Vec<LogInBlock>, QueryError> {
-        let txn = self.read()?;
-        let (head, _) = txn.head()?;
-        let (from, to) = (filter.from_block, filter.to_block.min(head.number));
-        if filter.to_block < from || to.saturating_sub(from) >= LOG_RANGE_MAX_BLOCKS {
-            return Err(QueryError::Range {
-                from,
-                to: filter.to_block,
-            });
-        }
-        let mut found = Vec::new();
-        for number in from..=to {
-            let (header, hash) = known_header(&txn, number)?;
-            if !filter.may_match(&header.logs_bloom) {
-                continue;
-            }
-            for receipt in receipts_of(&txn, &header, hash)? {
-                collect_logs(filter, &receipt, &mut found)?;
-            }
-        }
-        Ok(found)
     }
 
     /// The balance of an account, in wei.
@@ -522,32 +448,6 @@ fn receipts_of(
     Ok(found)
 }
 
-fn collect_logs(
-    filter: &LogFilter,
-    receipt: &ReceiptInBlock,
-    found: &mut Vec<LogInBlock>,
-) -> Result<(), QueryError> {
-    let place = &receipt.place;
-    for (position, log) in (receipt.n_logs_before..).zip(receipt.receipt.logs()) {
-        if !filter.matches(log) {
-            continue;
-        }
-        if found.len() >= LOGS_MAX {
-            return Err(QueryError::TooManyLogs);
-        }
-        found.push(LogInBlock {
-            log: log.clone(),
-            block_number: place.header.number,
-            block_hash: place.block_hash,
-            block_timestamp_s: place.header.timestamp,
-            transaction_hash: place.transaction.tx_hash(),
-            transaction_position: place.position,
-            position,
-        });
-    }
-    Ok(())
-}
-
 /// The tips below which the given parts of a block's gas were bought.
 fn tips(receipts: &[ReceiptInBlock], percentiles_bps: &[u32]) -> Vec<u128> {
     let mut by_tip: Vec<(u128, u64)> = receipts
@@ -577,6 +477,3 @@ fn tips(receipts: &[ReceiptInBlock], percentiles_bps: &[u32]) -> Vec<u128> {
         })
         .collect()
 }
-
-#[cfg(test)]
-mod tests;

@@ -15,8 +15,10 @@
 //! | `receipts` | number | RLP list of EIP-2718 receipts |
 //! | `block_numbers` | block hash | number |
 //! | `transactions` | transaction hash | number, position `u32` |
+//! | `log_blocks`, `log_sections` | see [`logs`] | |
 
 mod blocks;
+pub(crate) mod logs;
 mod state;
 
 use std::borrow::Cow;
@@ -132,6 +134,8 @@ struct Tables {
     receipts: Database,
     block_numbers: Database,
     transactions: Database,
+    log_blocks: Database,
+    log_sections: Database,
 }
 
 impl Tables {
@@ -149,6 +153,8 @@ impl Tables {
             receipts: table("receipts")?,
             block_numbers: table("block_numbers")?,
             transactions: table("transactions")?,
+            log_blocks: table("log_blocks")?,
+            log_sections: table("log_sections")?,
         })
     }
 }

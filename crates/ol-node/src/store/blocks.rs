@@ -120,7 +120,8 @@ impl Txn<Rw> {
             let place = [&number[..], &position.to_be_bytes()].concat();
             self.put(tables.transactions, hash.as_slice(), &place)?;
         }
-        Ok(())
+        let logs = block.receipts.iter().flat_map(|receipt| receipt.logs());
+        self.index_logs(block.header.number, logs)
     }
 }
 

@@ -69,9 +69,9 @@ pub(super) fn query(error: QueryError) -> ErrorObjectOwned {
         QueryError::UnknownBlock => refused("header not found"),
         QueryError::HistoricalState { .. } => refused(error.to_string()),
         QueryError::Range { .. } => invalid_params(error.to_string()),
-        QueryError::TooManyLogs | QueryError::Store(StoreError::Overloaded) => {
-            limit_exceeded(error.to_string())
-        }
+        QueryError::TooManyBlocks { .. }
+        | QueryError::TooManyLogs { .. }
+        | QueryError::Store(StoreError::Overloaded) => limit_exceeded(error.to_string()),
         QueryError::Call(CallError::Reverted { output }) => reverted(&output),
         QueryError::Call(CallError::Invalid { .. } | CallError::OutOfReach { .. }) => {
             refused(error.to_string())
