@@ -1,26 +1,21 @@
 //! Transactions of one block, executed in order.
 
-use alloy_consensus::{Header, Transaction as _, TxReceipt, transaction::Recovered};
-use alloy_evm::block::{
-    BlockExecutionError, BlockExecutor, BlockExecutorFactory, BlockValidationError,
-    InternalBlockExecutionError, TxResult,
-};
-use alloy_evm::{Evm, EvmEnv, EvmFactory};
-use alloy_op_evm::{OpBlockExecutionCtx, OpBlockExecutorFactory};
+use alloy_consensus::{Header, transaction::Recovered};
+use alloy_evm::EvmEnv;
+use alloy_evm::block::{BlockExecutionError, BlockValidationError, InternalBlockExecutionError};
 use alloy_op_hardforks::{ForkCondition, OpChainHardforks, OpHardfork};
-use alloy_primitives::{Address, B256, Bloom, Bytes, U256};
+use alloy_primitives::{B256, Bloom, U256};
 use op_revm::OpSpecId;
-use revm::Database;
 use revm::context::{BlockEnv, CfgEnv};
 use revm::context_interface::block::BlobExcessGasAndPrice;
 use revm::context_interface::result::InvalidTransaction;
-use revm::database::{DatabaseCommitExt, State, states::bundle_state::BundleRetention};
-use revm::state::EvmState;
 
-use crate::factory::OpenEvmFactory;
-use crate::state::Reader;
-use crate::transaction::{Receipts, Transaction, TransactionReceipt};
-use crate::{BASE_FEE_VAULT, SEQUENCER_FEE_VAULT, StateDiff, StateReader, header};
+pub use builder::{BlockBuilder, TransactionOutcome};
+
+use crate::transaction::{Transaction, TransactionReceipt};
+use crate::{SEQUENCER_FEE_VAULT, StateDiff, StateReader, header};
+
+mod builder;
 
 /// Everything that execution knows of its block besides the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +35,19 @@ pub struct BlockContext {
 }
 
 impl BlockContext {
+    /// The context in which the transactions of a block were executed.
+    #[must_use]
+    pub fn of(header: &Header, chain_id: u64) -> Self {
+        Self {
+            chain_id,
+            number: header.number,
+            timestamp_s: header.timestamp,
+            gas_limit: header.gas_limit,
+            base_fee_wei: header.base_fee_per_gas.unwrap_or_default(),
+            parent_hash: header.parent_hash,
+        }
+    }
+
     /// The context of the block after `parent`.
     ///
     /// The timestamp never runs backwards: a `timestamp_s` below the parent's
@@ -172,71 +180,17 @@ pub fn build_block<S: StateReader>(
     context: &BlockContext,
     candidates: &[Recovered<Transaction>],
 ) -> Result<BuiltBlock, ExecuteError> {
-    let mut database = State::builder()
-        .with_database_ref(Reader(state))
-        .with_bundle_update()
-        .build();
-    let factory = OpBlockExecutorFactory::new(Receipts, hardforks(), OpenEvmFactory::default());
-    let evm = OpenEvmFactory::default().create_evm(&mut database, context.evm_env());
-    let execution_context = OpBlockExecutionCtx {
-        parent_hash: context.parent_hash,
-        parent_beacon_block_root: Some(B256::ZERO),
-        extra_data: Bytes::new(),
-    };
-    let mut executor = factory.create_executor(evm, execution_context);
-    executor
-        .apply_pre_execution_changes()
-        .map_err(ExecuteError::internal)?;
-
+    let mut builder = BlockBuilder::new(state, context)?;
     let mut included = Vec::with_capacity(candidates.len());
     let mut left_out = Vec::new();
-    let mut fees_wei = U256::ZERO;
     for (position, candidate) in candidates.iter().enumerate() {
-        if let Some(reason) = refused_type(candidate.inner()) {
-            left_out.push((position, LeftOut::Invalid { reason }));
-            continue;
+        match builder.execute(candidate)? {
+            Ok(_) => included.push(position),
+            Err(reason) => left_out.push((position, reason)),
         }
-        let outcome = match executor.execute_transaction_without_commit(candidate) {
-            Ok(outcome) => outcome,
-            Err(error) => {
-                left_out.push((position, left_out_reason(error)?));
-                continue;
-            }
-        };
-        let executed = outcome.result();
-        let gas_used = executed.result.tx_gas_used();
-        let burnt_wei = burnt_wei(executor.evm_mut().db_mut(), &executed.state)?;
-        executor
-            .commit_transaction(outcome)
-            .map_err(ExecuteError::internal)?;
-        if burnt_wei > 0 {
-            executor
-                .evm_mut()
-                .db_mut()
-                .increment_balances([(BASE_FEE_VAULT, burnt_wei)])
-                .map_err(ExecuteError::internal)?;
-        }
-        let price_wei = candidate.effective_gas_price(Some(context.base_fee_wei));
-        fees_wei += U256::from(gas_used) * U256::from(price_wei);
-        included.push(position);
     }
-
-    let (evm, result) = executor.finish().map_err(ExecuteError::internal)?;
-    drop(evm);
-    database.merge_transitions(BundleRetention::PlainState);
-    let logs_bloom = result
-        .receipts
-        .iter()
-        .fold(Bloom::ZERO, |bloom, receipt| bloom | receipt.bloom());
-    let execution = Execution {
-        receipts: result.receipts,
-        gas_used: result.gas_used,
-        diff: StateDiff::from_bundle(database.take_bundle()),
-        logs_bloom,
-        fees_wei,
-    };
     Ok(BuiltBlock {
-        execution,
+        execution: builder.finish()?,
         included,
         left_out,
     })
@@ -314,31 +268,6 @@ pub(crate) fn refusal(invalid: &InvalidTransaction) -> String {
         }
         other => other.to_string(),
     }
-}
-
-/// The coins that a transaction destroys: EIP-6780 drops what a contract holds
-/// that destroys itself in the transaction that made it.
-fn burnt_wei<D: Database>(before: &mut D, after: &EvmState) -> Result<u128, ExecuteError> {
-    if !after.values().any(|account| account.is_selfdestructed()) {
-        return Ok(0);
-    }
-    let mut sum_before = U256::ZERO;
-    let mut sum_after = U256::ZERO;
-    for (&address, account) in after.iter().filter(|(_, account)| account.is_touched()) {
-        sum_before += balance_wei(before, address)?;
-        if !account.is_selfdestructed() {
-            sum_after += account.info.balance;
-        }
-    }
-    sum_before
-        .checked_sub(sum_after)
-        .and_then(|burnt| u128::try_from(burnt).ok())
-        .ok_or_else(|| ExecuteError::internal("a transaction would make coins"))
-}
-
-fn balance_wei<D: Database>(database: &mut D, address: Address) -> Result<U256, ExecuteError> {
-    let account = database.basic(address).map_err(ExecuteError::internal)?;
-    Ok(account.map(|account| account.balance).unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -19,7 +19,8 @@
 //!
 //! # Map
 //! - [`StateReader`] and [`StateDiff`]: the only view of a state database.
-//! - [`execute_block`], [`build_block`]: transactions in, [`Execution`] out.
+//! - [`BlockBuilder`]: a block that is made transaction by transaction;
+//!   [`execute_block`], [`build_block`]: all at once, [`Execution`] out.
 //! - [`call`], [`estimate_gas`]: one message against a state, nothing kept.
 //! - [`header`]: base fee, sealing, the genesis header.
 //! - [`precompiles`]: `POA_SCORE`, `POA_SHARES`, `OPEN_TRANSFER`.
@@ -40,7 +41,8 @@ mod transaction;
 
 pub use alloy_consensus::{Header, transaction::Recovered};
 pub use block::{
-    BlockContext, BuiltBlock, ExecuteError, Execution, LeftOut, build_block, execute_block,
+    BlockBuilder, BlockContext, BuiltBlock, ExecuteError, Execution, LeftOut, TransactionOutcome,
+    build_block, execute_block,
 };
 pub use call::{CallError, CallOutput, CallRequest, CallStatus, call, estimate_gas};
 pub use state::{AccountChange, AccountState, MemoryState, StateDiff, StateReader};

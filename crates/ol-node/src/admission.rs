@@ -5,12 +5,65 @@ use std::sync::Arc;
 use alloy_consensus::Transaction as _;
 use alloy_consensus::transaction::SignerRecoverable;
 use alloy_eips::eip2718::Decodable2718;
+use alloy_primitives::B256;
 use ol_evm::{Recovered, Transaction};
 
 use crate::StoreError;
 
 /// Largest raw transaction, as in geth.
 pub const RAW_TRANSACTION_MAX_SIZE_BYTES: usize = 128 * 1024;
+
+/// Where a transaction went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Inclusion {
+    /// The transaction.
+    pub transaction_hash: B256,
+    /// The block that holds it, by number.
+    pub block_number: u64,
+    /// The block that holds it, by hash.
+    pub block_hash: B256,
+    /// Position in the block, from 0.
+    pub position: usize,
+}
+
+/// What became of a transaction first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SubmitOutcome {
+    /// It is in a block that is on disk.
+    Included(Inclusion),
+    /// It was executed in the pending block, where its receipt can be seen;
+    /// the block is not on disk yet.
+    Preconfirmed {
+        /// The transaction.
+        transaction_hash: B256,
+        /// The block to come, by number.
+        block_number: u64,
+        /// Position in the block, from 0.
+        position: usize,
+    },
+    /// It waits: for a missing predecessor of the same sender, for a lower
+    /// base fee, or for room in a block.
+    Queued {
+        /// The transaction.
+        transaction_hash: B256,
+    },
+}
+
+impl SubmitOutcome {
+    /// The transaction.
+    #[must_use]
+    pub const fn transaction_hash(&self) -> B256 {
+        match *self {
+            Self::Included(Inclusion {
+                transaction_hash, ..
+            })
+            | Self::Preconfirmed {
+                transaction_hash, ..
+            }
+            | Self::Queued { transaction_hash } => transaction_hash,
+        }
+    }
+}
 
 /// Why a transaction was not taken.
 ///
@@ -83,6 +136,9 @@ pub enum SubmitError {
     /// Too many transactions wait; try again.
     #[error("too many transactions are waiting")]
     Overloaded,
+    /// This node does not make blocks; send to the one that does.
+    #[error("this node follows another one and takes no transactions")]
+    Follower,
     /// The node is stopping.
     #[error("the node is stopping")]
     Stopped,

@@ -1,7 +1,7 @@
 //! The L2 node: state, blocks on demand, receipts and logs, kept across any crash.
 //!
 //! A [`Node`] owns one chain in one directory. Transactions go in by
-//! [`Node::submit_and_wait`]; a sequencer thread takes everything that waits,
+//! [`Node::submit_and_wait`]; the chain thread takes everything that waits,
 //! makes a block of it ([`ol_evm::build_block`]), writes the block in one MDBX
 //! transaction, and answers only after the disk has it. There is no block
 //! without a transaction.
@@ -35,22 +35,28 @@
 //! ```
 
 mod admission;
+mod chain;
+mod event;
 mod genesis;
 mod node;
+mod pending;
 mod query;
-mod sequencer;
 mod store;
+mod view;
 
-pub use admission::{RAW_TRANSACTION_MAX_SIZE_BYTES, SubmitError};
+pub use admission::{Inclusion, RAW_TRANSACTION_MAX_SIZE_BYTES, SubmitError, SubmitOutcome};
 pub use alloy_genesis::{Genesis, GenesisAccount};
-pub use node::{Head, Inclusion, Node, NodeConfig, OpenError};
+pub use event::{ChainEvent, NewBlock};
+pub use node::{BlockMode, Head, Node, NodeConfig, OpenError, Role};
 pub use ol_evm::{
-    CallError, CallOutput, CallRequest, CallStatus, Header, Recovered, Transaction,
-    TransactionReceipt,
+    BlockContext, CallError, CallOutput, CallRequest, CallStatus, Header, Recovered, StateReader,
+    Transaction, TransactionReceipt,
 };
+pub use pending::{PendingBlock, PendingTransaction};
 pub use query::{
     Block, BlockRef, FEE_HISTORY_MAX_BLOCKS, FeeHistory, LOG_BLOCKS_READ_MAX, LOG_RANGE_MAX_BLOCKS,
     LOGS_MAX, LogFilter, LogInBlock, PRIORITY_FEE_WEI, QueryError, ReceiptInBlock,
     TransactionInBlock,
 };
 pub use store::StoreError;
+pub use view::StateView;

@@ -1,128 +1,50 @@
 //! The handle of a running chain.
 
+mod config;
+mod shared;
+
+use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::{self, SyncSender, TrySendError};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
 
 use alloy_genesis::Genesis;
 use alloy_primitives::B256;
-use ol_evm::Header;
 use ol_runtime::Clock;
 use signet_libmdbx::Rw;
 
-use crate::admission::{SubmitError, admit};
+pub use config::{BlockMode, NodeConfig, OpenError, Role};
+pub use shared::Head;
+pub(crate) use shared::Shared;
+
+use crate::admission::{Inclusion, SubmitError, SubmitOutcome, admit};
+use crate::chain::{self, Chain, Command, Submission};
+use crate::event::ChainEvent;
 use crate::genesis::block_zero;
-use crate::sequencer::{self, Job};
 use crate::store::{FORMAT_VERSION, Store, StoreError, StoredBlock, Txn};
-
-/// Limits of a node. Plain data; the defaults suit a development machine.
-#[derive(Debug, Clone)]
-pub struct NodeConfig {
-    /// Most transactions waiting for a block. Default 4,096.
-    pub queue_max: usize,
-    /// Largest size of the database file. Default 256 GiB; no disk is used
-    /// before it is needed.
-    pub store_max_size_bytes: usize,
-    /// Heads that a slow subscriber may lag behind before it is dropped. Default 256.
-    pub subscriber_lag_max: usize,
-}
-
-impl Default for NodeConfig {
-    fn default() -> Self {
-        Self {
-            queue_max: 4_096,
-            store_max_size_bytes: 256 << 30,
-            subscriber_lag_max: 256,
-        }
-    }
-}
-
-/// Why a chain could not be opened.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum OpenError {
-    /// The database could not be opened or written.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The database was written by a version that this one does not know.
-    #[error("the chain database has format {found}, this version reads {FORMAT_VERSION}")]
-    Format {
-        /// What the database says.
-        found: u32,
-    },
-    /// The directory holds another chain.
-    #[error("the chain database begins with genesis {found}, expected {expected}")]
-    ForeignGenesis {
-        /// Hash of the block 0 that is there.
-        found: B256,
-        /// Hash of the block 0 that the given genesis makes.
-        expected: B256,
-    },
-    /// The directory holds a chain with the same block 0 and another id.
-    #[error("the chain database has chain id {found}, expected {expected}")]
-    ForeignChain {
-        /// The id that is there.
-        found: u64,
-        /// The id that the given genesis has.
-        expected: u64,
-    },
-    /// The genesis makes no block.
-    #[error("the genesis is not usable: {reason}")]
-    Genesis {
-        /// Why.
-        reason: String,
-    },
-    /// The sequencer thread could not be started.
-    #[error("the sequencer could not be started")]
-    Thread(#[source] std::io::Error),
-}
-
-/// The newest block.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Head {
-    /// Its header.
-    pub header: Header,
-    /// Its hash.
-    pub hash: B256,
-}
-
-/// Where a transaction went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Inclusion {
-    /// The transaction.
-    pub transaction_hash: B256,
-    /// The block that holds it, by number.
-    pub block_number: u64,
-    /// The block that holds it, by hash.
-    pub block_hash: B256,
-    /// Position in the block, from 0.
-    pub position: usize,
-}
 
 /// A running chain. Clones are handles of the same chain; when the last one
 /// is dropped, what waits is finished and the database is closed.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Node {
     pub(crate) shared: Arc<Shared>,
-    sequencer: Arc<Sequencer>,
+    thread: Arc<ChainThread>,
 }
 
-/// What queries and the sequencer share.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) store: Store,
-    pub(crate) chain_id: u64,
-    pub(crate) clock: Arc<dyn Clock>,
-    head: RwLock<Arc<Head>>,
-    subscribers: Mutex<Vec<SyncSender<Arc<Head>>>>,
-    config: NodeConfig,
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node")
+            .field("chain_id", &self.shared.chain_id)
+            .field("head", &self.shared.head().header.number)
+            .finish_non_exhaustive()
+    }
 }
 
-#[derive(Debug)]
-struct Sequencer {
-    queue: Option<SyncSender<Job>>,
-    thread: Option<JoinHandle<()>>,
+/// The one thread that changes the chain.
+struct ChainThread {
+    commands: Option<SyncSender<Command>>,
+    handle: Option<JoinHandle<()>>,
 }
 
 impl Node {
@@ -150,29 +72,24 @@ impl Node {
         })?;
         let (header, hash) = store.read()?.head()?;
         tracing::info!(number = header.number, %hash, "chain opened");
-        let shared = Arc::new(Shared {
-            store,
-            chain_id: genesis.config.chain_id,
-            clock,
-            head: RwLock::new(Arc::new(Head { header, hash })),
-            subscribers: Mutex::new(Vec::new()),
-            config,
-        });
-        let (queue, jobs) = mpsc::sync_channel(shared.config.queue_max);
-        let thread = thread::Builder::new()
-            .name("sequencer".to_owned())
+        let (commands, inbox) = mpsc::sync_channel(config.queue_max);
+        let head = Head { header, hash };
+        let chain_id = genesis.config.chain_id;
+        let shared = Arc::new(Shared::new(store, chain_id, clock, config, head));
+        let handle = thread::Builder::new()
+            .name("chain".to_owned())
             .spawn({
                 let shared = Arc::clone(&shared);
-                move || sequencer::run(&shared, &jobs)
+                move || chain::run(Chain::new(shared), &inbox)
             })
             .map_err(OpenError::Thread)?;
-        let sequencer = Sequencer {
-            queue: Some(queue),
-            thread: Some(thread),
+        let thread = ChainThread {
+            commands: Some(commands),
+            handle: Some(handle),
         };
         Ok(Self {
             shared,
-            sequencer: Arc::new(sequencer),
+            thread: Arc::new(thread),
         })
     }
 
@@ -182,15 +99,54 @@ impl Node {
         self.shared.chain_id
     }
 
-    /// The newest block.
+    /// Who makes the blocks.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.shared.config.role
+    }
+
+    /// The newest durable block.
     #[must_use]
     pub fn head(&self) -> Arc<Head> {
         self.shared.head()
     }
 
-    /// Takes a raw transaction (EIP-2718), makes a block with it, and returns
-    /// when the block is on disk. The transaction may have reverted: its
-    /// receipt says so.
+    /// Takes a raw transaction (EIP-2718) and returns when it is known what
+    /// becomes of it first; see [`SubmitOutcome`].
+    ///
+    /// # Errors
+    /// [`SubmitError`]; then the transaction is in no block and does not wait
+    /// for one.
+    pub fn submit(&self, raw: &[u8]) -> Result<SubmitOutcome, SubmitError> {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        self.submit_with(raw, move |outcome| {
+            // The receiver is waiting below.
+            let _ = sender.send(outcome);
+        })?;
+        receiver.recv().map_err(|_| SubmitError::Stopped)?
+    }
+
+    /// [`Node::submit`] for callers that must not block: `done` is called
+    /// once, from the chain thread, and must be quick. Returns the hash of the
+    /// transaction.
+    ///
+    /// # Errors
+    /// [`SubmitError`] if the transaction is refused at once; then `done` is
+    /// not called.
+    pub fn submit_with(
+        &self,
+        raw: &[u8],
+        done: impl FnOnce(Result<SubmitOutcome, SubmitError>) + Send + 'static,
+    ) -> Result<B256, SubmitError> {
+        self.submit_then(raw, move |outcome| {
+            done(outcome.map(SubmitOutcome::Included))
+        })
+    }
+
+    /// Takes a raw transaction (EIP-2718) and returns when the block that
+    /// holds it is on disk. The transaction may have reverted: its receipt
+    /// says so. A transaction that would wait for a missing predecessor is
+    /// refused.
     ///
     /// # Errors
     /// [`SubmitError`]; then the transaction is in no block.
@@ -204,8 +160,8 @@ impl Node {
     }
 
     /// [`Node::submit_and_wait`] for callers that must not block: `done` is
-    /// called once, from the sequencer thread, and must be quick. Returns the
-    /// hash of the transaction when it waits for its block.
+    /// called once, from the chain thread, and must be quick. Returns the
+    /// hash of the transaction.
     ///
     /// # Errors
     /// [`SubmitError`] if the transaction is refused at once; then `done` is
@@ -215,61 +171,61 @@ impl Node {
         raw: &[u8],
         done: impl FnOnce(Result<Inclusion, SubmitError>) + Send + 'static,
     ) -> Result<B256, SubmitError> {
+        if self.role() == Role::Follower {
+            return Err(SubmitError::Follower);
+        }
         let gas_limit = self.head().header.gas_limit;
         let transaction = admit(raw, self.shared.chain_id, gas_limit)?;
-        let job = Job::new(transaction, Box::new(done));
-        let hash = job.hash;
-        let queue = self.sequencer.queue.as_ref().ok_or(SubmitError::Stopped)?;
-        match queue.try_send(job) {
-            Ok(()) => Ok(hash),
-            Err(TrySendError::Full(_)) => Err(SubmitError::Overloaded),
-            Err(TrySendError::Disconnected(_)) => Err(SubmitError::Stopped),
-        }
+        let submission = Submission::new(transaction, Box::new(done));
+        let hash = submission.hash;
+        self.thread.send(Command::Submit(submission))?;
+        Ok(hash)
     }
 
-    /// Every new head from now on. A subscriber that falls too far behind is
-    /// cut off: its channel ends.
+    /// Runs `job` on the chain thread, which alone may change the chain, and
+    /// returns what it returns. Waits for what was sent before.
+    #[expect(dead_code, reason = "import and unwind are asked for this way")]
+    pub(crate) fn on_chain_thread<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Chain) -> T + Send + 'static,
+    ) -> Result<T, SubmitError> {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        let job = Box::new(move |chain: &mut Chain| {
+            // The receiver is waiting below.
+            let _ = sender.send(job(chain));
+        });
+        self.thread.send(Command::Run(job))?;
+        receiver.recv().map_err(|_| SubmitError::Stopped)
+    }
+
+    /// Everything that happens to the chain from now on. A subscriber that
+    /// falls too far behind is cut off: its channel ends.
     #[must_use]
-    pub fn subscribe(&self) -> mpsc::Receiver<Arc<Head>> {
-        let (sender, receiver) = mpsc::sync_channel(self.shared.config.subscriber_lag_max);
-        self.shared.subscribers().push(sender);
-        receiver
+    pub fn subscribe(&self) -> mpsc::Receiver<ChainEvent> {
+        self.shared.subscribe()
     }
 }
 
-impl Shared {
-    pub(crate) fn head(&self) -> Arc<Head> {
-        Arc::clone(&self.head.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    pub(crate) const fn queue_max(&self) -> usize {
-        self.config.queue_max
-    }
-
-    pub(crate) fn set_head(&self, head: Head) {
-        let head = Arc::new(head);
-        *self.head.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&head);
-        self.subscribers()
-            .retain(|subscriber| subscriber.try_send(Arc::clone(&head)).is_ok());
-    }
-
-    fn subscribers(&self) -> std::sync::MutexGuard<'_, Vec<SyncSender<Arc<Head>>>> {
-        self.subscribers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+impl ChainThread {
+    fn send(&self, command: Command) -> Result<(), SubmitError> {
+        let commands = self.commands.as_ref().ok_or(SubmitError::Stopped)?;
+        commands.try_send(command).map_err(|error| match error {
+            TrySendError::Full(_) => SubmitError::Overloaded,
+            TrySendError::Disconnected(_) => SubmitError::Stopped,
+        })
     }
 }
 
-impl Drop for Sequencer {
+impl Drop for ChainThread {
     fn drop(&mut self) {
-        // Ends the sequencer's loop after what is in the queue.
-        self.queue = None;
-        let Some(thread) = self.thread.take() else {
+        // Ends the thread's loop after what is in the channel.
+        self.commands = None;
+        let Some(handle) = self.handle.take() else {
             return;
         };
-        // A callback that held the last handle runs on the sequencer itself.
-        if thread.thread().id() != thread::current().id() && thread.join().is_err() {
-            tracing::error!("the sequencer panicked");
+        // A callback that held the last handle runs on the chain thread itself.
+        if handle.thread().id() != thread::current().id() && handle.join().is_err() {
+            tracing::error!("the chain thread panicked");
         }
     }
 }

@@ -1,5 +1,7 @@
 //! What can be asked of a chain. Every query sees one whole block.
 
+use std::sync::Arc;
+
 use alloy_consensus::Transaction as _;
 use alloy_primitives::{Address, B256, Bytes, U256};
 use ol_evm::{
@@ -9,7 +11,9 @@ use ol_evm::{
 use signet_libmdbx::Ro;
 
 use crate::Node;
+use crate::pending::PendingBlock;
 use crate::store::{StoreError, Txn};
+use crate::view::StateView;
 
 mod logs;
 
@@ -25,8 +29,18 @@ pub const PRIORITY_FEE_WEI: u64 = 1_000_000;
 /// Which block is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BlockRef {
-    /// The newest.
+    /// The newest durable block.
     Latest,
+    /// The block that is being made. For a state or a context it is that block
+    /// with what is in it; asked for a header, body or receipts it is
+    /// [`BlockRef::Latest`], and [`Node::pending`] has the pending ones.
+    Pending,
+    /// Block 0.
+    Earliest,
+    /// The newest durable block, as long as there is no L1 to say more.
+    Safe,
+    /// The newest durable block, as long as there is no L1 to say more.
+    Finalized,
     /// By number.
     Number(u64),
     /// By hash.
@@ -238,7 +252,7 @@ impl Node {
     /// # Errors
     /// [`QueryError::UnknownBlock`], [`QueryError::HistoricalState`].
     pub fn balance_wei(&self, address: Address, at: BlockRef) -> Result<U256, QueryError> {
-        let account = self.state_at(at)?.account(address)?;
+        let account = self.state(at)?.account(address)?;
         Ok(account.unwrap_or_default().balance_wei)
     }
 
@@ -247,7 +261,7 @@ impl Node {
     /// # Errors
     /// As [`Node::balance_wei`].
     pub fn nonce(&self, address: Address, at: BlockRef) -> Result<u64, QueryError> {
-        let account = self.state_at(at)?.account(address)?;
+        let account = self.state(at)?.account(address)?;
         Ok(account.unwrap_or_default().nonce)
     }
 
@@ -256,7 +270,7 @@ impl Node {
     /// # Errors
     /// As [`Node::balance_wei`].
     pub fn code(&self, address: Address, at: BlockRef) -> Result<Bytes, QueryError> {
-        let state = self.state_at(at)?;
+        let state = self.state(at)?;
         let account = state.account(address)?.unwrap_or_default();
         Ok(state.code(account.code_hash)?)
     }
@@ -266,19 +280,17 @@ impl Node {
     /// # Errors
     /// As [`Node::balance_wei`].
     pub fn storage(&self, address: Address, slot: U256, at: BlockRef) -> Result<U256, QueryError> {
-        Ok(StateReader::storage(&self.state_at(at)?, address, slot)?)
+        Ok(StateReader::storage(&self.state(at)?, address, slot)?)
     }
 
-    /// Tries a message on the state after the newest block, as the first of
-    /// the next block: its number, time and base fee are those of a block made
-    /// now. That is what a transaction sent next will see.
+    /// Tries a message after the transactions of a block: on its state, and
+    /// with its number, time and base fee ([`Node::context`]).
     ///
     /// # Errors
     /// [`QueryError::Call`] if the message cannot be sent; a message that
     /// reverts is no error. Also as [`Node::balance_wei`].
     pub fn call(&self, request: &CallRequest, at: BlockRef) -> Result<CallOutput, QueryError> {
-        let state = self.state_at(at)?;
-        let context = self.next_context(&state)?;
+        let (state, context) = self.state_and_context(at)?;
         Ok(ol_evm::call(&state, &context, request)?)
     }
 
@@ -288,8 +300,7 @@ impl Node {
     /// As [`Node::call`]; [`CallError::Reverted`] and [`CallError::OutOfReach`]
     /// if it fails with the most gas it may have.
     pub fn estimate_gas(&self, request: &CallRequest, at: BlockRef) -> Result<u64, QueryError> {
-        let state = self.state_at(at)?;
-        let context = self.next_context(&state)?;
+        let (state, context) = self.state_and_context(at)?;
         Ok(ol_evm::estimate_gas(&state, &context, request)?)
     }
 
@@ -369,33 +380,74 @@ impl Node {
         Ok(())
     }
 
-    fn state_at(&self, at: BlockRef) -> Result<Txn<Ro>, QueryError> {
-        let txn = self.read()?;
-        if at != BlockRef::Latest {
-            let (asked, _) = find_header(&txn, at)?.ok_or(QueryError::UnknownBlock)?;
-            let (head, _) = txn.head()?;
-            if asked.number != head.number {
-                return Err(QueryError::HistoricalState { head: head.number });
-            }
-        }
-        Ok(txn)
+    /// The state after a block.
+    ///
+    /// # Errors
+    /// [`QueryError::UnknownBlock`], [`QueryError::HistoricalState`].
+    pub fn state(&self, at: BlockRef) -> Result<StateView, QueryError> {
+        Ok(self.state_and_context(at)?.0)
     }
 
-    fn next_context(&self, state: &Txn<Ro>) -> Result<BlockContext, QueryError> {
-        let (head, hash) = state.head()?;
-        let now_s = self.shared.clock.unix_s();
-        Ok(BlockContext::after(
-            &head,
-            hash,
-            self.shared.chain_id,
-            now_s,
-        ))
+    /// The context of a block: number, time, gas limit, base fee and parent,
+    /// as its own transactions saw them. For [`BlockRef::Pending`] these are
+    /// the context of the block that is being made, or that would be made now.
+    ///
+    /// To try a message *after* a block, take this and [`Node::state`] of the
+    /// same block; to execute a block again, take this and the state of its
+    /// parent.
+    ///
+    /// # Errors
+    /// [`QueryError::UnknownBlock`], [`QueryError::Store`].
+    pub fn context(&self, at: BlockRef) -> Result<BlockContext, QueryError> {
+        if at == BlockRef::Pending {
+            return Ok(self.state_and_context(at)?.1);
+        }
+        let found = find_header(&self.read()?, at)?;
+        let (header, _) = found.ok_or(QueryError::UnknownBlock)?;
+        Ok(BlockContext::of(&header, self.shared.chain_id))
+    }
+
+    /// [`Node::state`] and [`Node::context`] of the same moment.
+    ///
+    /// # Errors
+    /// As both.
+    pub fn state_and_context(&self, at: BlockRef) -> Result<(StateView, BlockContext), QueryError> {
+        // Taken first: the snapshot below is then of its parent or newer.
+        let pending = self.pending();
+        let txn = self.read()?;
+        let (head, head_hash) = txn.head()?;
+        if at == BlockRef::Pending {
+            if pending.context.parent_hash == head_hash {
+                let context = pending.context;
+                return Ok((StateView::pending(txn, pending), context));
+            }
+            // It became durable in between, and what is in the next does not
+            // show yet.
+            let now_s = self.shared.clock.unix_s();
+            let context = BlockContext::after(&head, head_hash, self.shared.chain_id, now_s);
+            return Ok((StateView::latest(txn), context));
+        }
+        let (asked, _) = find_header(&txn, at)?.ok_or(QueryError::UnknownBlock)?;
+        if asked.number != head.number {
+            return Err(QueryError::HistoricalState { head: head.number });
+        }
+        let context = BlockContext::of(&asked, self.shared.chain_id);
+        Ok((StateView::latest(txn), context))
+    }
+
+    /// The block that is being made, with what is in it at this moment.
+    #[must_use]
+    pub fn pending(&self) -> Arc<PendingBlock> {
+        self.shared.pending()
     }
 }
 
 fn find_header(txn: &Txn<Ro>, block: BlockRef) -> Result<Option<(Header, B256)>, StoreError> {
     match block {
-        BlockRef::Latest => txn.head().map(Some),
+        BlockRef::Latest | BlockRef::Pending | BlockRef::Safe | BlockRef::Finalized => {
+            txn.head().map(Some)
+        }
+        BlockRef::Earliest => txn.header(0),
         BlockRef::Number(number) => txn.header(number),
         BlockRef::Hash(hash) => match txn.block_number(hash)? {
             Some(number) => txn.header(number),

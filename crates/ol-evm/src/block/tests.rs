@@ -3,13 +3,13 @@
 //! signatures) over a state in memory.
 
 use alloy_consensus::{SignableTransaction, TxEip1559, TxEip4844, TxLegacy};
-use alloy_primitives::{Signature, TxKind};
+use alloy_primitives::{Address, Bytes, Signature, TxKind};
 use op_alloy_consensus::TxDeposit;
 use proptest::prelude::*;
 
 use super::*;
-use crate::MemoryState;
 use crate::header::{genesis, next_base_fee_wei, seal};
+use crate::{BASE_FEE_VAULT, MemoryState};
 
 const CHAIN_ID: u64 = 161_200;
 const GWEI: u128 = 1_000_000_000;
@@ -243,6 +243,18 @@ proptest! {
             let execution = execute_block(&state, &context(number), &candidates).unwrap();
             let twin = execute_block(&state.clone(), &context(number), &candidates).unwrap();
             prop_assert_eq!(&execution, &twin);
+            // Step by step comes to the same state as all at once.
+            let mut stepwise = state.clone();
+            let mut builder = BlockBuilder::new(&state, &context(number)).unwrap();
+            stepwise.apply(builder.opening());
+            for candidate in &candidates {
+                let outcome = builder.execute(candidate).unwrap().unwrap();
+                stepwise.apply(&outcome.changes);
+            }
+            prop_assert_eq!(builder.finish().unwrap(), twin);
+            let mut at_once = state.clone();
+            at_once.apply(&execution.diff);
+            prop_assert_eq!(stepwise, at_once);
             let vaults = |state: &MemoryState| {
                 [BASE_FEE_VAULT, SEQUENCER_FEE_VAULT]
                     .map(|vault| state.accounts.get(&vault).copied().unwrap_or_default())

@@ -7,8 +7,8 @@ use std::sync::mpsc;
 use alloy_consensus::TxEip1559;
 use alloy_primitives::{Address, B256, Bytes, TxKind, U256, address};
 use ol_node::{
-    BlockRef, CallError, CallRequest, CallStatus, Inclusion, LogFilter, Node, NodeConfig,
-    QueryError, StoreError, SubmitError,
+    BlockRef, CallError, CallRequest, CallStatus, ChainEvent, Inclusion, LogFilter, Node,
+    NodeConfig, QueryError, StoreError, SubmitError,
 };
 
 use crate::common::{FUNDS_WEI, START_S, Wallet, open, open_with, template};
@@ -442,6 +442,13 @@ fn fee_history_shows_what_gas_cost() {
     assert_eq!((all.oldest_block, all.gas.len()), (0, 4));
 }
 
+fn number_of(event: &ChainEvent) -> u64 {
+    match event {
+        ChainEvent::Block(block) => block.header.number,
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test]
 fn subscribers_hear_of_every_block() {
     let dir = tempfile::tempdir().unwrap();
@@ -454,9 +461,9 @@ fn subscribers_hear_of_every_block() {
     for nonce in 0..3 {
         let raw = Wallet::dev(0).transfer(nonce, Address::repeat_byte(7), 1);
         node.submit_and_wait(&raw).unwrap();
-        assert_eq!(prompt.recv().unwrap().header.number, nonce + 1);
+        assert_eq!(number_of(&prompt.recv().unwrap()), nonce + 1);
     }
-    let heard: Vec<u64> = slow.iter().map(|head| head.header.number).collect();
+    let heard: Vec<u64> = slow.iter().map(|event| number_of(&event)).collect();
     assert_eq!(heard, [1, 2], "cut off at the third");
     drop(node);
     assert!(prompt.recv().is_err());

@@ -26,7 +26,8 @@ fn log_filter(node: &Node, filter: Filter) -> Result<LogFilter, ErrorObjectOwned
     let number =
         |block: Option<BlockNumberOrTag>| match block.map_or(BlockRef::Latest, shapes::block_ref) {
             BlockRef::Number(number) => number,
-            BlockRef::Latest | BlockRef::Hash(_) => head,
+            BlockRef::Earliest => 0,
+            _ => head,
         };
     let (from_block, to_block) = match filter.block_option {
         FilterBlockOption::Range {

@@ -176,10 +176,10 @@ pub(super) fn log(found: LogInBlock) -> RpcLog {
 pub(super) const fn block_ref(block: BlockNumberOrTag) -> BlockRef {
     match block {
         BlockNumberOrTag::Number(number) => BlockRef::Number(number),
-        BlockNumberOrTag::Earliest => BlockRef::Number(0),
-        BlockNumberOrTag::Latest
-        | BlockNumberOrTag::Pending
-        | BlockNumberOrTag::Safe
-        | BlockNumberOrTag::Finalized => BlockRef::Latest,
+        BlockNumberOrTag::Earliest => BlockRef::Earliest,
+        BlockNumberOrTag::Latest => BlockRef::Latest,
+        BlockNumberOrTag::Pending => BlockRef::Pending,
+        BlockNumberOrTag::Safe => BlockRef::Safe,
+        BlockNumberOrTag::Finalized => BlockRef::Finalized,
     }
 }

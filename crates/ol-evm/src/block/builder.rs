@@ -1,0 +1,304 @@
+//! A block that is being made, transaction by transaction.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use alloy_consensus::{Transaction as _, TxReceipt, transaction::Recovered};
+use alloy_evm::block::{BlockExecutor, OnStateHook, StateChangeSource, TxResult};
+use alloy_evm::precompiles::PrecompilesMap;
+use alloy_evm::{Evm, EvmFactory};
+use alloy_op_evm::{OpBlockExecutionCtx, OpBlockExecutor, OpEvm, OpTx};
+use alloy_op_hardforks::OpChainHardforks;
+use alloy_primitives::{Address, B256, Bloom, Bytes, U256};
+use revm::Database;
+use revm::database::{
+    DatabaseCommitExt, State, WrapDatabaseRef, states::bundle_state::BundleRetention,
+};
+use revm::inspector::NoOpInspector;
+use revm::state::EvmState;
+
+use super::{
+    BlockContext, ExecuteError, Execution, LeftOut, hardforks, left_out_reason, refused_type,
+};
+use crate::factory::OpenEvmFactory;
+use crate::state::{AccountChange, AccountState, Reader};
+use crate::transaction::{Receipts, Transaction, TransactionReceipt};
+use crate::{BASE_FEE_VAULT, StateDiff, StateReader};
+
+type BlockState<S> = State<WrapDatabaseRef<Reader<S>>>;
+
+type BlockEvm<S> = OpEvm<BlockState<S>, NoOpInspector, PrecompilesMap, OpTx>;
+
+/// A block that is being made: transactions go in one after the other, and
+/// each sees what those before it did.
+///
+/// `S` may be a reference, or own what it reads, so that a block can stay open
+/// between two arrivals.
+pub struct BlockBuilder<S: StateReader> {
+    executor: OpBlockExecutor<BlockEvm<S>, Receipts, OpChainHardforks>,
+    context: BlockContext,
+    opening: StateDiff,
+    fees_wei: U256,
+}
+
+impl<S: StateReader> fmt::Debug for BlockBuilder<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BlockBuilder")
+            .field("context", &self.context)
+            .field("n_transactions", &self.executor.receipts.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What one transaction did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TransactionOutcome {
+    /// Its receipt.
+    pub receipt: TransactionReceipt,
+    /// Gas of this transaction alone.
+    pub gas_used: u64,
+    /// What it changed. All changes of a block, [`BlockBuilder::opening`]
+    /// first, applied in order, give the state that [`Execution::diff`] gives.
+    pub changes: StateDiff,
+}
+
+impl<S: StateReader> BlockBuilder<S> {
+    /// Opens a block on the state after its parent.
+    ///
+    /// # Errors
+    /// [`ExecuteError::Internal`] if the state cannot be read.
+    pub fn new(state: S, context: &BlockContext) -> Result<Self, ExecuteError> {
+        let database = State::builder()
+            .with_database_ref(Reader(state))
+            .with_bundle_update()
+            .build();
+        let evm = OpenEvmFactory::default().create_evm(database, context.evm_env());
+        let execution_context = OpBlockExecutionCtx {
+            parent_hash: context.parent_hash,
+            parent_beacon_block_root: Some(B256::ZERO),
+            extra_data: Bytes::new(),
+        };
+        let mut executor = OpBlockExecutor::new(evm, execution_context, hardforks(), Receipts);
+        let seen = Seen::default();
+        executor.set_state_hook(Some(Box::new(seen.clone())));
+        executor
+            .apply_pre_execution_changes()
+            .map_err(ExecuteError::internal)?;
+        executor.set_state_hook(None);
+        let mut opening = StateDiff::default();
+        for state in seen.take() {
+            collect_changes(executor.evm_mut().db_mut(), &state, &mut opening)?;
+        }
+        Ok(Self {
+            executor,
+            context: *context,
+            opening,
+            fees_wei: U256::ZERO,
+        })
+    }
+
+    /// The block's context.
+    #[must_use]
+    pub const fn context(&self) -> &BlockContext {
+        &self.context
+    }
+
+    /// What the block changed before its first transaction.
+    #[must_use]
+    pub const fn opening(&self) -> &StateDiff {
+        &self.opening
+    }
+
+    /// Gas of the transactions so far.
+    #[must_use]
+    pub const fn gas_used(&self) -> u64 {
+        self.executor.gas_used
+    }
+
+    /// Gas that is left for more transactions.
+    #[must_use]
+    pub const fn gas_left(&self) -> u64 {
+        self.context
+            .gas_limit
+            .saturating_sub(self.executor.gas_used)
+    }
+
+    /// The account at an address after the transactions so far.
+    ///
+    /// # Errors
+    /// [`ExecuteError::Internal`] if the state cannot be read.
+    pub fn account(&mut self, address: Address) -> Result<Option<AccountState>, ExecuteError> {
+        let account = self
+            .executor
+            .evm_mut()
+            .db_mut()
+            .basic(address)
+            .map_err(ExecuteError::internal)?;
+        Ok(account.map(|info| AccountState {
+            nonce: info.nonce,
+            balance_wei: info.balance,
+            code_hash: info.code_hash,
+        }))
+    }
+
+    /// Executes one more transaction, or says why it is not in the block; then
+    /// the block is as it was.
+    ///
+    /// # Errors
+    /// [`ExecuteError::Internal`] if the state cannot be read; the builder is
+    /// then of no more use.
+    pub fn execute(
+        &mut self,
+        transaction: &Recovered<Transaction>,
+    ) -> Result<Result<TransactionOutcome, LeftOut>, ExecuteError> {
+        if let Some(reason) = refused_type(transaction.inner()) {
+            return Ok(Err(LeftOut::Invalid { reason }));
+        }
+        let executed = match self
+            .executor
+            .execute_transaction_without_commit(transaction)
+        {
+            Ok(executed) => executed,
+            Err(error) => return Ok(Err(left_out_reason(error)?)),
+        };
+        let after = executed.result();
+        let gas_used = after.result.tx_gas_used();
+        let database = self.executor.evm.db_mut();
+        let burnt_wei = burnt_wei(database, &after.state)?;
+        let mut changes = StateDiff::default();
+        collect_changes(database, &after.state, &mut changes)?;
+        self.executor
+            .commit_transaction(executed)
+            .map_err(ExecuteError::internal)?;
+        if burnt_wei > 0 {
+            self.executor
+                .evm
+                .db_mut()
+                .increment_balances([(BASE_FEE_VAULT, burnt_wei)])
+                .map_err(ExecuteError::internal)?;
+            let vault = AccountChange {
+                account: self.account(BASE_FEE_VAULT)?,
+                ..AccountChange::default()
+            };
+            changes.accounts.insert(BASE_FEE_VAULT, vault);
+        }
+        let price_wei = transaction.effective_gas_price(Some(self.context.base_fee_wei));
+        self.fees_wei += U256::from(gas_used) * U256::from(price_wei);
+        let receipt = self.executor.receipts.last().cloned().ok_or_else(|| {
+            ExecuteError::internal("a transaction was executed and left no receipt")
+        })?;
+        Ok(Ok(TransactionOutcome {
+            receipt,
+            gas_used,
+            changes,
+        }))
+    }
+
+    /// Closes the block.
+    ///
+    /// # Errors
+    /// [`ExecuteError::Internal`] if the state cannot be read.
+    pub fn finish(self) -> Result<Execution, ExecuteError> {
+        let (evm, result) = self.executor.finish().map_err(ExecuteError::internal)?;
+        let mut database = evm.into_db();
+        database.merge_transitions(BundleRetention::PlainState);
+        let logs_bloom = result
+            .receipts
+            .iter()
+            .fold(Bloom::ZERO, |bloom, receipt| bloom | receipt.bloom());
+        Ok(Execution {
+            receipts: result.receipts,
+            gas_used: result.gas_used,
+            diff: StateDiff::from_bundle(database.take_bundle()),
+            logs_bloom,
+            fees_wei: self.fees_wei,
+        })
+    }
+}
+
+/// Keeps the changes that the executor makes by itself.
+#[derive(Debug, Clone, Default)]
+struct Seen(Arc<Mutex<Vec<EvmState>>>);
+
+impl Seen {
+    fn take(&self) -> Vec<EvmState> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl OnStateHook for Seen {
+    fn on_state(&mut self, _source: StateChangeSource, state: &EvmState) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(state.clone());
+    }
+}
+
+/// Adds what one transaction changed to `changes`. `before` is the state
+/// without it.
+fn collect_changes<D: Database>(
+    before: &mut D,
+    after: &EvmState,
+    changes: &mut StateDiff,
+) -> Result<(), ExecuteError> {
+    for (&address, account) in after.iter().filter(|(_, account)| account.is_touched()) {
+        // EIP-161: an empty account that was touched is no more.
+        if account.is_selfdestructed() || account.is_empty() {
+            let gone = AccountChange {
+                account: None,
+                is_storage_wiped: true,
+                ..AccountChange::default()
+            };
+            changes.accounts.insert(address, gone);
+            continue;
+        }
+        let info = &account.info;
+        if let Some(code) = info.code.as_ref().filter(|code| !code.is_empty()) {
+            let known = before.basic(address).map_err(ExecuteError::internal)?;
+            if known.is_none_or(|known| known.code_hash != info.code_hash) {
+                let code = code.original_bytes();
+                changes.codes.insert(info.code_hash, code);
+            }
+        }
+        let storage = account.changed_storage_slots();
+        let change = AccountChange {
+            account: Some(AccountState {
+                nonce: info.nonce,
+                balance_wei: info.balance,
+                code_hash: info.code_hash,
+            }),
+            is_storage_wiped: account.is_created(),
+            storage: storage
+                .map(|(&key, slot)| (key, slot.present_value))
+                .collect(),
+        };
+        changes.accounts.insert(address, change);
+    }
+    Ok(())
+}
+
+/// The coins that a transaction destroys: EIP-6780 drops what a contract holds
+/// that destroys itself in the transaction that made it.
+fn burnt_wei<D: Database>(before: &mut D, after: &EvmState) -> Result<u128, ExecuteError> {
+    if !after.values().any(|account| account.is_selfdestructed()) {
+        return Ok(0);
+    }
+    let mut sum_before = U256::ZERO;
+    let mut sum_after = U256::ZERO;
+    for (&address, account) in after.iter().filter(|(_, account)| account.is_touched()) {
+        sum_before += balance_wei(before, address)?;
+        if !account.is_selfdestructed() {
+            sum_after += account.info.balance;
+        }
+    }
+    sum_before
+        .checked_sub(sum_after)
+        .and_then(|burnt| u128::try_from(burnt).ok())
+        .ok_or_else(|| ExecuteError::internal("a transaction would make coins"))
+}
+
+fn balance_wei<D: Database>(database: &mut D, address: Address) -> Result<U256, ExecuteError> {
+    let account = database.basic(address).map_err(ExecuteError::internal)?;
+    Ok(account.map(|account| account.balance).unwrap_or_default())
+}
