@@ -98,8 +98,11 @@ pub struct Execution {
     pub diff: StateDiff,
     /// Bloom filter over the logs of all receipts.
     pub logs_bloom: Bloom,
-    /// What the senders paid for gas; all of it is in the vaults.
+    /// What the senders paid for gas. Under our rules all of it is in the vaults.
     pub fees_wei: U256,
+    /// Hash of what the block asks of the beacon chain (EIP-7685); of nothing
+    /// under our rules, `None` before Prague.
+    pub requests_hash: Option<B256>,
 }
 
 /// A block made from candidates.

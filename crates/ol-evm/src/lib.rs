@@ -36,17 +36,25 @@ pub mod precompiles;
 
 mod block;
 mod call;
+mod rules;
 mod state;
 mod transaction;
+mod validate;
 
-pub use alloy_consensus::{Header, transaction::Recovered};
+pub use alloy_consensus::{BlockBody, Header, transaction::Recovered};
+pub use alloy_hardforks::EthereumHardfork;
 pub use block::{
     BlockBuilder, BlockContext, BuiltBlock, ExecuteError, Execution, LeftOut, TransactionOutcome,
     build_block, execute_block,
 };
 pub use call::{CallError, CallOutput, CallRequest, CallStatus, call, estimate_gas};
+pub use rules::{BlockBlobs, BlockRules, EthereumBlock, EthereumRules, Rules, RulesError};
 pub use state::{AccountChange, AccountState, MemoryState, StateDiff, StateReader};
 pub use transaction::{Transaction, TransactionReceipt, TransactionType};
+pub use validate::{
+    Ancestor, BlockError, OMMER_GENERATIONS_MAX, validate_body, validate_execution,
+    validate_header, validate_ommers, validate_terminal_difficulty,
+};
 
 use alloy_primitives::{Address, address};
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use alloy_consensus::{Transaction as _, TxReceipt, transaction::Recovered};
+use alloy_eips::eip7685::EMPTY_REQUESTS_HASH;
 use alloy_evm::block::{BlockExecutor, OnStateHook, StateChangeSource, TxResult};
 use alloy_evm::precompiles::PrecompilesMap;
 use alloy_evm::{Evm, EvmFactory};
@@ -212,6 +213,7 @@ impl<S: StateReader> BlockBuilder<S> {
             diff: StateDiff::from_bundle(database.take_bundle()),
             logs_bloom,
             fees_wei: self.fees_wei,
+            requests_hash: Some(EMPTY_REQUESTS_HASH),
         })
     }
 }
