@@ -10,8 +10,6 @@
 //!
 //! Errors have OpenAI's form. Neither prompts nor answers nor keys are logged.
 
-use std::io;
-use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -22,6 +20,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use futures::StreamExt as _;
+use ol_runtime::Shutdown;
 use ol_serve::SubmitError;
 use ol_types::{Address, B256};
 use serde_json::json;
@@ -29,12 +28,12 @@ use serde_json::json;
 use self::error::ApiError;
 use self::params::CompletionPrompt;
 use self::reply::Endpoint;
+use crate::edge::{self, Access};
 use crate::gateway::{
     AnswerRequest, Gateway, IDEMPOTENCY_KEY_SIZE_BYTES_MAX, Prompt, RequestError,
 };
 
 mod error;
-mod listen;
 mod params;
 mod reply;
 
@@ -45,10 +44,11 @@ pub const BODY_SIZE_BYTES_MAX: usize = 1 << 20;
 /// the client reads the refusal instead of a broken connection.
 const DRAIN_SIZE_BYTES_MAX: usize = 16 << 20;
 
-/// How long a client may take to send its body.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a client may take to send its body; shorter than the listener
+/// allows, so that the answer is ours.
+const BODY_TIMEOUT: Duration = Duration::from_secs(25);
 
-/// Most connections at once; more wait to be accepted.
+/// Most connections at once; one more is told so and closed.
 const CONNECTIONS_MAX: usize = 512;
 
 /// What the API serves: nothing until [`ApiState::set_ready`].
@@ -76,37 +76,16 @@ impl ApiState {
     }
 }
 
-/// Serves the API on `listener` until `shutdown` completes and the requests
-/// that run then are answered. The gateway is not stopped.
-///
-/// # Errors
-/// If the listener fails.
+/// Serves the API on `listener` until `shutdown` and the requests that run
+/// then are answered. The gateway is not stopped.
 pub async fn serve_on(
     state: ApiState,
+    access: Access,
     listener: tokio::net::TcpListener,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> io::Result<()> {
-    let listener = listen::Limited::new(listener, CONNECTIONS_MAX);
-    axum::serve(listener, router(state))
-        .with_graceful_shutdown(shutdown)
-        .await
-}
-
-/// [`serve_on`] on an address of its own.
-///
-/// # Errors
-/// If the address is taken, or the listener fails.
-pub async fn serve(
-    state: ApiState,
-    address: SocketAddr,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> io::Result<()> {
-    serve_on(
-        state,
-        tokio::net::TcpListener::bind(address).await?,
-        shutdown,
-    )
-    .await
+    shutdown: Shutdown,
+) {
+    let service = access.guard(router(state));
+    edge::serve(listener, CONNECTIONS_MAX, shutdown, || service.clone()).await;
 }
 
 /// The routes, for callers that bring their own server.

@@ -33,26 +33,38 @@ mod transactions;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use jsonrpsee::RpcModule;
 use jsonrpsee::server::middleware::rpc::RpcServiceBuilder;
-use jsonrpsee::server::{BatchRequestConfig, Server, ServerConfig, ServerHandle};
+use jsonrpsee::server::{
+    BatchRequestConfig, PingConfig, Server, ServerConfig, ServerHandle, stop_channel,
+};
 use jsonrpsee::types::Params;
+use jsonrpsee::{Methods, RpcModule};
 use ol_node::Node;
 use ol_runtime::Shutdown;
-use tower_http::cors::{Any, CorsLayer};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
 
+use crate::edge::{self, Access};
 use args::Args;
 use gate::Gate;
 use method::{Method, Reply};
 
 pub use limits::Limits;
 
+/// How often a WebSocket client is asked whether it is still there, and after
+/// how much silence it is taken to be gone.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const SILENCE_MAX: Duration = Duration::from_secs(75);
+
 /// Where and how a chain is served. Plain data.
 #[derive(Debug, Clone)]
 pub struct ServeConfig {
     /// Where to listen; port 0 takes any free one.
     pub addr: SocketAddr,
+    /// Which host names and which pages may ask. Default: no page.
+    pub access: Access,
     /// What is answered at most.
     pub limits: Limits,
 }
@@ -63,6 +75,7 @@ impl ServeConfig {
     pub fn new(addr: SocketAddr) -> Self {
         Self {
             addr,
+            access: Access::default(),
             limits: Limits::default(),
         }
     }
@@ -89,13 +102,16 @@ pub enum ServeError {
 pub struct RunningServer {
     /// Where it listens; the port that was chosen, if it was asked for port 0.
     pub addr: SocketAddr,
-    handle: ServerHandle,
+    sessions: ServerHandle,
+    connections: watch::Receiver<()>,
 }
 
 impl RunningServer {
     /// Completes when the server has stopped and no request is being answered.
-    pub async fn stopped(self) {
-        self.handle.stopped().await;
+    pub async fn stopped(mut self) {
+        // Ends with an error, when the sender is gone.
+        while self.connections.changed().await.is_ok() {}
+        self.sessions.stopped().await;
     }
 }
 
@@ -115,48 +131,62 @@ pub async fn serve(
     config: ServeConfig,
     shutdown: Shutdown,
 ) -> Result<RunningServer, ServeError> {
-    let ServeConfig { addr, limits } = config;
+    let ServeConfig {
+        addr,
+        access,
+        limits,
+    } = config;
     let bind_error = |source| ServeError::Bind { addr, source };
+    let listener = TcpListener::bind(addr).await.map_err(bind_error)?;
+    let addr = listener.local_addr().map_err(bind_error)?;
+    let pings = PingConfig::new()
+        .ping_interval(PING_INTERVAL)
+        .inactive_limit(SILENCE_MAX);
     let config = ServerConfig::builder()
         .max_request_body_size(limits.request_max_size_bytes)
         .max_response_body_size(limits.response_max_size_bytes)
         .max_connections(limits.connections_max)
         .max_subscriptions_per_connection(limits.subscriptions_max)
         .set_batch_request_config(BatchRequestConfig::Limit(limits.batch_max))
+        .enable_ws_ping(pings)
         .build();
-    // Any page may ask: the node holds no keys and signs nothing.
-    let cors = CorsLayer::new()
-        .allow_origin(Any)
-        .allow_methods(Any)
-        .allow_headers(Any);
     let response_max_size_bytes = limits.response_max_size_bytes;
     let send_together = move |service| batch::SendTogether {
         service,
         response_max_size_bytes,
     };
-    let server = Server::builder()
+    let builder = Server::builder()
         .set_config(config)
-        .set_http_middleware(tower::ServiceBuilder::new().layer(cors))
         .set_rpc_middleware(RpcServiceBuilder::new().layer_fn(send_together))
-        .build(addr)
-        .await
-        .map_err(bind_error)?;
-    let addr = server.local_addr().map_err(bind_error)?;
-    let eth = Eth {
+        .to_service_builder();
+    let methods = Methods::from(module(Eth {
         node,
         gate: Gate::new(&limits),
-    };
-    let handle = server.start(module(eth));
+    }));
+    let connections_max = limits.connections_max as usize;
+    // Sessions are WebSockets, which outlive the connection they began on.
+    let (stop, sessions) = stop_channel();
+    let (running, connections) = watch::channel(());
     tokio::spawn({
-        let handle = handle.clone();
+        let sessions = sessions.clone();
         async move {
-            shutdown.triggered().await;
-            // Fails only if it has stopped already.
-            let _ = handle.stop();
+            let make = || access.guard(builder.clone().build(methods.clone(), stop.clone()));
+            let answer = edge::serve(listener, connections_max, shutdown.clone(), make);
+            let stop_sessions = async {
+                shutdown.triggered().await;
+                // Fails only if they have stopped already.
+                let _ = sessions.stop();
+            };
+            tokio::join!(answer, stop_sessions);
+            drop(running);
         }
     });
     tracing::info!(%addr, "eth JSON-RPC listening");
-    Ok(RunningServer { addr, handle })
+    Ok(RunningServer {
+        addr,
+        sessions,
+        connections,
+    })
 }
 
 /// All methods that answer by themselves.

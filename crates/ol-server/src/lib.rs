@@ -4,6 +4,7 @@
 //!
 //! - [`api`]: the OpenAI-compatible endpoints.
 //! - [`eth`]: Ethereum JSON-RPC over a node.
+//! - [`Access`]: which host names and which pages may ask; for both.
 //! - [`gateway`]: API keys, prepaid balances, receipts and their settlement; no HTTP.
 //! - [`verify`]: recomputing a receipt from public data; pure.
 //!
@@ -15,6 +16,9 @@
 //! - No prompt, answer or key is logged.
 
 pub mod api;
+mod edge;
 pub mod eth;
 pub mod gateway;
 pub mod verify;
+
+pub use edge::{Access, AccessError, BODY_TIMEOUT, HEADER_TIMEOUT, WRITE_TIMEOUT};

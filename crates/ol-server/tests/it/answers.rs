@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use ol_runtime::Shutdown;
+use ol_server::Access;
 use ol_server::api::{self, ApiState};
 use ol_server::verify::{self, Evidence};
 use ol_types::{B256, Receipt};
@@ -21,8 +23,9 @@ fn health_is_503_until_ready() {
     let address = listener.local_addr().unwrap();
     let server = runtime.spawn(api::serve_on(
         ApiState::new(),
+        Access::default(),
         listener,
-        std::future::pending(),
+        Shutdown::new(),
     ));
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .http_status_as_error(false)

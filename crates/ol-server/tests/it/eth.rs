@@ -13,6 +13,7 @@ use alloy_signer::SignerSync;
 use alloy_signer_local::PrivateKeySigner;
 use ol_node::{Genesis, GenesisAccount, Node};
 use ol_runtime::{ManualClock, Shutdown};
+use ol_server::Access;
 use ol_server::eth::{self, Limits, ServeConfig, ServeError};
 use op_alloy_consensus::OpTxEnvelope;
 use serde_json::{Value, json};
@@ -48,11 +49,7 @@ impl Server {
         let shutdown = Shutdown::new();
         let any_port = "127.0.0.1:0".parse().unwrap();
         let running = runtime
-            .block_on(eth::serve(
-                node,
-                ServeConfig::new(any_port),
-                shutdown.clone(),
-            ))
+            .block_on(eth::serve(node, local_pages(any_port), shutdown.clone()))
             .unwrap();
         Self {
             addr: running.addr,
@@ -70,12 +67,12 @@ impl Server {
         let mut reply = agent
             .post(format!("http://{}", self.addr))
             .header("content-type", "application/json")
-            .header("origin", "https://wallet.example")
+            .header("origin", "http://localhost:3000")
             .send(body)
             .unwrap();
         if reply.status() == 200 {
             let allowed = reply.headers().get("access-control-allow-origin");
-            assert_eq!(allowed.unwrap(), "*");
+            assert_eq!(allowed.unwrap(), "http://localhost:3000");
         }
         (
             reply.status().as_u16(),
@@ -105,6 +102,14 @@ impl Server {
         let found = error["message"].as_str().unwrap();
         assert!(found.contains(message), "{method}: {reply}");
         error.clone()
+    }
+}
+
+/// Pages of this machine may ask.
+fn local_pages(addr: SocketAddr) -> ServeConfig {
+    ServeConfig {
+        access: Access::local(),
+        ..ServeConfig::new(addr)
     }
 }
 
@@ -430,7 +435,7 @@ fn bodies_and_batches_have_limits() {
     assert!(body.contains("The batch request was too large"), "{body}");
     // Refused by its announced length, before any of the body is sent.
     let mut stream = std::net::TcpStream::connect(server.addr).unwrap();
-    let head = "POST / HTTP/1.1\r\nhost: node\r\ncontent-type: application/json\r\n";
+    let head = "POST / HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
     let length = limits.request_max_size_bytes + 1;
     write!(stream, "{head}content-length: {length}\r\n\r\n").unwrap();
     let mut status = [0; 12];
@@ -485,7 +490,7 @@ fn browsers_may_ask_from_any_page() {
     let agent = ureq::Agent::new_with_defaults();
     let reply = agent
         .options(format!("http://{}", server.addr))
-        .header("origin", "https://wallet.example")
+        .header("origin", "http://localhost:3000")
         .header("access-control-request-method", "POST")
         .header("access-control-request-headers", "content-type")
         .call()
@@ -500,8 +505,9 @@ fn browsers_may_ask_from_any_page() {
             .unwrap()
             .to_owned()
     };
-    assert_eq!(header("access-control-allow-origin"), "*");
-    assert_eq!(header("access-control-allow-headers"), "*");
+    let allowed = header("access-control-allow-origin");
+    assert_eq!(allowed, "http://localhost:3000");
+    assert_eq!(header("access-control-allow-headers"), "content-type");
 }
 
 #[test]

@@ -185,7 +185,7 @@ fn open_long(world: &World, is_stream: bool) -> TcpStream {
     let body = body.to_string();
     let mut stream = TcpStream::connect(world.address).unwrap();
     let head = format!(
-        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nContent-Length: {}\r\n\r\n",
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\nContent-Length: {}\r\n\r\n",
         world.key,
         body.len()
     );

@@ -18,6 +18,7 @@ use ol_node::{BlockRef, CallRequest, CallStatus, Node};
 use ol_poa::{Entry, Index, K, QuerySketch};
 use ol_runtime::{ManualClock, Objects, Shutdown};
 use ol_serve::{EngineHandle, EngineOptions};
+use ol_server::Access;
 use ol_server::api::{self, ApiState};
 use ol_server::gateway::{AnswerSketcher, Chain, Gateway, GatewayOptions, ServedModel};
 use serde_json::{Value, json};
@@ -359,11 +360,12 @@ impl Disk {
         let address = listener.local_addr().unwrap();
         let state = ApiState::new();
         let shutdown = Shutdown::new();
-        let triggered = {
-            let shutdown = shutdown.clone();
-            async move { shutdown.triggered().await }
-        };
-        let server = runtime.spawn(api::serve_on(state.clone(), listener, triggered));
+        let server = runtime.spawn(api::serve_on(
+            state.clone(),
+            Access::default(),
+            listener,
+            shutdown.clone(),
+        ));
         let keys = gateway.keys();
         let key = keys
             .create(signer(PAYER).address(), "payer")
@@ -400,7 +402,7 @@ pub(crate) struct World {
     pub(crate) address: SocketAddr,
     state: ApiState,
     shutdown: Shutdown,
-    server: tokio::task::JoinHandle<std::io::Result<()>>,
+    server: tokio::task::JoinHandle<()>,
     pub(crate) key: String,
     pub(crate) empty_key: String,
 }
@@ -424,7 +426,7 @@ impl World {
     pub(crate) fn stop(self) {
         self.shutdown.trigger();
         self.runtime.block_on(self.gateway.shutdown());
-        self.runtime.block_on(self.server).unwrap().unwrap();
+        self.runtime.block_on(self.server).unwrap();
     }
 
     pub(crate) fn post(&self, path: &str, key: Option<&str>, body: &[u8]) -> Reply {
