@@ -15,6 +15,7 @@ use serde_json::Value;
 use tokio::runtime::Runtime;
 
 use crate::command::datanet::{self, labels};
+use crate::genesis::Origin;
 use crate::http::get;
 use crate::instance::{Instance, Layout};
 use crate::registration::{DevRole, dev_signer};
@@ -109,7 +110,7 @@ impl Chain {
     /// If there is none with this id.
     pub(crate) fn receipt(&self, id: B256) -> anyhow::Result<Value> {
         match &self.source {
-            Source::Running(instance) => get(&format!("{}/v1/receipts/{id}", instance.api)),
+            Source::Running(instance) => get(&format!("{}/v1/receipts/{id}", instance.api()?)),
             Source::Opened(opened) => {
                 // Nothing is settled here; reading needs no other key.
                 let chain = gateway::Chain::new(opened.node.clone(), dev_signer(DevRole::Operator));
@@ -127,7 +128,11 @@ impl Chain {
 
 /// Opens the chain of a data folder, whose lock the caller holds.
 pub(crate) fn open_node(layout: &Layout) -> anyhow::Result<Node> {
-    let genesis = ol_contracts::genesis::dev();
-    Node::open(&layout.chain(), &genesis, Arc::new(SystemClock::new()))
-        .with_context(|| format!("could not open the chain in {}", layout.chain().display()))
+    let origin = Origin::find(layout, None, true)?;
+    Node::open(
+        &layout.chain(),
+        &origin.genesis,
+        Arc::new(SystemClock::new()),
+    )
+    .with_context(|| format!("could not open the chain in {}", layout.chain().display()))
 }

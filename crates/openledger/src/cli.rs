@@ -3,8 +3,13 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use ol_server::Access;
 
 use crate::factory::Recipe;
+
+mod node;
+
+pub(crate) use node::{NodeCommand, NodeRunArgs, StatusArgs};
 
 /// Payable AI: the people who write the data that models learn from are paid,
 /// automatically and provably, each time a model answers.
@@ -25,17 +30,78 @@ pub(crate) struct Cli {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Global {
     /// Folder that holds everything: chain, objects, models, keys [default: ~/.openledger]
-    #[arg(long, global = true, value_name = "DIR", env = "OPENLEDGER_DIR")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        visible_alias = "datadir",
+        env = "OPENLEDGER_DIR"
+    )]
     pub(crate) dir: Option<PathBuf>,
     /// Print the result as JSON on stdout
     #[arg(long, global = true)]
     pub(crate) json: bool,
+    /// How log lines look on stderr
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, help_heading = "Logging")]
+    pub(crate) log_format: LogFormat,
+    /// What is logged: error, warn, info, debug, trace, or a filter such as
+    /// info,ol_node=debug [default: warn, for `node run` info]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILTER",
+        env = "OPENLEDGER_LOG",
+        help_heading = "Logging"
+    )]
+    pub(crate) log_level: Option<String>,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+/// Who may ask a server from a browser.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct AccessArgs {
+    /// Pages that may ask: https://NAME[:PORT], local, or * [repeatable]
+    ///
+    /// `local` is any page of this machine and browser extensions such as
+    /// wallets; it is the default in development. Otherwise the default is none.
+    /// Programs that are no browsers are not concerned.
+    #[arg(long, value_name = "ORIGIN", value_delimiter = ',')]
+    pub(crate) cors: Vec<String>,
+    /// Host names served besides localhost and addresses; * is any [repeatable]
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub(crate) hosts: Vec<String>,
+}
+
+impl AccessArgs {
+    /// The rules as they were given.
+    ///
+    /// # Errors
+    /// If one is no host or no origin.
+    pub(crate) fn access(&self, is_dev: bool) -> anyhow::Result<Access> {
+        let local = ["local".to_owned()];
+        let origins = match self.cors.as_slice() {
+            [] if is_dev => &local,
+            given => given,
+        };
+        Ok(Access::new(&self.hosts, origins)?)
+    }
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Start the chain, the demo datanets and models, and serve them until Ctrl-C
     Up(UpArgs),
+    /// Run a node: the chain without models
+    #[command(subcommand)]
+    Node(NodeCommand),
     /// Ask a model, and see who was paid for the answer
     Ask(AskArgs),
     /// Show a receipt, or recompute it from public data
@@ -67,6 +133,8 @@ pub(crate) struct UpArgs {
     /// Train the demo adapters again instead of using the shipped ones
     #[arg(long)]
     pub(crate) retrain: bool,
+    #[command(flatten)]
+    pub(crate) access: AccessArgs,
 }
 
 #[derive(Debug, Args)]

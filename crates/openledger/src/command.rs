@@ -3,6 +3,7 @@
 pub(crate) mod ask;
 pub(crate) mod datanet;
 pub(crate) mod earnings;
+pub(crate) mod node;
 pub(crate) mod receipt;
 pub(crate) mod rerun;
 pub(crate) mod self_query;

@@ -54,6 +54,11 @@ impl Layout {
         self.root.join("gateway")
     }
 
+    /// The genesis of a chain that is not the development chain.
+    pub(crate) fn genesis(&self) -> PathBuf {
+        self.root.join("genesis.json")
+    }
+
     pub(crate) fn dev_api_key(&self) -> PathBuf {
         self.root.join("dev-api-key")
     }
@@ -67,8 +72,10 @@ impl Layout {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Instance {
-    /// Base address of the API, without a slash at the end.
-    pub(crate) api: String,
+    /// Base address of the API, without a slash at the end; none for a node
+    /// without models.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) api: Option<String>,
     /// Address of the JSON-RPC.
     pub(crate) rpc: String,
     /// Process that serves.
@@ -84,6 +91,16 @@ impl Instance {
         Ok(Announced { path })
     }
 
+    /// Base address of the API.
+    ///
+    /// # Errors
+    /// If it is a node without models.
+    pub(crate) fn api(&self) -> anyhow::Result<&str> {
+        self.api
+            .as_deref()
+            .context("a node without models runs on this folder; `openledger up` serves models")
+    }
+
     /// The instance that runs on this folder.
     ///
     /// # Errors
@@ -96,6 +113,17 @@ impl Instance {
             bail!("no instance runs on {dir}; start one with `openledger up --dir {dir}`");
         };
         serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))
+    }
+}
+
+/// Takes the folder for this process.
+///
+/// # Errors
+/// If another process has it.
+pub(crate) fn lock(layout: &Layout) -> anyhow::Result<DirLock> {
+    match DirLock::acquire(layout.root()) {
+        Err(LockError::InUse { dir }) => bail!("an instance already runs on {}", dir.display()),
+        lock => Ok(lock?),
     }
 }
 

@@ -6,41 +6,42 @@ mod chain;
 mod cli;
 mod command;
 mod factory;
+mod genesis;
 mod http;
 mod instance;
+mod log;
 mod output;
 mod registration;
 mod rpc;
+mod secret;
+mod signals;
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
-use tracing_subscriber::EnvFilter;
 
 use crate::cli::{Cli, Command};
 use crate::instance::Layout;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter =
-        EnvFilter::try_from_env("OPENLEDGER_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .init();
+    if let Err(error) = log::init(&cli) {
+        return fail(&error);
+    }
     match run(&cli, &mut io::stdout().lock()) {
         Ok(()) => ExitCode::SUCCESS,
         // The reader of our output has seen enough (`… | head`).
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            // One line: what could not be done, and each cause after a colon.
-            let line = format!("{error:#}").replace('\n', " ");
-            let _ = writeln!(io::stderr(), "error: {line}");
-            ExitCode::FAILURE
-        }
+        Err(error) => fail(&error),
     }
+}
+
+/// Says in one line what could not be done, and each cause after a colon.
+fn fail(error: &anyhow::Error) -> ExitCode {
+    let line = format!("{error:#}").replace('\n', " ");
+    let _ = writeln!(io::stderr(), "error: {line}");
+    ExitCode::FAILURE
 }
 
 fn run(cli: &Cli, out: output::Out<'_>) -> anyhow::Result<()> {
@@ -48,6 +49,7 @@ fn run(cli: &Cli, out: output::Out<'_>) -> anyhow::Result<()> {
     let json = cli.global.json;
     match &cli.command {
         Command::Up(args) => command::up::run(&layout, args, out),
+        Command::Node(command) => command::node::run(&layout, command, json, out),
         Command::Ask(args) => command::ask::run(&layout, args, json, out),
         Command::Receipt(command) => command::receipt::run(&layout, command, json, out),
         Command::Datanet(command) => command::datanet::run(&layout, command, json, out),

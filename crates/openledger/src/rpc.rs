@@ -40,7 +40,11 @@ impl Rpc {
         }
     }
 
-    fn request(&self, method: &str, params: &Value) -> anyhow::Result<Value> {
+    /// Calls a method.
+    ///
+    /// # Errors
+    /// If the node cannot be reached, or its own error.
+    pub(crate) fn request(&self, method: &str, params: &Value) -> anyhow::Result<Value> {
         let body = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
         let mut answer: Value = self
             .agent
@@ -174,7 +178,11 @@ impl Rpc {
     }
 }
 
-fn quantity(value: &Value) -> anyhow::Result<u64> {
+/// A number of an answer.
+///
+/// # Errors
+/// If it is none, or does not fit.
+pub(crate) fn quantity(value: &Value) -> anyhow::Result<u64> {
     value
         .as_str()
         .and_then(|text| text.strip_prefix("0x"))

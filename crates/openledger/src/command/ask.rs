@@ -38,7 +38,7 @@ pub(crate) fn run(layout: &Layout, args: &AskArgs, json: bool, out: Out<'_>) -> 
         body["seed"] = seed.into();
     }
     let reply = post(
-        &format!("{}/v1/chat/completions", instance.api),
+        &format!("{}/v1/chat/completions", instance.api()?),
         &key,
         &body,
     )

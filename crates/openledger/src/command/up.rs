@@ -2,13 +2,12 @@
 
 use std::error::Error;
 use std::fs;
-use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
 use alloy_primitives::U256;
-use anyhow::{Context, bail};
+use anyhow::Context;
 use ol_attribution::query::QuerySketcher;
 use ol_contracts::address::INFERENCE_SETTLEMENT;
 use ol_contracts::bindings::InferenceSettlement;
@@ -16,36 +15,36 @@ use ol_datanet::{AddOptions, Datanets};
 use ol_model::{Llama, Lora, Pool};
 use ol_node::Node;
 use ol_poa::QuerySketch;
-use ol_runtime::{DataDir, DirLock, LockError, Shutdown, SystemClock};
+use ol_runtime::{DataDir, Shutdown, SystemClock};
 use ol_serve::{EngineHandle, EngineOptions};
 use ol_server::api::{self, ApiState};
-use ol_server::eth;
+use ol_server::eth::{self, ServeConfig};
 use ol_server::gateway::{AnswerSketcher, Chain, Gateway, GatewayOptions, ServedModel};
 use ol_types::WEI_PER_OPEN;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::assets::{self, DEMOS};
 use crate::chain::open_node;
 use crate::cli::UpArgs;
 use crate::command::datanet::{self, contributor_address};
 use crate::factory::{Base, Recipe, TrainedModel, model_folders, publish_objects, train_model};
-use crate::instance::{Instance, Layout};
+use crate::instance::{Instance, Layout, lock};
 use crate::output::{Out, note};
 use crate::registration::{DevRole, ModelFacts, dev_signer, publish_datanet, register_model};
 use crate::rpc::Rpc;
+use crate::secret::write_private;
+use crate::signals::stop_signals;
 
 /// What the development payer is given to spend, and below what it is given more.
 const PREPAID_WEI: u128 = 10_000 * WEI_PER_OPEN;
 const PREPAID_LOW_WEI: u128 = 1_000 * WEI_PER_OPEN;
 
 pub(crate) fn run(layout: &Layout, args: &UpArgs, out: Out<'_>) -> anyhow::Result<()> {
+    // The chain, its operator and its accounts are for development.
+    let access = args.access.access(true)?;
     let data = DataDir::open_or_create(layout.root())?;
-    let _lock = match DirLock::acquire(layout.root()) {
-        Err(LockError::InUse { dir }) => bail!("an instance already runs on {}", dir.display()),
-        lock => lock?,
-    };
+    let _lock = lock(layout)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
@@ -58,18 +57,21 @@ pub(crate) fn run(layout: &Layout, args: &UpArgs, out: Out<'_>) -> anyhow::Resul
     let server = runtime
         .block_on(eth::serve(
             node.clone(),
-            eth::ServeConfig::new(rpc_addr),
+            ServeConfig {
+                access: access.clone(),
+                ..ServeConfig::new(rpc_addr)
+            },
             shutdown.clone(),
         ))
         .with_context(|| format!("port {} could not be used for --rpc-port", args.rpc_port))?;
     let rpc_url = format!("http://{}", server.addr);
     let state = ApiState::new();
-    let api_server = {
-        let (state, shutdown) = (state.clone(), shutdown.clone());
-        runtime.spawn(async move {
-            api::serve_on(state, listener, async move { shutdown.triggered().await }).await
-        })
-    };
+    let api_server = runtime.spawn(api::serve_on(
+        state.clone(),
+        access,
+        listener,
+        shutdown.clone(),
+    ));
 
     let rpc = Rpc::new(&rpc_url);
     let datanets = datanet::open(&data)?;
@@ -92,13 +94,13 @@ pub(crate) fn run(layout: &Layout, args: &UpArgs, out: Out<'_>) -> anyhow::Resul
     let names: Vec<String> = gateway.models().map(str::to_owned).collect();
     state.set_ready(gateway.clone());
     let instance = Instance {
-        api: api.clone(),
+        api: Some(api.clone()),
         rpc: rpc_url.clone(),
         pid: std::process::id(),
     };
     let announced = instance.announce(layout)?;
 
-    let stop = runtime.block_on(stop_signals())?;
+    let stop = runtime.block_on(async { stop_signals() })?;
     writeln!(
         out,
         "ready  api {api}/v1  rpc {rpc_url}  models {}",
@@ -123,14 +125,14 @@ fn finish(
     shutdown: &Shutdown,
     gateway: &Gateway,
     server: eth::RunningServer,
-    api_server: tokio::task::JoinHandle<std::io::Result<()>>,
+    api_server: tokio::task::JoinHandle<()>,
 ) -> anyhow::Result<()> {
     shutdown.trigger();
     runtime.block_on(async {
         gateway.shutdown().await;
         server.stopped().await;
         api_server.await
-    })??;
+    })?;
     Ok(())
 }
 
@@ -139,18 +141,6 @@ async fn listen(port: u16) -> anyhow::Result<TcpListener> {
     TcpListener::bind(addr)
         .await
         .with_context(|| format!("port {port} could not be used for --api-port"))
-}
-
-/// Completes on SIGINT or SIGTERM.
-async fn stop_signals() -> anyhow::Result<impl Future<Output = ()>> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    Ok(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-    })
 }
 
 /// Everything that is served.
@@ -316,23 +306,4 @@ fn dev_key(layout: &Layout, gateway: &Gateway, rpc: &Rpc) -> anyhow::Result<()> 
         rpc.send(&payer, INFERENCE_SETTLEMENT, U256::from(PREPAID_WEI), &call)?;
     }
     Ok(())
-}
-
-/// Writes a secret that only its owner may read: never readable by others, not
-/// even for a moment, and never half written.
-fn write_private(path: &Path, secret: &str) -> std::io::Result<()> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let temporary = path.with_extension("new");
-    match fs::remove_file(&temporary) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&temporary)?;
-    file.write_all(secret.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)
 }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
@@ -14,7 +14,8 @@ pub(crate) fn openledger(dir: &Path, args: &[&str]) -> Command {
     command.arg("--dir").arg(dir).args(args);
     command
         .env_remove("OPENLEDGER_API_KEY")
-        .env_remove("OPENLEDGER_DIR");
+        .env_remove("OPENLEDGER_DIR")
+        .env_remove("OPENLEDGER_LOG");
     command
 }
 
@@ -176,6 +177,94 @@ impl Drop for Up {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A running node without models; killed hard if a test drops it.
+#[derive(Debug)]
+pub(crate) struct NodeAlone {
+    child: Child,
+    /// The first line it prints.
+    pub(crate) ready: Value,
+    pub(crate) url: String,
+    log: PathBuf,
+}
+
+impl NodeAlone {
+    /// Starts a node on a free port and waits until it is ready.
+    #[track_caller]
+    pub(crate) fn start(dir: &Path, more: &[&str]) -> Self {
+        let log = dir.with_extension("log");
+        let mut child = openledger(dir, &["node", "run", "--port", "0", "--json"])
+            .args(more)
+            .stdout(Stdio::piped())
+            .stderr(File::create(&log).expect("a log file"))
+            .spawn()
+            .expect("the binary starts");
+        let stdout = child.stdout.take().expect("stdout is piped");
+        let mut line = String::new();
+        let n_read = BufReader::new(stdout).read_line(&mut line);
+        if !n_read.is_ok_and(|n_read| n_read > 0) {
+            let _ = child.wait();
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            panic!("the node ended before it was ready:\n{text}");
+        }
+        let ready: Value = serde_json::from_str(&line).expect("the ready line is JSON");
+        let url = ready["rpc"].as_str().expect("an address").to_owned();
+        Self {
+            child,
+            ready,
+            url,
+            log,
+        }
+    }
+
+    /// SIGTERM; the node must stop cleanly. Returns what it logged.
+    #[track_caller]
+    pub(crate) fn stop(mut self) -> String {
+        let pid = self.child.id().to_string();
+        let status = Command::new("kill").args(["-TERM", &pid]).status();
+        assert!(status.expect("kill runs").success());
+        let status = self.child.wait().expect("it is our child");
+        let log = std::fs::read_to_string(&self.log).expect("the log");
+        assert!(status.success(), "it did not stop cleanly: {status}\n{log}");
+        log
+    }
+
+    /// SIGKILL: nothing gets a chance to be written.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().expect("it is our child");
+        let _ = self.child.wait();
+    }
+
+    /// One JSON-RPC call.
+    #[track_caller]
+    pub(crate) fn rpc(&self, method: &str, params: Value) -> Value {
+        let body = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
+        let (_, reply) = http(&self.url, None, body.to_string().as_bytes());
+        assert!(reply["error"].is_null(), "{method}: {reply}");
+        reply["result"].clone()
+    }
+}
+
+impl Drop for NodeAlone {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Posts JSON with some headers and reads the status.
+pub(crate) fn http_with(url: &str, headers: &[(&str, &str)], body: &str) -> u16 {
+    let config = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .build();
+    let agent: ureq::Agent = config.into();
+    let mut request = agent.post(url).header("Content-Type", "application/json");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let reply = request.send(body).expect("the server answers");
+    reply.status().as_u16()
 }
 
 /// Posts a body and reads status and JSON; null where the reply is not JSON.

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod harness;
+mod node_alone;
 mod own_data;
 mod refusals;
 mod the_loop;

@@ -1,0 +1,98 @@
+//! `openledger node run`: the chain without models, until Ctrl-C.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, ensure};
+use ol_node::{Genesis, Node};
+use ol_runtime::{DataDir, Shutdown, SystemClock};
+use ol_server::eth::{self, ServeConfig};
+use serde_json::json;
+
+use crate::cli::NodeRunArgs;
+use crate::genesis::Origin;
+use crate::instance::{Instance, Layout, lock};
+use crate::output::Out;
+use crate::secret::is_well_known;
+use crate::signals::stop_signals;
+
+pub(crate) fn run(
+    layout: &Layout,
+    args: &NodeRunArgs,
+    json: bool,
+    out: Out<'_>,
+) -> anyhow::Result<()> {
+    ensure!(
+        !args.dev || args.http_addr.is_loopback() || args.allow_remote_dev,
+        "other machines reach {}, and could change the time and spend the accounts of a --dev \
+         node; say --allow-remote-dev if they may",
+        args.http_addr
+    );
+    let access = args.access.access(args.dev)?;
+    DataDir::open_or_create(layout.root())?;
+    let _lock = lock(layout)?;
+    let origin = Origin::find(layout, args.genesis.as_deref(), args.dev)?;
+    if !args.dev {
+        warn_of_well_known(&origin.genesis);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let clock = Arc::new(SystemClock::new());
+    let node = Node::open(&layout.chain(), &origin.genesis, clock)
+        .with_context(|| format!("could not open the chain in {}", layout.chain().display()))?;
+    origin.keep(layout)?;
+
+    let shutdown = Shutdown::new();
+    let serve = ServeConfig {
+        access,
+        ..ServeConfig::new(args.rpc_addr())
+    };
+    let server = runtime
+        .block_on(eth::serve(node.clone(), serve, shutdown.clone()))
+        .with_context(|| format!("port {} could not be used for --port", args.port))?;
+    let rpc = format!("http://{}", server.addr);
+    let announced = Instance {
+        api: None,
+        rpc: rpc.clone(),
+        pid: std::process::id(),
+    }
+    .announce(layout)?;
+
+    let stop = runtime.block_on(async { stop_signals() })?;
+    let (chain_id, number) = (node.chain_id(), node.head().header.number);
+    if json {
+        let ready = json!({
+            "ready": true,
+            "rpc": rpc,
+            "ws": format!("ws://{}", server.addr),
+            "chain_id": chain_id,
+            "block_number": number,
+            "pid": std::process::id(),
+        });
+        writeln!(out, "{ready}")?;
+    } else {
+        writeln!(out, "ready  rpc {rpc}  chain {chain_id}  block {number}")?;
+    }
+    out.flush()?;
+    runtime.block_on(stop);
+
+    tracing::info!("stopping");
+    // Whoever looks for the instance from now on should not find it.
+    drop(announced);
+    shutdown.trigger();
+    runtime.block_on(server.stopped());
+    // With the last handle the chain finishes what waits and is closed.
+    drop(runtime);
+    drop(node);
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Money that everybody can spend is a mistake outside of development.
+fn warn_of_well_known(genesis: &Genesis) {
+    for (&account, given) in &genesis.alloc {
+        if is_well_known(account) && !given.balance.is_zero() {
+            tracing::warn!(%account, "genesis funds an account whose key everybody knows");
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Private keys in files: who may read them, and which are no secrets.
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+use alloy_primitives::{Address, B256, address, hex};
+use alloy_signer_local::PrivateKeySigner;
+use anyhow::Context;
+use ol_contracts::address::DEV_ACCOUNTS;
+
+/// The accounts of the test mnemonic that [`DEV_ACCOUNTS`] leaves out: anvil and
+/// hardhat fund these too.
+const OTHER_WELL_KNOWN: [Address; 5] = [
+    address!("0x9965507D1a55bcC2695C58ba16FB37d819B0A4dc"),
+    address!("0x976EA74026E726554dB657fA54763abd0C3a0aa9"),
+    address!("0x14dC79964da2C08b23698B3D3cc7Ca32193d9955"),
+    address!("0x23618e81E3f5cdF7f54C3d65f7FBc0aBf5B21E8f"),
+    address!("0xa0Ee7A142d267C1f36714E4a8F75612F20a79720"),
+];
+
+/// Whether everybody knows the key of an account.
+pub(crate) fn is_well_known(account: Address) -> bool {
+    DEV_ACCOUNTS.contains(&account) || OTHER_WELL_KNOWN.contains(&account)
+}
+
+/// Makes a key and writes it to a new file that only its owner may read.
+///
+/// # Errors
+/// If the file exists or cannot be written.
+pub(crate) fn create_signer(path: &Path) -> anyhow::Result<PrivateKeySigner> {
+    let signer = loop {
+        let key = B256::from(ol_runtime::os_bytes()?);
+        // All but one in 2^128 are keys.
+        if let Ok(signer) = PrivateKeySigner::from_bytes(&key) {
+            break signer;
+        }
+    };
+    let shown = path.display();
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .with_context(|| format!("could not make {shown}"))?;
+    writeln!(file, "{}", hex::encode(signer.to_bytes())).with_context(|| shown.to_string())?;
+    file.sync_all().with_context(|| shown.to_string())?;
+    Ok(signer)
+}
+
+/// Writes a secret that only its owner may read: never readable by others, not
+/// even for a moment, and never half written.
+pub(crate) fn write_private(path: &Path, secret: &str) -> std::io::Result<()> {
+    let temporary = path.with_extension("new");
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&temporary)?;
+    file.write_all(secret.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)
+}
