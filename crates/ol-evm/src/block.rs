@@ -128,6 +128,17 @@ pub enum LeftOut {
     },
 }
 
+impl LeftOut {
+    /// What it makes of a block that has the transaction anyway.
+    pub(crate) fn at(self, position: usize) -> ExecuteError {
+        let reason = match self {
+            Self::NoRoom => "its gas limit is more than the block has left".to_owned(),
+            Self::Invalid { reason } => reason,
+        };
+        ExecuteError::Invalid { position, reason }
+    }
+}
+
 /// Why a block was not executed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -164,13 +175,7 @@ pub fn execute_block<S: StateReader>(
     let built = build_block(state, context, transactions)?;
     match built.left_out.into_iter().next() {
         None => Ok(built.execution),
-        Some((position, LeftOut::NoRoom)) => Err(ExecuteError::Invalid {
-            position,
-            reason: "its gas limit is more than the block has left".to_owned(),
-        }),
-        Some((position, LeftOut::Invalid { reason })) => {
-            Err(ExecuteError::Invalid { position, reason })
-        }
+        Some((position, left_out)) => Err(left_out.at(position)),
     }
 }
 

@@ -21,7 +21,9 @@
 //! - [`StateReader`] and [`StateDiff`]: the only view of a state database.
 //! - [`BlockBuilder`]: a block that is made transaction by transaction;
 //!   [`execute_block`], [`build_block`]: all at once, [`Execution`] out.
-//! - [`call`], [`estimate_gas`]: one message against a state, nothing kept.
+//! - [`call`], [`estimate_gas`], [`create_access_list`]: one message against a
+//!   state, nothing kept.
+//! - [`trace_block`], [`trace_call`]: what runs, recorded; [`TraceParts`] says what of it.
 //! - [`header`]: base fee, sealing, the genesis header.
 //! - [`precompiles`]: `POA_SCORE`, `POA_SHARES`, `OPEN_TRANSFER`.
 //! - [`factory`]: the one place where an EVM is made, so that execution, calls
@@ -34,13 +36,17 @@ pub mod factory;
 pub mod header;
 pub mod precompiles;
 
+mod access_list;
 mod block;
 mod call;
+mod overlay;
 mod rules;
 mod state;
+mod trace;
 mod transaction;
 mod validate;
 
+pub use access_list::{AccessListOutput, create_access_list};
 pub use alloy_consensus::{BlockBody, Header, transaction::Recovered};
 pub use alloy_hardforks::EthereumHardfork;
 pub use block::{
@@ -48,8 +54,14 @@ pub use block::{
     build_block, execute_block,
 };
 pub use call::{CallError, CallOutput, CallRequest, CallStatus, call, estimate_gas};
+pub use overlay::{AccountOverride, BlockOverrides, Overrides, StorageOverride};
 pub use rules::{BlockBlobs, BlockRules, EthereumBlock, EthereumRules, Rules, RulesError};
 pub use state::{AccountChange, AccountState, MemoryState, StateDiff, StateReader};
+pub use trace::{
+    Fault, Frame, FrameKind, FrameLog, FrameOptions, LimitPassed, Step, StepOptions,
+    TouchedAccount, Trace, TraceError, TraceLimits, TraceParts, opcode_name, trace_block,
+    trace_call,
+};
 pub use transaction::{Transaction, TransactionReceipt, TransactionType};
 pub use validate::{
     Ancestor, BlockError, OMMER_GENERATIONS_MAX, validate_body, validate_execution,

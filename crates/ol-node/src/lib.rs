@@ -49,8 +49,10 @@ pub use alloy_genesis::{Genesis, GenesisAccount};
 pub use event::{ChainEvent, NewBlock};
 pub use node::{BlockMode, Head, Node, NodeConfig, OpenError, Role};
 pub use ol_evm::{
-    BlockContext, CallError, CallOutput, CallRequest, CallStatus, Header, Recovered, StateReader,
-    Transaction, TransactionReceipt,
+    AccessListOutput, AccountOverride, BlockContext, BlockOverrides, CallError, CallOutput,
+    CallRequest, CallStatus, Fault, Frame, FrameKind, FrameLog, FrameOptions, Header, LimitPassed,
+    Overrides, Recovered, StateReader, Step, StepOptions, StorageOverride, TouchedAccount, Trace,
+    TraceError, TraceLimits, TraceParts, Transaction, TransactionReceipt, opcode_name,
 };
 pub use pending::{PendingBlock, PendingTransaction};
 pub use query::{

@@ -11,11 +11,12 @@ use alloy_evm::{Evm, EvmFactory};
 use alloy_op_evm::{OpBlockExecutionCtx, OpBlockExecutor, OpEvm, OpTx};
 use alloy_op_hardforks::OpChainHardforks;
 use alloy_primitives::{Address, B256, Bloom, Bytes, U256};
+use op_revm::OpHaltReason;
 use revm::Database;
+use revm::context_interface::result::ResultAndState;
 use revm::database::{
     DatabaseCommitExt, State, WrapDatabaseRef, states::bundle_state::BundleRetention,
 };
-use revm::inspector::NoOpInspector;
 use revm::state::EvmState;
 
 use super::{
@@ -23,12 +24,15 @@ use super::{
 };
 use crate::factory::OpenEvmFactory;
 use crate::state::{AccountChange, AccountState, Reader};
+use crate::trace::{Budget, Recorder, Trace, TraceError, TraceParts};
 use crate::transaction::{Receipts, Transaction, TransactionReceipt};
 use crate::{BASE_FEE_VAULT, StateDiff, StateReader};
 
 type BlockState<S> = State<WrapDatabaseRef<Reader<S>>>;
 
-type BlockEvm<S> = OpEvm<BlockState<S>, NoOpInspector, PrecompilesMap, OpTx>;
+/// The recorder is there always and looks only while a transaction is traced:
+/// there is one way to execute.
+type BlockEvm<S> = OpEvm<BlockState<S>, Recorder, PrecompilesMap, OpTx>;
 
 /// A block that is being made: transactions go in one after the other, and
 /// each sees what those before it did.
@@ -73,7 +77,12 @@ impl<S: StateReader> BlockBuilder<S> {
             .with_database_ref(Reader(state))
             .with_bundle_update()
             .build();
-        let evm = OpenEvmFactory::default().create_evm(database, context.evm_env());
+        let mut evm = OpenEvmFactory::default().create_evm_with_inspector(
+            database,
+            context.evm_env(),
+            Recorder::off(),
+        );
+        evm.set_inspector_enabled(false);
         let execution_context = OpBlockExecutionCtx {
             parent_hash: context.parent_hash,
             parent_beacon_block_root: Some(B256::ZERO),
@@ -152,6 +161,62 @@ impl<S: StateReader> BlockBuilder<S> {
         &mut self,
         transaction: &Recovered<Transaction>,
     ) -> Result<Result<TransactionOutcome, LeftOut>, ExecuteError> {
+        let executed = self.execute_and(transaction, |_, _, _, _| Ok(()))?;
+        Ok(executed.map(|(outcome, ())| outcome))
+    }
+
+    /// [`BlockBuilder::execute`], with a record of what the transaction does.
+    ///
+    /// `position` is the transaction's in the block; `n_logs_before` counts the
+    /// logs of those before it.
+    ///
+    /// # Errors
+    /// As [`BlockBuilder::execute`], [`TraceError::Limit`] past a limit of the
+    /// budget, and [`ExecuteError::Invalid`] for a transaction that does not
+    /// belong in the block. The builder is then of no more use.
+    pub(crate) fn trace(
+        &mut self,
+        transaction: &Recovered<Transaction>,
+        parts: &TraceParts,
+        (position, n_logs_before): (usize, u64),
+        budget: Budget,
+    ) -> Result<(TransactionOutcome, Trace, Budget), TraceError> {
+        *self.executor.evm.inspector_mut() = parts.recorder(budget, n_logs_before);
+        self.executor.evm.set_inspector_enabled(true);
+        let gas_limit = transaction.gas_limit();
+        let executed = self.execute_and(transaction, |recorder, database, executed, burnt_wei| {
+            let recorder = std::mem::replace(recorder, Recorder::off());
+            let (mut trace, budget) = parts
+                .finish(recorder, database, executed, gas_limit)
+                .map_err(ExecuteError::internal)?;
+            if let Ok(trace) = &mut trace {
+                trace.add_burnt(burnt_wei);
+            }
+            Ok((trace, budget))
+        });
+        self.executor.evm.set_inspector_enabled(false);
+        // A limit that was passed fails the execution: it is the reason.
+        if let Some(limit) = self.executor.evm.inspector().budget.passed() {
+            return Err(limit.into());
+        }
+        match executed? {
+            Ok((outcome, (trace, budget))) => Ok((outcome, trace?, budget)),
+            Err(left_out) => Err(left_out.at(position).into()),
+        }
+    }
+
+    /// Executes one more transaction and looks at what it did before that
+    /// becomes part of the block.
+    fn execute_and<T>(
+        &mut self,
+        transaction: &Recovered<Transaction>,
+        look: impl FnOnce(
+            &mut Recorder,
+            &mut BlockState<S>,
+            &ResultAndState<OpHaltReason>,
+            u128,
+        ) -> Result<T, ExecuteError>,
+    ) -> Result<Result<(TransactionOutcome, T), LeftOut>, ExecuteError> {
         if let Some(reason) = refused_type(transaction.inner()) {
             return Ok(Err(LeftOut::Invalid { reason }));
         }
@@ -164,10 +229,11 @@ impl<S: StateReader> BlockBuilder<S> {
         };
         let after = executed.result();
         let gas_used = after.result.tx_gas_used();
-        let database = self.executor.evm.db_mut();
+        let (database, recorder, _) = self.executor.evm.components_mut();
         let burnt_wei = burnt_wei(database, &after.state)?;
         let mut changes = StateDiff::default();
         collect_changes(database, &after.state, &mut changes)?;
+        let seen = look(recorder, database, after, burnt_wei)?;
         self.executor
             .commit_transaction(executed)
             .map_err(ExecuteError::internal)?;
@@ -188,11 +254,12 @@ impl<S: StateReader> BlockBuilder<S> {
         let receipt = self.executor.receipts.last().cloned().ok_or_else(|| {
             ExecuteError::internal("a transaction was executed and left no receipt")
         })?;
-        Ok(Ok(TransactionOutcome {
+        let outcome = TransactionOutcome {
             receipt,
             gas_used,
             changes,
-        }))
+        };
+        Ok(Ok((outcome, seen)))
     }
 
     /// Closes the block.

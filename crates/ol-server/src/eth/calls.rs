@@ -2,7 +2,7 @@
 
 use alloy_rpc_types_eth::TransactionRequest;
 use jsonrpsee::types::ErrorObjectOwned;
-use ol_node::{CallRequest, CallStatus};
+use ol_node::{CallRequest, CallStatus, Overrides};
 use serde_json::Value;
 
 use super::args::Args;
@@ -72,5 +72,6 @@ pub(super) fn call_request(request: TransactionRequest) -> Result<CallRequest, E
         input: input.unwrap_or_default(),
         access_list: request.access_list.unwrap_or_default(),
         authorization_list: request.authorization_list.unwrap_or_default(),
+        overrides: Overrides::default(),
     })
 }

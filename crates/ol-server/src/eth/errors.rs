@@ -73,9 +73,9 @@ pub(super) fn query(error: QueryError) -> ErrorObjectOwned {
         | QueryError::TooManyLogs { .. }
         | QueryError::Store(StoreError::Overloaded) => limit_exceeded(error.to_string()),
         QueryError::Call(CallError::Reverted { output }) => reverted(&output),
-        QueryError::Call(CallError::Invalid { .. } | CallError::OutOfReach { .. }) => {
-            refused(error.to_string())
-        }
+        QueryError::Call(
+            CallError::Invalid { .. } | CallError::Halted { .. } | CallError::OutOfReach { .. },
+        ) => refused(error.to_string()),
         other => internal(&other),
     }
 }
