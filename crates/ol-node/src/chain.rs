@@ -223,17 +223,17 @@ fn store(
     execution: &mut Execution,
 ) -> Result<NewBlock, StoreError> {
     let txn = shared.store.write()?;
-    txn.apply(&execution.diff)?;
-    let state_root = txn.state_root()?;
+    let update = txn.state_update(&execution.diff)?;
     let bare: Vec<&Transaction> = transactions.iter().map(Recovered::inner).collect();
-    let header = header::seal(context, &bare, execution, state_root);
+    let header = header::seal(context, &bare, execution, update.root);
     let hash = header.hash_slow();
-    txn.append(&StoredBlock {
+    let block = StoredBlock {
         header: &header,
         hash,
         transactions: &transactions,
         receipts: &execution.receipts,
-    })?;
+    };
+    txn.write_block(&block, &update, shared.config.history_max_blocks)?;
     txn.commit()?;
     Ok(NewBlock {
         header,

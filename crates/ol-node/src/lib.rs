@@ -9,16 +9,17 @@
 //! # Invariants
 //! - A block is on disk as a whole or not at all: state, header, body, receipts
 //!   and indices are one durable write. An acknowledged block survives `kill -9`.
-//! - The state root is Ethereum's, over all accounts and their storage.
+//! - The state root is Ethereum's, over all accounts and their storage. It is kept
+//!   up to date: a block costs what it changes, whatever the size of the state.
+//! - The state after each of the last [`NodeConfig::history_max_blocks`] blocks
+//!   can be asked for.
 //! - A directory holds one chain (its genesis hash is checked) in one known
 //!   format, opened by one process.
 //! - Every queue and every answer has a limit; past it comes an error.
 //!
 //! # What it does not do (yet)
-//! Only the state after the newest block is kept ([`QueryError::HistoricalState`]);
-//! a sender's transactions are taken strictly in nonce order, and none waits for
-//! a missing predecessor; the account trie is hashed anew for every block, so a
-//! block costs time in proportion to the number of accounts.
+//! A sender's transactions are taken strictly in nonce order, and none waits for
+//! a missing predecessor.
 //!
 //! # Example
 //! ```
@@ -42,6 +43,7 @@ mod node;
 mod pending;
 mod query;
 mod store;
+mod trie;
 mod view;
 
 pub use admission::{Inclusion, RAW_TRANSACTION_MAX_SIZE_BYTES, SubmitError, SubmitOutcome};
@@ -56,9 +58,19 @@ pub use ol_evm::{
 };
 pub use pending::{PendingBlock, PendingTransaction};
 pub use query::{
-    Block, BlockRef, FEE_HISTORY_MAX_BLOCKS, FeeHistory, LOG_BLOCKS_READ_MAX, LOG_RANGE_MAX_BLOCKS,
-    LOGS_MAX, LogFilter, LogInBlock, PRIORITY_FEE_WEI, QueryError, ReceiptInBlock,
-    TransactionInBlock,
+    AccountProof, Block, BlockRef, FEE_HISTORY_MAX_BLOCKS, FeeHistory, LOG_BLOCKS_READ_MAX,
+    LOG_RANGE_MAX_BLOCKS, LOGS_MAX, LogFilter, LogInBlock, PRIORITY_FEE_WEI, PROOF_SLOTS_MAX,
+    QueryError, ReceiptInBlock, StorageProof, TransactionInBlock,
 };
 pub use store::StoreError;
 pub use view::StateView;
+
+/// By how much the random tests do more than a quick run, from the environment
+/// variable `OPENLEDGER_TEST_SCALE`.
+#[cfg(test)]
+fn test_scale() -> usize {
+    match std::env::var("OPENLEDGER_TEST_SCALE") {
+        Ok(scale) => scale.parse().expect("OPENLEDGER_TEST_SCALE is a number"),
+        Err(_) => 1,
+    }
+}

@@ -243,13 +243,14 @@ fn check_or_begin(txn: &Txn<Rw>, genesis: &Genesis) -> Result<(), OpenError> {
     let expected = header.hash_slow();
     match txn.format_version()? {
         None => {
-            txn.apply(&state)?;
-            if txn.state_root()? != header.state_root {
+            let update = txn.state_update(&state)?;
+            if update.root != header.state_root {
                 return Err(StoreError::Corrupt {
                     what: "the genesis state does not have its root".to_owned(),
                 }
                 .into());
             }
+            txn.write_state(&update)?;
             txn.append(&StoredBlock {
                 header: &header,
                 hash: expected,

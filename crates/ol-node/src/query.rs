@@ -12,15 +12,21 @@ use signet_libmdbx::Ro;
 
 use crate::Node;
 use crate::pending::PendingBlock;
-use crate::store::{StoreError, Txn};
+use crate::store::{Snapshot, StoreError, Txn};
 use crate::view::StateView;
 
 mod logs;
+mod proof;
+
+pub use proof::{AccountProof, StorageProof};
 
 pub use logs::{LOG_BLOCKS_READ_MAX, LOG_RANGE_MAX_BLOCKS, LOGS_MAX, LogFilter, LogInBlock};
 
 /// Most blocks in one fee history.
 pub const FEE_HISTORY_MAX_BLOCKS: u64 = 1_024;
+
+/// Most slots in one proof.
+pub const PROOF_SLOTS_MAX: usize = 1_024;
 
 /// The tip that is suggested, in wei for one unit of gas. Nobody competes for
 /// room while blocks are made on demand, so it is small.
@@ -54,12 +60,29 @@ pub enum QueryError {
     /// There is no such block.
     #[error("unknown block")]
     UnknownBlock,
-    /// The state is asked for at a block that is not the newest.
-    #[error("historical state is not kept yet: only the state of block {head} is")]
-    HistoricalState {
+    /// The state of a block is asked for that is no longer kept.
+    #[error("the state of block {number} is pruned: kept are those of blocks {oldest} to {newest}")]
+    StatePruned {
+        /// The block asked for.
+        number: u64,
+        /// The oldest block whose state is kept.
+        oldest: u64,
         /// The newest block.
-        head: u64,
+        newest: u64,
     },
+    /// A proof is asked for at a block that is too far back.
+    #[error("no proof for block {number}: proofs are given for blocks {oldest} to {newest}")]
+    ProofTooOld {
+        /// The block asked for.
+        number: u64,
+        /// The oldest block that proofs are given for.
+        oldest: u64,
+        /// The newest block.
+        newest: u64,
+    },
+    /// More than [`PROOF_SLOTS_MAX`] slots are to be proven at one time.
+    #[error("at most {PROOF_SLOTS_MAX} slots can be proven at one time")]
+    TooManySlots,
     /// The block range of a log query is upside down.
     #[error("invalid block range params")]
     Range {
@@ -91,7 +114,24 @@ pub enum QueryError {
     Call(#[from] CallError),
     /// The database failed.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(StoreError),
+}
+
+impl From<StoreError> for QueryError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Pruned {
+                number,
+                oldest,
+                newest,
+            } => Self::StatePruned {
+                number,
+                oldest,
+                newest,
+            },
+            other => Self::Store(other),
+        }
+    }
 }
 
 /// A block with its transactions.
@@ -250,7 +290,7 @@ impl Node {
     /// The balance of an account, in wei.
     ///
     /// # Errors
-    /// [`QueryError::UnknownBlock`], [`QueryError::HistoricalState`].
+    /// [`QueryError::UnknownBlock`], [`QueryError::StatePruned`].
     pub fn balance_wei(&self, address: Address, at: BlockRef) -> Result<U256, QueryError> {
         let account = self.state(at)?.account(address)?;
         Ok(account.unwrap_or_default().balance_wei)
@@ -353,7 +393,8 @@ impl Node {
     }
 
     /// Checks the newest block against everything that is stored: the parent
-    /// hashes of all blocks, and the state root, recomputed from every account.
+    /// hashes of all blocks, the state root, recomputed from every account by
+    /// two ways, and every stored branch of the tries.
     ///
     /// Takes time and memory in proportion to the chain.
     ///
@@ -374,16 +415,19 @@ impl Node {
             }
             parent_hash = hash;
         }
-        if txn.state_root()? != head.state_root || txn.recompute_state_root()? != head.state_root {
+        if txn.rebuild_state_root()? != head.state_root
+            || txn.recompute_state_root()? != head.state_root
+        {
             return Err(missing("the right state", head.number));
         }
+        txn.check_tries()?;
         Ok(())
     }
 
     /// The state after a block.
     ///
     /// # Errors
-    /// [`QueryError::UnknownBlock`], [`QueryError::HistoricalState`].
+    /// [`QueryError::UnknownBlock`], [`QueryError::StatePruned`].
     pub fn state(&self, at: BlockRef) -> Result<StateView, QueryError> {
         Ok(self.state_and_context(at)?.0)
     }
@@ -419,20 +463,20 @@ impl Node {
         if at == BlockRef::Pending {
             if pending.context.parent_hash == head_hash {
                 let context = pending.context;
-                return Ok((StateView::pending(txn, pending), context));
+                let durable = Snapshot::at(txn, head.number)?;
+                return Ok((StateView::pending(durable, pending), context));
             }
             // It became durable in between, and what is in the next does not
             // show yet.
             let now_s = self.shared.clock.unix_s();
             let context = BlockContext::after(&head, head_hash, self.shared.chain_id, now_s);
-            return Ok((StateView::latest(txn), context));
+            let durable = Snapshot::at(txn, head.number)?;
+            return Ok((StateView::durable(durable), context));
         }
         let (asked, _) = find_header(&txn, at)?.ok_or(QueryError::UnknownBlock)?;
-        if asked.number != head.number {
-            return Err(QueryError::HistoricalState { head: head.number });
-        }
         let context = BlockContext::of(&asked, self.shared.chain_id);
-        Ok((StateView::latest(txn), context))
+        let durable = Snapshot::at(txn, asked.number)?;
+        Ok((StateView::durable(durable), context))
     }
 
     /// The block that is being made, with what is in it at this moment.

@@ -5,11 +5,16 @@
 //! | table | key | value |
 //! |---|---|---|
 //! | `meta` | name | `format`: version as `u32`; `chain_id`: `u64` |
-//! | `accounts` | address | nonce `u64`, balance 32 bytes, code hash |
-//! | `storage` | address, slot | value, 32 bytes, never zero |
+//! | `accounts` | address | an account (`codec.rs`) |
+//! | `storage` | address, slot | value, big-endian without leading zeros, never empty |
 //! | `codes` | hash | code |
-//! | `hashed_accounts` | keccak256(address) | the leaf of the state trie (RLP) |
-//! | `hashed_storage` | keccak256(address), keccak256(slot) | value, 32 bytes |
+//! | `hashed_accounts` | keccak256(address) | the account with its storage root |
+//! | `hashed_storage` | keccak256(address), keccak256(slot) | as in `storage` |
+//! | `account_trie` | path, one byte a nibble | a branch of the state trie (`trie/branch.rs`) |
+//! | `storage_trie` | keccak256(address), path | a branch of the account's storage trie |
+//! | `account_history` | address, number | the account before that block; empty if there was none |
+//! | `storage_history` | address, slot, number | the value before that block; empty if it was zero |
+//! | `changes` | number | the keys that have history at that block, and its new codes |
 //! | `headers` | number `u64` | hash, then the header (RLP) |
 //! | `bodies` | number | RLP list of sender and EIP-2718 transaction, one string each |
 //! | `receipts` | number | RLP list of EIP-2718 receipts |
@@ -18,8 +23,11 @@
 //! | `log_blocks`, `log_sections` | see [`logs`] | |
 
 mod blocks;
+mod codec;
+mod history;
 pub(crate) mod logs;
 mod state;
+mod update;
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -32,9 +40,11 @@ use signet_libmdbx::{
 };
 
 pub(crate) use blocks::StoredBlock;
+pub(crate) use history::Snapshot;
+pub(crate) use update::StateUpdate;
 
 /// The format that this version reads and writes.
-pub(crate) const FORMAT_VERSION: u32 = 1;
+pub(crate) const FORMAT_VERSION: u32 = 2;
 
 /// Readers at one time. A reader lives for one query.
 const READERS_MAX: u64 = 1_024;
@@ -62,6 +72,16 @@ pub enum StoreError {
     /// Another process has the database open.
     #[error("the chain database is in use by another process")]
     Locked,
+    /// The state of a block is asked for that is no longer kept.
+    #[error("the state of block {number} is pruned: kept are those of blocks {oldest} to {newest}")]
+    Pruned {
+        /// The block asked for.
+        number: u64,
+        /// The oldest block whose state is kept.
+        oldest: u64,
+        /// The newest block.
+        newest: u64,
+    },
     /// Too many queries at one time; try again.
     #[error("too many queries at one time")]
     Overloaded,
@@ -77,7 +97,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    fn corrupt(what: impl Into<String>) -> Self {
+    pub(crate) fn corrupt(what: impl Into<String>) -> Self {
         Self::Corrupt { what: what.into() }
     }
 }
@@ -129,6 +149,11 @@ struct Tables {
     codes: Database,
     hashed_accounts: Database,
     hashed_storage: Database,
+    account_trie: Database,
+    storage_trie: Database,
+    account_history: Database,
+    storage_history: Database,
+    changes: Database,
     headers: Database,
     bodies: Database,
     receipts: Database,
@@ -148,6 +173,11 @@ impl Tables {
             codes: table("codes")?,
             hashed_accounts: table("hashed_accounts")?,
             hashed_storage: table("hashed_storage")?,
+            account_trie: table("account_trie")?,
+            storage_trie: table("storage_trie")?,
+            account_history: table("account_history")?,
+            storage_history: table("storage_history")?,
+            changes: table("changes")?,
             headers: table("headers")?,
             bodies: table("bodies")?,
             receipts: table("receipts")?,
@@ -261,23 +291,18 @@ impl<K: TransactionKind> Txn<K> {
 
 impl Txn<Rw> {
     fn put(&self, table: Database, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+        #[cfg(test)]
+        faults::step()?;
         Ok(self.tx.put(table, key, value, WriteFlags::empty())?)
     }
 
     fn delete(&self, table: Database, key: &[u8]) -> Result<(), StoreError> {
+        #[cfg(test)]
+        faults::step()?;
         match self.tx.del(table, key, None) {
             Ok(_) | Err(MdbxError::NotFound) => Ok(()),
             Err(error) => Err(error.into()),
         }
-    }
-
-    fn delete_prefix(&self, table: Database, prefix: &[u8]) -> Result<(), StoreError> {
-        let mut keys = Vec::new();
-        self.scan(table, prefix, |key, _| {
-            keys.push(key.to_vec());
-            Ok(true)
-        })?;
-        keys.iter().try_for_each(|key| self.delete(table, key))
     }
 
     /// Says which format the database has from now on.
@@ -292,6 +317,8 @@ impl Txn<Rw> {
 
     /// Makes the change durable. It is on disk when this returns.
     pub(crate) fn commit(self) -> Result<(), StoreError> {
+        #[cfg(test)]
+        faults::step()?;
         Ok(self.tx.commit()?)
     }
 }
@@ -303,5 +330,7 @@ fn array<const N: usize>(what: &str, bytes: &[u8]) -> Result<[u8; N], StoreError
         .map_err(|_| StoreError::corrupt(format!("{what} has {} bytes, not {N}", bytes.len())))
 }
 
+#[cfg(test)]
+mod faults;
 #[cfg(test)]
 mod tests;

@@ -4,23 +4,22 @@ use std::sync::Arc;
 
 use alloy_primitives::{Address, B256, Bytes, U256};
 use ol_evm::{AccountState, StateReader};
-use signet_libmdbx::Ro;
 
 use crate::pending::PendingBlock;
-use crate::store::{StoreError, Txn};
+use crate::store::{Snapshot, StoreError};
 
 /// The state after one block. It stays the same for as long as it lives,
 /// whatever happens to the chain; it holds a database snapshot, so let go of
 /// it soon.
 #[derive(Debug)]
 pub struct StateView {
-    durable: Txn<Ro>,
+    durable: Snapshot,
     pending: Option<Arc<PendingBlock>>,
 }
 
 impl StateView {
-    /// The state after the newest durable block.
-    pub(crate) const fn latest(durable: Txn<Ro>) -> Self {
+    /// The state after a durable block.
+    pub(crate) const fn durable(durable: Snapshot) -> Self {
         Self {
             durable,
             pending: None,
@@ -29,7 +28,7 @@ impl StateView {
 
     /// The state after the pending block, whose parent is the newest block
     /// that `durable` has.
-    pub(crate) const fn pending(durable: Txn<Ro>, pending: Arc<PendingBlock>) -> Self {
+    pub(crate) const fn pending(durable: Snapshot, pending: Arc<PendingBlock>) -> Self {
         Self {
             durable,
             pending: Some(pending),
@@ -60,7 +59,7 @@ impl StateReader for StateView {
         let pending = self.pending.as_deref();
         match pending.and_then(|pending| pending.overlay.storage(address, slot)) {
             Some(value) => Ok(value),
-            None => StateReader::storage(&self.durable, address, slot),
+            None => self.durable.storage(address, slot),
         }
     }
 

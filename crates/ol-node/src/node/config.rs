@@ -41,6 +41,12 @@ pub struct NodeConfig {
     /// Largest size of the database file. Default 256 GiB; no disk is used
     /// before it is needed.
     pub store_max_size_bytes: usize,
+    /// How many blocks back the state can be asked for and restored; older
+    /// history is forgotten. 0 keeps all. Default 100,000.
+    pub history_max_blocks: u64,
+    /// How many blocks back proofs are given. A proof costs time and memory in
+    /// proportion to what changed since its block. Default 1,024.
+    pub proof_depth_max_blocks: u64,
     /// Events that a slow subscriber may lag behind before it is cut off.
     /// Default 1,024.
     pub subscriber_lag_max: usize,
@@ -53,6 +59,8 @@ impl Default for NodeConfig {
             block_mode: BlockMode::default(),
             queue_max: 4_096,
             store_max_size_bytes: 256 << 30,
+            history_max_blocks: 100_000,
+            proof_depth_max_blocks: 1_024,
             subscriber_lag_max: 1_024,
         }
     }
@@ -66,7 +74,9 @@ pub enum OpenError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The database was written by a version that this one does not know.
-    #[error("the chain database has format {found}, this version reads {FORMAT_VERSION}")]
+    #[error(
+        "the chain database has format {found}, this version reads {FORMAT_VERSION}; open it with the version that wrote it, or remove the folder to begin the chain anew"
+    )]
     Format {
         /// What the database says.
         found: u32,

@@ -123,6 +123,23 @@ impl Txn<Rw> {
         let logs = block.receipts.iter().flat_map(|receipt| receipt.logs());
         self.index_logs(block.header.number, logs)
     }
+
+    /// Removes the newest block and its indices.
+    pub(super) fn remove_block(&self, number: u64) -> Result<(), StoreError> {
+        let tables = self.tables;
+        let (_, hash) = self
+            .header(number)?
+            .ok_or_else(|| StoreError::corrupt(format!("block {number} is missing")))?;
+        for transaction in self.body(number)? {
+            self.delete(tables.transactions, transaction.tx_hash().as_slice())?;
+        }
+        let key = number.to_be_bytes();
+        for table in [tables.headers, tables.bodies, tables.receipts] {
+            self.delete(table, &key)?;
+        }
+        self.delete(tables.block_numbers, hash.as_slice())?;
+        self.unindex_logs(number)
+    }
 }
 
 fn decode_header(bytes: &[u8]) -> Result<(Header, B256), StoreError> {

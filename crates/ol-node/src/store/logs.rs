@@ -277,10 +277,6 @@ impl Txn<Rw> {
     }
 
     /// Forgets the logs of a block, which must be the newest.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "called when blocks can be unwound")
-    )]
     pub(crate) fn unindex_logs(&self, number: u64) -> Result<(), StoreError> {
         let tables = self.tables;
         let key = number.to_be_bytes();

@@ -1,14 +1,17 @@
-//! Accounts, storage and codes, and the root of the state trie.
+//! Accounts, storage and codes as they are after the newest block, and the
+//! tries over them.
 
-use alloy_primitives::{Address, B256, Bytes, KECCAK256_EMPTY, U256, keccak256};
-use alloy_rlp::Decodable;
-use alloy_trie::{EMPTY_ROOT_HASH, HashBuilder, Nibbles, TrieAccount};
-use ol_evm::{AccountState, StateDiff, StateReader};
-use signet_libmdbx::{Rw, TransactionKind};
+use std::borrow::Cow;
+use std::cell::RefCell;
 
+use alloy_primitives::{Address, B256, Bytes, KECCAK256_EMPTY, U256};
+use alloy_trie::{HashBuilder, Nibbles, TrieAccount};
+use ol_evm::{AccountState, StateReader};
+use signet_libmdbx::{Cursor, Database, TransactionKind};
+
+use super::codec::{RootedAccount, decode_account, decode_rooted, decode_value, storage_key};
 use super::{StoreError, Txn, array};
-
-const ACCOUNT_SIZE_BYTES: usize = 8 + 32 + 32;
+use crate::trie::{self, Branch, Change, TrieReader};
 
 impl<K: TransactionKind> StateReader for Txn<K> {
     type Error = StoreError;
@@ -40,26 +43,68 @@ impl<K: TransactionKind> StateReader for Txn<K> {
 }
 
 impl<K: TransactionKind> Txn<K> {
-    /// The root of the state trie, from all its leaves.
+    /// An account by its hashed address, with the root of its storage.
+    pub(super) fn rooted_account(
+        &self,
+        hashed_address: B256,
+    ) -> Result<Option<RootedAccount>, StoreError> {
+        self.get(self.tables.hashed_accounts, hashed_address.as_slice())?
+            .map(|bytes| decode_rooted(&bytes))
+            .transpose()
+    }
+
+    /// The state trie.
+    pub(crate) fn account_trie(&self) -> Result<StoredTrie<'_, K>, StoreError> {
+        Ok(StoredTrie {
+            branches: RefCell::new(self.tx.cursor(self.tables.account_trie)?),
+            leaves: RefCell::new(self.tx.cursor(self.tables.hashed_accounts)?),
+            prefix: Vec::new(),
+            leaf: |bytes| Ok(decode_rooted(bytes)?.leaf()),
+        })
+    }
+
+    /// The storage trie of one account.
+    pub(crate) fn storage_trie(
+        &self,
+        hashed_address: B256,
+    ) -> Result<StoredTrie<'_, K>, StoreError> {
+        Ok(StoredTrie {
+            branches: RefCell::new(self.tx.cursor(self.tables.storage_trie)?),
+            leaves: RefCell::new(self.tx.cursor(self.tables.hashed_storage)?),
+            prefix: hashed_address.to_vec(),
+            leaf: |bytes| Ok(alloy_rlp::encode(decode_value(bytes)?)),
+        })
+    }
+
+    /// All slots of an account, ascending.
+    pub(super) fn storage_of(&self, address: Address) -> Result<Vec<(U256, U256)>, StoreError> {
+        let mut slots = Vec::new();
+        self.scan(self.tables.storage, address.as_slice(), |key, value| {
+            let slot = U256::from_be_bytes(array::<32>("a slot", &key[20..])?);
+            slots.push((slot, decode_value(value)?));
+            Ok(true)
+        })?;
+        Ok(slots)
+    }
+
+    /// The root of the state trie from all its leaves, storage included, without
+    /// any stored branch. The oracle of the root that is kept up to date; takes
+    /// time in proportion to the state.
     ///
     /// # Source
     /// Ethereum yellow paper, appendix D.
-    pub(crate) fn state_root(&self) -> Result<B256, StoreError> {
+    pub(crate) fn rebuild_state_root(&self) -> Result<B256, StoreError> {
         let mut builder = HashBuilder::default();
-        self.scan(self.tables.hashed_accounts, &[], |key, leaf| {
-            builder.add_leaf(Nibbles::unpack(key), leaf);
-            Ok(true)
-        })?;
-        Ok(builder.root())
-    }
-
-    /// The root of the storage trie of one account.
-    fn storage_root(&self, hashed_address: B256) -> Result<B256, StoreError> {
-        let mut builder = HashBuilder::default();
-        let prefix = hashed_address.as_slice();
-        self.scan(self.tables.hashed_storage, prefix, |key, value| {
-            let leaf = alloy_rlp::encode(decode_value(value)?);
-            builder.add_leaf(Nibbles::unpack(&key[prefix.len()..]), &leaf);
+        self.scan(self.tables.hashed_accounts, &[], |key, value| {
+            let mut rooted = decode_rooted(value)?;
+            let mut storage = HashBuilder::default();
+            self.scan(self.tables.hashed_storage, key, |slot, value| {
+                let leaf = alloy_rlp::encode(decode_value(value)?);
+                storage.add_leaf(Nibbles::unpack(&slot[32..]), &leaf);
+                Ok(true)
+            })?;
+            rooted.storage_root = storage.root();
+            builder.add_leaf(Nibbles::unpack(key), &rooted.leaf());
             Ok(true)
         })?;
         Ok(builder.root())
@@ -76,12 +121,10 @@ impl<K: TransactionKind> Txn<K> {
         })?;
         let mut leaves = Vec::with_capacity(accounts.len());
         for (address, account) in accounts {
-            let mut storage = Vec::new();
-            self.scan(self.tables.storage, address.as_slice(), |key, value| {
-                let slot = B256::from(array::<32>("a slot", &key[20..])?);
-                storage.push((slot, decode_value(value)?));
-                Ok(true)
-            })?;
+            let storage = self.storage_of(address)?;
+            let storage = storage
+                .into_iter()
+                .map(|(slot, value)| (slot.into(), value));
             let leaf = TrieAccount {
                 nonce: account.nonce,
                 balance: account.balance_wei,
@@ -92,112 +135,128 @@ impl<K: TransactionKind> Txn<K> {
         }
         Ok(alloy_trie::root::state_root_unhashed(leaves))
     }
-}
 
-impl Txn<Rw> {
-    /// Applies what a block changed, to the plain tables and to the leaves of
-    /// the trie.
-    pub(crate) fn apply(&self, diff: &StateDiff) -> Result<(), StoreError> {
-        let tables = self.tables;
-        for (hash, code) in &diff.codes {
-            self.put(tables.codes, hash.as_slice(), code)?;
+    /// Checks that every stored branch, of the state trie and of all storage
+    /// tries, is the one that its leaves make, and that there is no other.
+    /// Takes time and memory in proportion to the state.
+    pub(crate) fn check_tries(&self) -> Result<(), StoreError> {
+        let mut accounts = Vec::new();
+        let mut owners = Vec::new();
+        self.scan(self.tables.hashed_accounts, &[], |key, value| {
+            let key = B256::from(array::<32>("a hashed address", key)?);
+            let rooted = decode_rooted(value)?;
+            accounts.push((key, rooted.leaf()));
+            owners.push((key, rooted.storage_root));
+            Ok(true)
+        })?;
+        self.check_trie(self.tables.account_trie, &[], accounts)?;
+        let mut n_branches = 0;
+        for (owner, storage_root) in owners {
+            let mut slots = Vec::new();
+            self.scan(
+                self.tables.hashed_storage,
+                owner.as_slice(),
+                |key, value| {
+                    let key = B256::from(array::<32>("a hashed slot", &key[32..])?);
+                    slots.push((key, alloy_rlp::encode(decode_value(value)?)));
+                    Ok(true)
+                },
+            )?;
+            let (root, n) = self.check_trie(self.tables.storage_trie, owner.as_slice(), slots)?;
+            n_branches += n;
+            if root != storage_root {
+                return Err(StoreError::corrupt(format!("the storage root of {owner}")));
+            }
         }
-        for (&address, change) in &diff.accounts {
-            let hashed_address = keccak256(address);
-            let is_wiped = change.is_storage_wiped || change.account.is_none();
-            if is_wiped {
-                self.delete_prefix(tables.storage, address.as_slice())?;
-                self.delete_prefix(tables.hashed_storage, hashed_address.as_slice())?;
-            }
-            let Some(account) = change.account else {
-                self.delete(tables.accounts, address.as_slice())?;
-                self.delete(tables.hashed_accounts, hashed_address.as_slice())?;
-                continue;
-            };
-            for (&slot, &value) in &change.storage {
-                self.set_storage(address, hashed_address, slot, value)?;
-            }
-            let storage_root = if is_wiped || !change.storage.is_empty() {
-                self.storage_root(hashed_address)?
-            } else {
-                self.known_storage_root(hashed_address)?
-            };
-            let leaf = TrieAccount {
-                nonce: account.nonce,
-                balance: account.balance_wei,
-                storage_root,
-                code_hash: account.code_hash,
-            };
-            self.put(
-                tables.accounts,
-                address.as_slice(),
-                &encode_account(&account),
-            )?;
-            self.put(
-                tables.hashed_accounts,
-                hashed_address.as_slice(),
-                &alloy_rlp::encode(leaf),
-            )?;
+        let mut n_stored = 0;
+        self.scan(self.tables.storage_trie, &[], |_, _| {
+            n_stored += 1;
+            Ok(true)
+        })?;
+        if n_stored != n_branches {
+            return Err(StoreError::corrupt("storage tries without an account"));
         }
         Ok(())
     }
 
-    fn set_storage(
+    /// Compares the stored branches of one trie with those that its leaves
+    /// make. Returns its root and how many branches it has.
+    fn check_trie(
         &self,
-        address: Address,
-        hashed_address: B256,
-        slot: U256,
-        value: U256,
-    ) -> Result<(), StoreError> {
-        let key = storage_key(address, slot);
-        let hashed_slot = keccak256(slot.to_be_bytes::<32>());
-        let hashed_key = [hashed_address.as_slice(), hashed_slot.as_slice()].concat();
-        if value.is_zero() {
-            self.delete(self.tables.storage, &key)?;
-            return self.delete(self.tables.hashed_storage, &hashed_key);
+        table: Database,
+        prefix: &[u8],
+        leaves: Vec<(B256, Vec<u8>)>,
+    ) -> Result<(B256, usize), StoreError> {
+        let leaves = leaves.into_iter();
+        let leaves = leaves.map(|(key, value)| Change::new(key, Some(value)));
+        let made = trie::update(&trie::Empty, leaves.collect())?;
+        let mut stored = Vec::with_capacity(made.branches.len());
+        self.scan(table, prefix, |key, value| {
+            let branch = Branch::decode(value)?;
+            stored.push((path(&key[prefix.len()..])?, Some(branch)));
+            Ok(true)
+        })?;
+        if stored != made.branches {
+            return Err(StoreError::corrupt("the branches of a trie"));
         }
-        let value = value.to_be_bytes::<32>();
-        self.put(self.tables.storage, &key, &value)?;
-        self.put(self.tables.hashed_storage, &hashed_key, &value)
+        Ok((made.root, stored.len()))
     }
+}
 
-    /// The storage root that an account had, where its storage did not change.
-    fn known_storage_root(&self, hashed_address: B256) -> Result<B256, StoreError> {
-        let Some(leaf) = self.get(self.tables.hashed_accounts, hashed_address.as_slice())? else {
-            return Ok(EMPTY_ROOT_HASH);
+/// A trie in the database.
+pub(crate) struct StoredTrie<'t, K: TransactionKind> {
+    branches: RefCell<Cursor<'t, K>>,
+    leaves: RefCell<Cursor<'t, K>>,
+    /// What keys of this trie begin with.
+    prefix: Vec<u8>,
+    /// The value of a leaf from what is stored.
+    leaf: fn(&[u8]) -> Result<Vec<u8>, StoreError>,
+}
+
+impl<'t, K: TransactionKind> StoredTrie<'t, K> {
+    fn seek(
+        &self,
+        cursor: &RefCell<Cursor<'t, K>>,
+        from: &[u8],
+    ) -> Result<Option<(Cow<'t, [u8]>, Cow<'t, [u8]>)>, StoreError> {
+        let mut key = [0_u8; 32 + 65];
+        let len = self.prefix.len() + from.len();
+        let key = key
+            .get_mut(..len)
+            .ok_or_else(|| StoreError::corrupt("a path of a trie is too long"))?;
+        key[..self.prefix.len()].copy_from_slice(&self.prefix);
+        key[self.prefix.len()..].copy_from_slice(from);
+        let found = cursor
+            .borrow_mut()
+            .set_range::<Cow<'t, [u8]>, Cow<'t, [u8]>>(key)?;
+        Ok(found.filter(|(key, _)| key.starts_with(&self.prefix)))
+    }
+}
+
+impl<K: TransactionKind> TrieReader for StoredTrie<'_, K> {
+    fn branch_from(&self, from: &[u8]) -> Result<Option<(Nibbles, Branch)>, StoreError> {
+        let found = self.seek(&self.branches, from)?;
+        let decode = |(key, value): (Cow<'_, [u8]>, Cow<'_, [u8]>)| {
+            Ok((path(&key[self.prefix.len()..])?, Branch::decode(&value)?))
         };
-        TrieAccount::decode(&mut leaf.as_ref())
-            .map(|leaf| leaf.storage_root)
-            .map_err(|error| StoreError::corrupt(format!("a leaf of the state trie: {error}")))
+        found.map(decode).transpose()
+    }
+
+    fn leaf_from(&self, from: B256) -> Result<Option<(B256, Vec<u8>)>, StoreError> {
+        let found = self.seek(&self.leaves, from.as_slice())?;
+        let decode = |(key, value): (Cow<'_, [u8]>, Cow<'_, [u8]>)| {
+            let key = array::<32>("a hashed key", &key[self.prefix.len()..])?;
+            Ok((B256::from(key), (self.leaf)(&value)?))
+        };
+        found.map(decode).transpose()
     }
 }
 
-fn storage_key(address: Address, slot: U256) -> [u8; 52] {
-    let mut key = [0; 52];
-    key[..20].copy_from_slice(address.as_slice());
-    key[20..].copy_from_slice(&slot.to_be_bytes::<32>());
-    key
-}
-
-fn encode_account(account: &AccountState) -> [u8; ACCOUNT_SIZE_BYTES] {
-    let mut bytes = [0; ACCOUNT_SIZE_BYTES];
-    bytes[..8].copy_from_slice(&account.nonce.to_be_bytes());
-    bytes[8..40].copy_from_slice(&account.balance_wei.to_be_bytes::<32>());
-    bytes[40..].copy_from_slice(account.code_hash.as_slice());
-    bytes
-}
-
-fn decode_account(bytes: &[u8]) -> Result<AccountState, StoreError> {
-    let bytes: [u8; ACCOUNT_SIZE_BYTES] = array("an account", bytes)?;
-    let (nonce, rest) = bytes.split_at(8);
-    let (balance, code_hash) = rest.split_at(32);
-    Ok(AccountState {
-        nonce: u64::from_be_bytes(array("a nonce", nonce)?),
-        balance_wei: U256::from_be_slice(balance),
-        code_hash: B256::from_slice(code_hash),
-    })
-}
-
-fn decode_value(bytes: &[u8]) -> Result<U256, StoreError> {
-    Ok(U256::from_be_bytes(array::<32>("a storage value", bytes)?))
+/// A path of a branch, one byte a nibble.
+fn path(bytes: &[u8]) -> Result<Nibbles, StoreError> {
+    if bytes.len() < 64 && bytes.iter().all(|&nibble| nibble < 16) {
+        Ok(Nibbles::from_nibbles_unchecked(bytes))
+    } else {
+        Err(StoreError::corrupt("a path of a trie"))
+    }
 }

@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod common;
 #[cfg(test)]
+mod history;
+#[cfg(test)]
 mod node;
 #[cfg(test)]
 mod open;

@@ -367,7 +367,11 @@ fn a_full_store_says_so_and_keeps_what_it_has() {
 #[test]
 fn questions_past_the_limits_have_their_errors() {
     let dir = tempfile::tempdir().unwrap();
-    let node = open(dir.path());
+    let config = NodeConfig {
+        history_max_blocks: 1,
+        ..NodeConfig::default()
+    };
+    let node = open_with(dir.path(), config).unwrap();
     let alice = Wallet::dev(0);
     for nonce in 0..2 {
         node.submit_and_wait(&alice.transfer(nonce, Address::repeat_byte(7), 1))
@@ -375,16 +379,14 @@ fn questions_past_the_limits_have_their_errors() {
     }
     let at = |block| node.balance_wei(alice.address(), block);
     assert!(at(BlockRef::Number(2)).is_ok());
-    let error = at(BlockRef::Number(1)).unwrap_err();
+    assert!(at(BlockRef::Number(1)).is_ok());
+    let error = at(BlockRef::Number(0)).unwrap_err();
     assert!(
-        matches!(error, QueryError::HistoricalState { head: 2 }),
+        matches!(error, QueryError::StatePruned { number: 0, .. }),
         "{error:?}"
     );
-    assert!(
-        error
-            .to_string()
-            .contains("historical state is not kept yet")
-    );
+    let text = "the state of block 0 is pruned: kept are those of blocks 1 to 2";
+    assert_eq!(error.to_string(), text);
     for unknown in [BlockRef::Number(3), BlockRef::Hash(B256::ZERO)] {
         assert!(matches!(at(unknown), Err(QueryError::UnknownBlock)));
         assert_eq!(node.block(unknown).unwrap(), None);

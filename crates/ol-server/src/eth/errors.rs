@@ -67,7 +67,9 @@ pub(super) fn reverted(output: &Bytes) -> ErrorObjectOwned {
 pub(super) fn query(error: QueryError) -> ErrorObjectOwned {
     match error {
         QueryError::UnknownBlock => refused("header not found"),
-        QueryError::HistoricalState { .. } => refused(error.to_string()),
+        QueryError::StatePruned { .. }
+        | QueryError::ProofTooOld { .. }
+        | QueryError::TooManySlots => refused(error.to_string()),
         QueryError::Range { .. } => invalid_params(error.to_string()),
         QueryError::TooManyBlocks { .. }
         | QueryError::TooManyLogs { .. }
