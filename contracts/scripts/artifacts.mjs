@@ -4,7 +4,7 @@
 //   node scripts/artifacts.mjs --check   builds and fails if a committed file differs
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { forge, root } from "./forge.mjs";
+import { forge, root } from "./foundry.mjs";
 
 const CONTRACTS = ["DatanetRegistry", "InferenceSettlement", "ModelRegistry", "Open", "SketchStore"];
 const INTERFACES = { IOpenTransfer: "Precompiles", IPoaScore: "Precompiles", IPoaShares: "Precompiles" };

@@ -1,0 +1,50 @@
+// Starts and ends a node: a process of its own, on an empty development chain in a temporary folder.
+import { spawn } from "node:child_process";
+import { existsSync, mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+
+const START_WAIT_MS = 60_000;
+const STOP_WAIT_MS = 20_000;
+
+function binary() {
+  const target = process.env.CARGO_TARGET_DIR ?? join(import.meta.dirname, "..", "target");
+  const path = process.env.OPENLEDGER_BIN ?? join(target, "release", "openledger");
+  if (!existsSync(path)) throw new Error(`${path} is missing: cargo build --release, or set OPENLEDGER_BIN`);
+  return path;
+}
+
+/** A running node: its addresses, what it logged, and `stop()`. `options` are those of `openledger node run`. */
+export async function startNode(...options) {
+  const dir = mkdtempSync(join(tmpdir(), "openledger-clients-"));
+  const args = ["--dir", dir, "--json", "node", "run", "--dev", "--port", "0", ...options];
+  const child = spawn(binary(), args, { stdio: ["ignore", "pipe", "pipe"] });
+  let log = "";
+  child.stderr.on("data", (text) => (log += text));
+  const ended = new Promise((resolve) => child.once("exit", (code, signal) => resolve(signal ?? code)));
+  const stop = async () => {
+    child.kill("SIGTERM");
+    const timer = setTimeout(() => child.kill("SIGKILL"), STOP_WAIT_MS);
+    const how = await ended;
+    clearTimeout(timer);
+    rmSync(dir, { recursive: true, force: true });
+    if (how !== 0) throw new Error(`the node did not stop cleanly: ${how}`);
+  };
+  let timer;
+  const started = new Promise((resolve, reject) => {
+    createInterface({ input: child.stdout }).once("line", (line) => resolve(JSON.parse(line)));
+    child.once("error", reject);
+    ended.then((how) => reject(new Error(`the node ended at its start: ${how}`)));
+    timer = setTimeout(() => reject(new Error("the node did not say that it is ready")), START_WAIT_MS);
+  });
+  try {
+    const { rpc, ws } = await started;
+    return { http: rpc, ws, log: () => log, stop };
+  } catch (error) {
+    await stop().catch(() => {});
+    throw new Error(`${error.message}\n${log}`);
+  } finally {
+    clearTimeout(timer);
+  }
+}

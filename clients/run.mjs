@@ -1,0 +1,67 @@
+// Drives real client programs against a node, and keeps the table of docs/rpc.md that says which methods each called.
+//
+//   node clients/run.mjs             all clients; fails if one does, or if the table is stale
+//   node clients/run.mjs --update    the same, and rewrites the table
+//   node clients/run.mjs viem        one client, without the table
+import { build } from "./build.mjs";
+import { startNode } from "./node.mjs";
+import { startProxy } from "./proxy.mjs";
+import { checkTable, updateTable } from "./table.mjs";
+
+const CLIENTS = ["viem", "ethers", "cast", "forge"];
+const TEST_WAIT_MS = 60_000;
+
+const update = process.argv.includes("--update");
+const asked = process.argv.slice(2).filter((argument) => !argument.startsWith("--"));
+const unknown = asked.filter((name) => !CLIENTS.includes(name));
+if (unknown.length > 0) {
+  console.error(`unknown client: ${unknown.join(", ")}; clients: ${CLIENTS.join(", ")}`);
+  process.exit(2);
+}
+
+let nFailed = 0;
+
+/** Runs one test with a limit on its time. What fails is shown, and the next one runs. */
+function testOf(client) {
+  return async (name, work) => {
+    let timer;
+    const late = new Promise((_, reject) => {
+      timer = setTimeout(() => reject(new Error(`not done after ${TEST_WAIT_MS / 1000} s`)), TEST_WAIT_MS);
+    });
+    const start = performance.now();
+    try {
+      await Promise.race([work(), late]);
+      console.log(`ok    ${client}: ${name} (${Math.round(performance.now() - start)} ms)`);
+    } catch (error) {
+      nFailed += 1;
+      console.log(`FAIL  ${client}: ${name}\n${String(error.stack ?? error).replace(/^/gm, "      ")}`);
+    } finally {
+      clearTimeout(timer);
+    }
+  };
+}
+
+async function drive(client) {
+  const nFailedBefore = nFailed;
+  const node = await startNode();
+  const proxy = await startProxy(node);
+  try {
+    const { default: run } = await import(`./${client}.mjs`);
+    await run({ test: testOf(client), node, proxy });
+  } finally {
+    await proxy.stop();
+    await node.stop();
+    if (nFailed > nFailedBefore) console.log(`log of the node:\n${node.log().slice(-4_000)}`);
+  }
+  return proxy.calls;
+}
+
+build();
+const calls = new Map();
+for (const client of asked.length > 0 ? asked : CLIENTS) calls.set(client, await drive(client));
+if (asked.length === 0) {
+  if (update) updateTable(calls);
+  else if (!checkTable(calls)) nFailed += 1;
+}
+console.log(nFailed === 0 ? "all clients passed" : `${nFailed} failed`);
+process.exitCode = nFailed === 0 ? 0 : 1;
