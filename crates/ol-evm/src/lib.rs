@@ -39,6 +39,7 @@ pub mod precompiles;
 mod access_list;
 mod block;
 mod call;
+mod intrinsic;
 mod overlay;
 mod rules;
 mod state;
@@ -54,6 +55,7 @@ pub use block::{
     build_block, execute_block,
 };
 pub use call::{CallError, CallOutput, CallRequest, CallStatus, call, estimate_gas};
+pub use intrinsic::{INIT_CODE_MAX_SIZE_BYTES, intrinsic_gas};
 pub use overlay::{AccountOverride, BlockOverrides, Overrides, StorageOverride};
 pub use rules::{BlockBlobs, BlockRules, EthereumBlock, EthereumRules, Rules, RulesError};
 pub use state::{AccountChange, AccountState, MemoryState, StateDiff, StateReader};

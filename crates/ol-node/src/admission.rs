@@ -3,12 +3,11 @@
 use std::sync::Arc;
 
 use alloy_consensus::Transaction as _;
-use alloy_consensus::transaction::SignerRecoverable;
 use alloy_eips::eip2718::Decodable2718;
 use alloy_primitives::B256;
-use ol_evm::{Recovered, Transaction};
+use ol_evm::{INIT_CODE_MAX_SIZE_BYTES, Transaction, intrinsic_gas};
 
-use crate::StoreError;
+use crate::mempool::PoolError;
 
 /// Largest raw transaction, as in geth.
 pub const RAW_TRANSACTION_MAX_SIZE_BYTES: usize = 128 * 1024;
@@ -111,23 +110,39 @@ pub enum SubmitError {
         /// The block's.
         limit: u64,
     },
-    /// The sender has sent a transaction with this nonce.
-    #[error("nonce too low: next nonce {expected}, tx nonce {found}")]
-    NonceTooLow {
-        /// Its nonce.
+    /// Its gas limit is below what any execution of it takes.
+    #[error("intrinsic gas too low: have {found}, want {least}")]
+    IntrinsicGas {
+        /// Its gas limit.
         found: u64,
-        /// The sender's next.
-        expected: u64,
+        /// The least it must be.
+        least: u64,
     },
-    /// A transaction of the sender is missing before this one.
-    #[error("nonce too high: next nonce {expected}, tx nonce {found}")]
-    NonceTooHigh {
-        /// Its nonce.
-        found: u64,
-        /// The sender's next.
-        expected: u64,
+    /// Its tip is higher than its maximum fee.
+    #[error("max priority fee per gas higher than max fee per gas: {tip_wei} > {max_fee_wei}")]
+    TipAboveFee {
+        /// Its tip.
+        tip_wei: u128,
+        /// Its maximum fee.
+        max_fee_wei: u128,
     },
-    /// It cannot be executed on the newest state.
+    /// The code that makes its contract is larger than
+    /// [`INIT_CODE_MAX_SIZE_BYTES`].
+    #[error("max initcode size exceeded: code size {size_bytes}, limit {INIT_CODE_MAX_SIZE_BYTES}")]
+    InitCodeTooLarge {
+        /// Its size.
+        size_bytes: usize,
+    },
+    /// No nonce comes after its own (EIP-2681).
+    #[error("nonce has max value: {}", u64::MAX)]
+    NonceMax,
+    /// It delegates code and names no delegation (EIP-7702).
+    #[error("EIP-7702 transaction with empty auth list")]
+    NoAuthorization,
+    /// The pool does not take it, or no longer keeps it.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    /// It could not be executed when its turn came.
     #[error("{reason}")]
     Rejected {
         /// Why.
@@ -147,19 +162,13 @@ pub enum SubmitError {
     Storage(#[source] Arc<dyn std::error::Error + Send + Sync>),
 }
 
-impl SubmitError {
-    pub(crate) fn storage(error: StoreError) -> Self {
-        Self::Storage(Arc::new(error))
-    }
-}
-
-/// Decodes a raw transaction and recovers its sender, checking what does not
-/// depend on the state.
-pub(crate) fn admit(
+/// Decodes a raw transaction and checks what depends neither on its sender nor
+/// on the state.
+pub(crate) fn decode(
     raw: &[u8],
     chain_id: u64,
     block_gas_limit: u64,
-) -> Result<Recovered<Transaction>, SubmitError> {
+) -> Result<Transaction, SubmitError> {
     if raw.len() > RAW_TRANSACTION_MAX_SIZE_BYTES {
         return Err(SubmitError::TooLarge {
             size_bytes: raw.len(),
@@ -177,6 +186,15 @@ pub(crate) fn admit(
         Transaction::decode_2718_exact(raw).map_err(|error| SubmitError::Malformed {
             reason: error.to_string(),
         })?;
+    check(&transaction, chain_id, block_gas_limit)?;
+    Ok(transaction)
+}
+
+fn check(
+    transaction: &Transaction,
+    chain_id: u64,
+    block_gas_limit: u64,
+) -> Result<(), SubmitError> {
     let found = transaction.chain_id();
     if found != Some(chain_id) {
         return Err(SubmitError::ChainId {
@@ -184,15 +202,36 @@ pub(crate) fn admit(
             expected: chain_id,
         });
     }
-    if transaction.gas_limit() > block_gas_limit {
-        return Err(SubmitError::GasLimit {
-            found: transaction.gas_limit(),
-            limit: block_gas_limit,
+    let (found, limit) = (transaction.gas_limit(), block_gas_limit);
+    if found > limit {
+        return Err(SubmitError::GasLimit { found, limit });
+    }
+    let least = intrinsic_gas(transaction);
+    if found < least {
+        return Err(SubmitError::IntrinsicGas { found, least });
+    }
+    let max_fee_wei = transaction.max_fee_per_gas();
+    let tip_wei = transaction.max_priority_fee_per_gas().unwrap_or_default();
+    if tip_wei > max_fee_wei {
+        return Err(SubmitError::TipAboveFee {
+            tip_wei,
+            max_fee_wei,
         });
     }
-    transaction
-        .try_into_recovered()
-        .map_err(|_| SubmitError::Signature)
+    if transaction.nonce() == u64::MAX {
+        return Err(SubmitError::NonceMax);
+    }
+    let size_bytes = transaction.input().len();
+    if transaction.is_create() && size_bytes > INIT_CODE_MAX_SIZE_BYTES {
+        return Err(SubmitError::InitCodeTooLarge { size_bytes });
+    }
+    if transaction
+        .authorization_list()
+        .is_some_and(<[_]>::is_empty)
+    {
+        return Err(SubmitError::NoAuthorization);
+    }
+    Ok(())
 }
 
 #[cfg(test)]

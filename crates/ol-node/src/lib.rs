@@ -1,10 +1,10 @@
 //! The L2 node: state, blocks on demand, receipts and logs, kept across any crash.
 //!
 //! A [`Node`] owns one chain in one directory. Transactions go in by
-//! [`Node::submit_and_wait`]; the chain thread takes everything that waits,
-//! makes a block of it ([`ol_evm::build_block`]), writes the block in one MDBX
-//! transaction, and answers only after the disk has it. There is no block
-//! without a transaction.
+//! [`Node::submit`]: their senders are recovered in parallel, they wait in a
+//! pool, and one thread, which alone changes the chain, executes them one by
+//! one in the open block. It closes the block on demand or at an interval
+//! ([`BlockMode`]), in one MDBX transaction.
 //!
 //! # Invariants
 //! - A block is on disk as a whole or not at all: state, header, body, receipts
@@ -16,10 +16,6 @@
 //! - A directory holds one chain (its genesis hash is checked) in one known
 //!   format, opened by one process.
 //! - Every queue and every answer has a limit; past it comes an error.
-//!
-//! # What it does not do (yet)
-//! A sender's transactions are taken strictly in nonce order, and none waits for
-//! a missing predecessor.
 //!
 //! # Example
 //! ```
@@ -39,6 +35,8 @@ mod admission;
 mod chain;
 mod event;
 mod genesis;
+mod intake;
+mod mempool;
 mod node;
 mod pending;
 mod query;
@@ -48,7 +46,9 @@ mod view;
 
 pub use admission::{Inclusion, RAW_TRANSACTION_MAX_SIZE_BYTES, SubmitError, SubmitOutcome};
 pub use alloy_genesis::{Genesis, GenesisAccount};
+pub use chain::{ControlError, MINE_BLOCKS_MAX};
 pub use event::{ChainEvent, NewBlock};
+pub use mempool::{BySender, PoolConfig, PoolContent, PoolError, PoolStatus, PooledTransaction};
 pub use node::{BlockMode, Head, Node, NodeConfig, OpenError, Role};
 pub use ol_evm::{
     AccessListOutput, AccountOverride, BlockContext, BlockOverrides, CallError, CallOutput,

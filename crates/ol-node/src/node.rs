@@ -2,11 +2,12 @@
 
 mod config;
 mod shared;
+mod time;
 
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{self, SyncSender, TrySendError};
+use std::sync::mpsc::{self, SyncSender};
 use std::thread::{self, JoinHandle};
 
 use alloy_genesis::Genesis;
@@ -18,18 +19,32 @@ pub use config::{BlockMode, NodeConfig, OpenError, Role};
 pub use shared::Head;
 pub(crate) use shared::Shared;
 
-use crate::admission::{Inclusion, SubmitError, SubmitOutcome, admit};
-use crate::chain::{self, Chain, Command, Submission};
+use crate::admission::{Inclusion, SubmitError, SubmitOutcome, decode};
+use crate::chain::{self, Chain};
 use crate::event::ChainEvent;
 use crate::genesis::block_zero;
+use crate::intake::{self, Answer, Incoming};
+use crate::mempool::{Journal, PoolError, Remembered};
 use crate::store::{FORMAT_VERSION, Store, StoreError, StoredBlock, Txn};
+
+/// Name of the pool's journal in the directory of the chain.
+const JOURNAL_NAME: &str = "pool.journal";
+
+/// A journal is read up to this many times the size of the pool.
+const JOURNAL_FACTOR_MAX: u64 = 8;
+
+/// Jobs for the chain thread that may be on the way; past it, callers wait.
+const JOBS_MAX: usize = 64;
+
+/// Batches that may wait between the intake and the chain thread.
+const COMMANDS_MAX: usize = 16;
 
 /// A running chain. Clones are handles of the same chain; when the last one
 /// is dropped, what waits is finished and the database is closed.
 #[derive(Clone)]
 pub struct Node {
     pub(crate) shared: Arc<Shared>,
-    thread: Arc<ChainThread>,
+    threads: Arc<Threads>,
 }
 
 impl fmt::Debug for Node {
@@ -41,10 +56,10 @@ impl fmt::Debug for Node {
     }
 }
 
-/// The one thread that changes the chain.
-struct ChainThread {
-    commands: Option<SyncSender<Command>>,
-    handle: Option<JoinHandle<()>>,
+/// The way in and the one thread that changes the chain.
+struct Threads {
+    incoming: Option<SyncSender<Incoming>>,
+    handles: Vec<JoinHandle<()>>,
 }
 
 impl Node {
@@ -72,24 +87,14 @@ impl Node {
         })?;
         let (header, hash) = store.read()?.head()?;
         tracing::info!(number = header.number, %hash, "chain opened");
-        let (commands, inbox) = mpsc::sync_channel(config.queue_max);
-        let head = Head { header, hash };
         let chain_id = genesis.config.chain_id;
+        let (journal, remembered) = open_journal(path, chain_id, &config);
+        let head = Head { header, hash };
         let shared = Arc::new(Shared::new(store, chain_id, clock, config, head));
-        let handle = thread::Builder::new()
-            .name("chain".to_owned())
-            .spawn({
-                let shared = Arc::clone(&shared);
-                move || chain::run(Chain::new(shared), &inbox)
-            })
-            .map_err(OpenError::Thread)?;
-        let thread = ChainThread {
-            commands: Some(commands),
-            handle: Some(handle),
-        };
+        let threads = Threads::start(&shared, journal, remembered).map_err(OpenError::Thread)?;
         Ok(Self {
             shared,
-            thread: Arc::new(thread),
+            threads: Arc::new(threads),
         })
     }
 
@@ -138,9 +143,7 @@ impl Node {
         raw: &[u8],
         done: impl FnOnce(Result<SubmitOutcome, SubmitError>) + Send + 'static,
     ) -> Result<B256, SubmitError> {
-        self.submit_then(raw, move |outcome| {
-            done(outcome.map(SubmitOutcome::Included))
-        })
+        self.send(raw, Answer::First(Box::new(done)))
     }
 
     /// Takes a raw transaction (EIP-2718) and returns when the block that
@@ -171,20 +174,32 @@ impl Node {
         raw: &[u8],
         done: impl FnOnce(Result<Inclusion, SubmitError>) + Send + 'static,
     ) -> Result<B256, SubmitError> {
+        self.send(raw, Answer::Durable(Box::new(done)))
+    }
+
+    fn send(&self, raw: &[u8], answer: Answer) -> Result<B256, SubmitError> {
         if self.role() == Role::Follower {
             return Err(SubmitError::Follower);
         }
         let gas_limit = self.head().header.gas_limit;
-        let transaction = admit(raw, self.shared.chain_id, gas_limit)?;
-        let submission = Submission::new(transaction, Box::new(done));
-        let hash = submission.hash;
-        self.thread.send(Command::Submit(submission))?;
+        let transaction = decode(raw, self.shared.chain_id, gas_limit)?;
+        let hash = transaction.tx_hash();
+        if self.shared.pool().contains(&hash) {
+            return Err(PoolError::AlreadyKnown.into());
+        }
+        let incoming = self.threads.incoming.as_ref();
+        let incoming = incoming.ok_or(SubmitError::Stopped)?;
+        if !self.shared.enter_intake() {
+            return Err(SubmitError::Overloaded);
+        }
+        incoming
+            .send(Incoming::Transaction(transaction, answer))
+            .map_err(|_| SubmitError::Stopped)?;
         Ok(hash)
     }
 
     /// Runs `job` on the chain thread, which alone may change the chain, and
     /// returns what it returns. Waits for what was sent before.
-    #[expect(dead_code, reason = "import and unwind are asked for this way")]
     pub(crate) fn on_chain_thread<T: Send + 'static>(
         &self,
         job: impl FnOnce(&mut Chain) -> T + Send + 'static,
@@ -194,7 +209,11 @@ impl Node {
             // The receiver is waiting below.
             let _ = sender.send(job(chain));
         });
-        self.thread.send(Command::Run(job))?;
+        let incoming = self.threads.incoming.as_ref();
+        let incoming = incoming.ok_or(SubmitError::Stopped)?;
+        incoming
+            .send(Incoming::Run(job))
+            .map_err(|_| SubmitError::Stopped)?;
         receiver.recv().map_err(|_| SubmitError::Stopped)
     }
 
@@ -206,26 +225,68 @@ impl Node {
     }
 }
 
-impl ChainThread {
-    fn send(&self, command: Command) -> Result<(), SubmitError> {
-        let commands = self.commands.as_ref().ok_or(SubmitError::Stopped)?;
-        commands.try_send(command).map_err(|error| match error {
-            TrySendError::Full(_) => SubmitError::Overloaded,
-            TrySendError::Disconnected(_) => SubmitError::Stopped,
+impl Threads {
+    fn start(
+        shared: &Arc<Shared>,
+        journal: Option<Journal>,
+        remembered: Vec<Remembered>,
+    ) -> std::io::Result<Self> {
+        // The intake counts transactions itself, so sending one never blocks.
+        let (incoming, from_callers) = mpsc::sync_channel(shared.config.queue_max + JOBS_MAX);
+        let (commands, from_intake) = mpsc::sync_channel(COMMANDS_MAX);
+        let intake = thread::Builder::new().name("intake".to_owned()).spawn({
+            let shared = Arc::clone(shared);
+            move || intake::run(&shared, remembered, &from_callers, &commands)
+        })?;
+        let chain = thread::Builder::new().name("chain".to_owned()).spawn({
+            let shared = Arc::clone(shared);
+            move || chain::run(Chain::new(shared, journal), &from_intake)
+        })?;
+        Ok(Self {
+            incoming: Some(incoming),
+            handles: vec![intake, chain],
         })
     }
 }
 
-impl Drop for ChainThread {
+impl Drop for Threads {
     fn drop(&mut self) {
-        // Ends the thread's loop after what is in the channel.
-        self.commands = None;
-        let Some(handle) = self.handle.take() else {
+        // Ends the intake after what is on the way, and then the chain thread.
+        self.incoming = None;
+        // A callback that held the last handle runs on one of the threads.
+        let current = thread::current().id();
+        if self
+            .handles
+            .iter()
+            .any(|handle| handle.thread().id() == current)
+        {
             return;
-        };
-        // A callback that held the last handle runs on the chain thread itself.
-        if handle.thread().id() != thread::current().id() && handle.join().is_err() {
-            tracing::error!("the chain thread panicked");
+        }
+        for handle in self.handles.drain(..) {
+            let name = handle.thread().name().unwrap_or_default().to_owned();
+            if handle.join().is_err() {
+                tracing::error!(name, "a thread of the node panicked");
+            }
+        }
+    }
+}
+
+/// Opens the journal of the pool. Without it the node runs as well, and
+/// forgets what waits when it stops.
+fn open_journal(
+    path: &Path,
+    chain_id: u64,
+    config: &NodeConfig,
+) -> (Option<Journal>, Vec<Remembered>) {
+    if config.role == Role::Follower {
+        return (None, Vec::new());
+    }
+    let size_bytes_max = JOURNAL_FACTOR_MAX * config.pool.size_bytes_max as u64;
+    match Journal::open(&path.join(JOURNAL_NAME), chain_id, size_bytes_max) {
+        Ok((journal, remembered)) => (Some(journal), remembered),
+        Err(error) => {
+            tracing::warn!(%error, "the pool is not kept over a restart: its journal cannot be opened");
+            (None, Vec::new())
         }
     }
 }

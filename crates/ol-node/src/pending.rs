@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use crate::mempool::PooledTransaction;
 use alloy_primitives::{Address, B256, Bytes, U256};
 use ol_evm::{AccountState, BlockContext, Recovered, StateDiff, Transaction, TransactionReceipt};
 
@@ -33,6 +34,8 @@ pub struct PendingBlock {
     /// How many of the transactions, the last ones, were not in the block that
     /// was published before.
     pub n_new: usize,
+    /// The transactions again, as they were in the pool.
+    pub(crate) pooled: Vec<Arc<PooledTransaction>>,
     pub(crate) overlay: Overlay,
 }
 
@@ -43,6 +46,7 @@ impl PendingBlock {
             context,
             transactions: Vec::new(),
             n_new: 0,
+            pooled: Vec::new(),
             overlay: Overlay::default(),
         }
     }
@@ -90,7 +94,6 @@ struct Layer {
     codes: BTreeMap<B256, Bytes>,
 }
 
-#[cfg_attr(not(test), expect(dead_code, reason = "blocks are still made at once"))]
 impl Overlay {
     /// Adds what came after everything that is here.
     pub(crate) fn push(&mut self, diffs: &[StateDiff]) {

@@ -468,7 +468,7 @@ impl Node {
             }
             // It became durable in between, and what is in the next does not
             // show yet.
-            let now_s = self.shared.clock.unix_s();
+            let now_s = self.shared.time().now_s(&*self.shared.clock);
             let context = BlockContext::after(&head, head_hash, self.shared.chain_id, now_s);
             let durable = Snapshot::at(txn, head.number)?;
             return Ok((StateView::durable(durable), context));

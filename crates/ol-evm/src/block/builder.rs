@@ -151,6 +151,18 @@ impl<S: StateReader> BlockBuilder<S> {
         }))
     }
 
+    /// The code with a hash that an account has after the transactions so far.
+    ///
+    /// # Errors
+    /// [`ExecuteError::Internal`] if the state cannot be read.
+    pub fn code(&mut self, hash: B256) -> Result<Bytes, ExecuteError> {
+        let database = self.executor.evm_mut().db_mut();
+        let code = database
+            .code_by_hash(hash)
+            .map_err(ExecuteError::internal)?;
+        Ok(code.original_bytes())
+    }
+
     /// Executes one more transaction, or says why it is not in the block; then
     /// the block is as it was.
     ///

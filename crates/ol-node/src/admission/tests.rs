@@ -1,9 +1,9 @@
 //! Goal: only well-formed transactions for this chain wait for a block.
 //! Method: bytes that differ from a valid transaction in one thing.
 
-use alloy_consensus::{SignableTransaction, TxEip1559, TxLegacy};
+use alloy_consensus::{SignableTransaction, TxEip1559, TxEip7702, TxLegacy};
 use alloy_eips::eip2718::Encodable2718;
-use alloy_primitives::{Address, Signature};
+use alloy_primitives::{Address, TxKind};
 use alloy_signer::SignerSync;
 use alloy_signer_local::PrivateKeySigner;
 use op_alloy_consensus::{OpTxEnvelope, TxDeposit};
@@ -33,14 +33,20 @@ fn transaction() -> TxEip1559 {
     }
 }
 
-fn admitted(raw: &[u8]) -> Result<Recovered<Transaction>, SubmitError> {
-    admit(raw, CHAIN_ID, 60_000_000)
+fn admitted(raw: &[u8]) -> Result<Transaction, SubmitError> {
+    decode(raw, CHAIN_ID, 60_000_000)
 }
 
-#[test]
-fn a_valid_one_has_its_sender() {
-    let found = admitted(&sign(transaction())).unwrap();
-    assert_eq!(found.signer(), signer().address());
+fn no_authorization() -> Vec<u8> {
+    let transaction = TxEip7702 {
+        chain_id: CHAIN_ID,
+        gas_limit: 100_000,
+        ..TxEip7702::default()
+    };
+    let signature = signer()
+        .sign_hash_sync(&transaction.signature_hash())
+        .unwrap();
+    OpTxEnvelope::from(transaction.into_signed(signature)).encoded_2718()
 }
 
 #[test]
@@ -50,6 +56,7 @@ fn each_defect_has_its_error() {
     let legacy = |chain_id| {
         let transaction = TxLegacy {
             chain_id,
+            gas_limit: 53_000,
             ..TxLegacy::default()
         };
         let signature = signer()
@@ -58,11 +65,6 @@ fn each_defect_has_its_error() {
         OpTxEnvelope::from(transaction.into_signed(signature)).encoded_2718()
     };
     admitted(&legacy(Some(CHAIN_ID))).unwrap();
-    let no_signer = transaction().into_signed(Signature::new(
-        alloy_primitives::U256::MAX,
-        alloy_primitives::U256::from(1),
-        false,
-    ));
     type Check = fn(&SubmitError) -> bool;
     let cases: Vec<(Vec<u8>, Check)> = vec![
         (vec![], |e| matches!(e, E::Malformed { .. })),
@@ -113,9 +115,63 @@ fn each_defect_has_its_error() {
             }),
             |e| matches!(e, E::GasLimit { .. }),
         ),
-        (OpTxEnvelope::from(no_signer).encoded_2718(), |e| {
-            matches!(e, E::Signature)
-        }),
+        (
+            sign(TxEip1559 {
+                gas_limit: 20_999,
+                ..transaction()
+            }),
+            |e| {
+                matches!(
+                    e,
+                    E::IntrinsicGas {
+                        found: 20_999,
+                        least: 21_000
+                    }
+                )
+            },
+        ),
+        // EIP-7623: 100 bytes of calldata that are not zero are 400 tokens.
+        (
+            sign(TxEip1559 {
+                gas_limit: 24_999,
+                input: vec![1; 100].into(),
+                ..transaction()
+            }),
+            |e| matches!(e, E::IntrinsicGas { least: 25_000, .. }),
+        ),
+        (
+            sign(TxEip1559 {
+                max_fee_per_gas: 1,
+                max_priority_fee_per_gas: 2,
+                ..transaction()
+            }),
+            |e| {
+                matches!(
+                    e,
+                    E::TipAboveFee {
+                        tip_wei: 2,
+                        max_fee_wei: 1
+                    }
+                )
+            },
+        ),
+        (
+            sign(TxEip1559 {
+                nonce: u64::MAX,
+                ..transaction()
+            }),
+            |e| matches!(e, E::NonceMax),
+        ),
+        (
+            sign(TxEip1559 {
+                gas_limit: 10_000_000,
+                to: TxKind::Create,
+                input: vec![0; INIT_CODE_MAX_SIZE_BYTES + 1].into(),
+                ..transaction()
+            }),
+            |e| matches!(e, E::InitCodeTooLarge { size_bytes: 49_153 }),
+        ),
+        (no_authorization(), |e| matches!(e, E::NoAuthorization)),
     ];
     for (position, (raw, is_expected)) in cases.into_iter().enumerate() {
         let error = admitted(&raw).unwrap_err();

@@ -5,6 +5,7 @@ use std::num::NonZeroU64;
 use alloy_primitives::B256;
 
 use crate::StoreError;
+use crate::mempool::PoolConfig;
 use crate::store::FORMAT_VERSION;
 
 /// Who makes the blocks of a chain. Fixed while a node is open.
@@ -25,7 +26,7 @@ pub enum BlockMode {
     OnDemand,
     /// At most once in this many milliseconds. Until then a transaction is
     /// executed when it arrives and shows in the pending block. There is no
-    /// block without a transaction.
+    /// block without a transaction, unless [`NodeConfig::empty_blocks`] says so.
     Interval(NonZeroU64),
 }
 
@@ -36,6 +37,10 @@ pub struct NodeConfig {
     pub role: Role,
     /// When a block is closed. Default: on demand.
     pub block_mode: BlockMode,
+    /// Whether a block is closed at every interval, be it empty. Default: no.
+    pub empty_blocks: bool,
+    /// Limits of the pool of transactions that wait.
+    pub pool: PoolConfig,
     /// Most transactions that were sent and are not looked at yet. Default 4,096.
     pub queue_max: usize,
     /// Largest size of the database file. Default 256 GiB; no disk is used
@@ -57,6 +62,8 @@ impl Default for NodeConfig {
         Self {
             role: Role::default(),
             block_mode: BlockMode::default(),
+            empty_blocks: false,
+            pool: PoolConfig::default(),
             queue_max: 4_096,
             store_max_size_bytes: 256 << 30,
             history_max_blocks: 100_000,

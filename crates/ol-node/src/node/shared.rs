@@ -1,14 +1,18 @@
 //! What queries and the chain thread share.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use alloy_primitives::B256;
-use ol_evm::{BlockContext, Header};
+use ol_evm::{BlockContext, Header, header};
 use ol_runtime::Clock;
 
 use super::NodeConfig;
-use crate::event::{ChainEvent, NewBlock};
+use super::time::BlockTime;
+use crate::event::ChainEvent;
+use crate::intake::Answer;
+use crate::mempool::Pool;
 use crate::pending::PendingBlock;
 use crate::store::Store;
 
@@ -30,6 +34,10 @@ pub(crate) struct Shared {
     head: RwLock<Arc<Head>>,
     /// The open block, if transactions were executed in it.
     pending: RwLock<Option<Arc<PendingBlock>>>,
+    pool: Mutex<Pool>,
+    time: Mutex<BlockTime>,
+    /// Transactions that were sent and that the chain thread has not looked at.
+    n_in_intake: AtomicUsize,
     subscribers: Mutex<Vec<SyncSender<ChainEvent>>>,
 }
 
@@ -41,10 +49,14 @@ impl Shared {
         config: NodeConfig,
         head: Head,
     ) -> Self {
+        let base_fee_wei = header::next_base_fee_wei(&head.header);
         Self {
             store,
             chain_id,
             clock,
+            pool: Mutex::new(Pool::new(config.pool, base_fee_wei)),
+            time: Mutex::default(),
+            n_in_intake: AtomicUsize::new(0),
             config,
             head: RwLock::new(Arc::new(head)),
             pending: RwLock::new(None),
@@ -65,25 +77,47 @@ impl Shared {
         }
     }
 
+    pub(crate) fn set_pending(&self, pending: Option<Arc<PendingBlock>>) {
+        *self.pending.write().unwrap_or_else(PoisonError::into_inner) = pending;
+    }
+
     /// The context of a block made now.
     pub(crate) fn next_context(&self) -> BlockContext {
         let head = self.head();
-        let now_s = self.clock.unix_s();
+        let now_s = self.time().now_s(&*self.clock);
         BlockContext::after(&head.header, head.hash, self.chain_id, now_s)
-    }
-
-    /// Moves the head to a block that is on disk, and tells every subscriber.
-    pub(crate) fn advance(&self, block: Arc<NewBlock>) {
-        self.set_head(Head {
-            header: block.header.clone(),
-            hash: block.hash,
-        });
-        self.publish(&ChainEvent::Block(block));
     }
 
     /// Moves the head without telling anybody.
     pub(crate) fn set_head(&self, head: Head) {
         *self.head.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(head);
+    }
+
+    /// The pool. Only the chain thread changes it; let go of it soon.
+    pub(crate) fn pool(&self) -> MutexGuard<'_, Pool> {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn time(&self) -> MutexGuard<'_, BlockTime> {
+        self.time.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a transaction that comes in; `false` if too many are on the way.
+    pub(crate) fn enter_intake(&self) -> bool {
+        let limit = self.config.queue_max;
+        self.n_in_intake
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
+                (count < limit).then_some(count + 1)
+            })
+            .is_ok()
+    }
+
+    /// Counts a transaction that the chain thread took, or that was refused
+    /// on the way.
+    pub(crate) fn left_intake(&self, answer: &Answer) {
+        if !matches!(answer, Answer::Nobody) {
+            self.n_in_intake.fetch_sub(1, Ordering::AcqRel);
+        }
     }
 
     /// Tells every subscriber; those that lag too far behind are cut off.
