@@ -104,6 +104,12 @@ impl Node {
         self.shared.chain_id
     }
 
+    /// The clock that the node was given.
+    #[must_use]
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.shared.clock
+    }
+
     /// Who makes the blocks.
     #[must_use]
     pub fn role(&self) -> Role {

@@ -6,10 +6,9 @@
 //! refuses, 3 with the data for a revert, -32005 past a limit, -32002 past the
 //! time of a request, -32603 if the node itself fails.
 //!
-//! `eth_sendRawTransaction` answers when the block that holds the transaction
-//! is on disk. `eth_call` and `eth_estimateGas` see the state after the newest
-//! block and the number, time and base fee of the next. There is no pending
-//! state: `pending`, `safe` and `finalized` mean the newest block.
+//! `eth_sendRawTransaction` answers when it is known what becomes of the
+//! transaction first: its block is on disk, it was executed in the pending
+//! block, or it waits. `safe` and `finalized` mean the newest block.
 //!
 //! # Map
 //! One file a topic, each with a table `METHODS`; [`Method`](method::Method)
@@ -20,7 +19,9 @@ mod batch;
 mod blocks;
 mod calls;
 mod errors;
+mod events;
 mod fees;
+mod filters;
 mod gate;
 mod limits;
 mod logs;
@@ -28,6 +29,7 @@ mod method;
 mod net;
 mod shapes;
 mod state;
+mod subscriptions;
 mod transactions;
 
 use std::io;
@@ -48,8 +50,12 @@ use tokio::sync::watch;
 
 use crate::edge::{self, Access};
 use args::Args;
+use events::Events;
+use fees::TipOracle;
+use filters::Filters;
 use gate::Gate;
 use method::{Method, Reply};
+use subscriptions::SubscriptionIds;
 
 pub use limits::Limits;
 
@@ -57,6 +63,9 @@ pub use limits::Limits;
 /// how much silence it is taken to be gone.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const SILENCE_MAX: Duration = Duration::from_secs(75);
+
+/// Messages that wait for a WebSocket client that reads slowly.
+const MESSAGES_WAITING_MAX: u32 = 256;
 
 /// Where and how a chain is served. Plain data.
 #[derive(Debug, Clone)]
@@ -120,6 +129,24 @@ impl RunningServer {
 struct Eth {
     node: Node,
     gate: Gate,
+    events: Events,
+    filters: Filters,
+    tips: TipOracle,
+    limits: Limits,
+}
+
+impl Eth {
+    fn new(node: Node, limits: Limits) -> Self {
+        let clock = Arc::clone(node.clock());
+        Self {
+            gate: Gate::new(&limits),
+            events: Events::new(node.clone()),
+            filters: Filters::new(limits.filters_max, limits.filter_expiry_s, clock),
+            tips: TipOracle::default(),
+            node,
+            limits,
+        }
+    }
 }
 
 /// Serves a chain until `shutdown`.
@@ -148,6 +175,8 @@ pub async fn serve(
         .max_connections(limits.connections_max)
         .max_subscriptions_per_connection(limits.subscriptions_max)
         .set_batch_request_config(BatchRequestConfig::Limit(limits.batch_max))
+        .set_message_buffer_capacity(MESSAGES_WAITING_MAX)
+        .set_id_provider(SubscriptionIds)
         .enable_ws_ping(pings)
         .build();
     let response_max_size_bytes = limits.response_max_size_bytes;
@@ -159,11 +188,8 @@ pub async fn serve(
         .set_config(config)
         .set_rpc_middleware(RpcServiceBuilder::new().layer_fn(send_together))
         .to_service_builder();
-    let methods = Methods::from(module(Eth {
-        node,
-        gate: Gate::new(&limits),
-    }));
     let connections_max = limits.connections_max as usize;
+    let methods = Methods::from(module(Eth::new(node, limits)));
     // Sessions are WebSockets, which outlive the connection they began on.
     let (stop, sessions) = stop_channel();
     let (running, connections) = watch::channel(());
@@ -189,12 +215,24 @@ pub async fn serve(
     })
 }
 
+/// The names of all methods, in no order.
+pub fn methods() -> impl Iterator<Item = &'static str> {
+    let others = [
+        "eth_sendRawTransaction",
+        "eth_sendRawTransactionSync",
+        "eth_subscribe",
+        "eth_unsubscribe",
+    ];
+    topics().map(|method| method.name).chain(others)
+}
+
 /// All methods that answer by themselves.
 fn topics() -> impl Iterator<Item = &'static Method> {
     [
         blocks::METHODS,
         calls::METHODS,
         fees::METHODS,
+        filters::METHODS,
         logs::METHODS,
         net::METHODS,
         state::METHODS,
@@ -224,6 +262,7 @@ fn module(eth: Eth) -> RpcModule<Eth> {
             transactions::send_raw_sync(&mut args, &eth).await
         })
         .expect(UNIQUE);
+    subscriptions::register(&mut module);
     module
 }
 

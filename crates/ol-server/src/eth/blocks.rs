@@ -13,11 +13,11 @@ pub(super) const METHODS: &[Method] = &[
         quantity(eth.node.head().header.number)
     }),
     Method::read("eth_getBlockByHash", 2, |args, eth| {
-        let at = BlockRef::Hash(args.required::<B256>()?);
+        let at = BlockRef::Hash(args.required()?);
         block(args, eth, at)
     }),
     Method::read("eth_getBlockByNumber", 2, |args, eth| {
-        let at = shapes::block_ref(args.required::<BlockNumberOrTag>()?);
+        let at = shapes::block_ref(args.required()?);
         block(args, eth, at)
     }),
     Method::read("eth_getBlockReceipts", 1, receipts),
@@ -53,11 +53,19 @@ pub(super) const METHODS: &[Method] = &[
 
 fn block(args: &mut Args<'_>, eth: &Eth, at: BlockRef) -> Reply {
     let with_transactions: bool = args.required()?;
+    if at == BlockRef::Pending {
+        let shown = shapes::pending_block(&eth.node.pending(), with_transactions);
+        return shown.map_err(|error| errors::internal(&error));
+    }
     let found = eth.node.block(at).map_err(errors::query)?;
     shown(found.map(|found| shapes::block(found, with_transactions)))
 }
 
 fn header(eth: &Eth, at: BlockRef) -> Reply {
+    if at == BlockRef::Pending {
+        let shown = shapes::pending_header_shown(&eth.node.pending());
+        return shown.map_err(|error| errors::internal(&error));
+    }
     let found = eth.node.header(at).map_err(errors::query)?;
     shown(found.map(|(header, hash)| shapes::header(header, hash)))
 }
@@ -67,6 +75,9 @@ fn receipts(args: &mut Args<'_>, eth: &Eth) -> Reply {
         BlockId::Hash(hash) => BlockRef::Hash(hash.block_hash),
         BlockId::Number(number) => shapes::block_ref(number),
     };
+    if at == BlockRef::Pending {
+        return shown(shapes::pending_receipts(&eth.node.pending()));
+    }
     let found = eth.node.block_receipts(at).map_err(errors::query)?;
     shown(found.map(|receipts| {
         receipts
@@ -77,6 +88,9 @@ fn receipts(args: &mut Args<'_>, eth: &Eth) -> Reply {
 }
 
 fn transaction_count(eth: &Eth, at: BlockRef) -> Reply {
+    if at == BlockRef::Pending {
+        return shown(U64::from(eth.node.pending().transactions.len()));
+    }
     let found = eth.node.block(at).map_err(errors::query)?;
     shown(found.map(|block| U64::from(block.transactions.len())))
 }

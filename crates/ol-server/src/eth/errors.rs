@@ -1,6 +1,6 @@
 //! Errors as geth numbers and words them.
 
-use alloy_primitives::Bytes;
+use alloy_primitives::{B256, Bytes};
 use alloy_sol_types::{Panic, Revert, SolError};
 use jsonrpsee::types::ErrorObjectOwned;
 use jsonrpsee::types::error::{INTERNAL_ERROR_CODE, INVALID_PARAMS_CODE};
@@ -14,6 +14,9 @@ const LIMIT_EXCEEDED_CODE: i32 = -32_005;
 
 /// The resource is there but not now (EIP-1474); geth's code for a time-out.
 const UNAVAILABLE_CODE: i32 = -32_002;
+
+/// The transaction was not executed in time (EIP-7966).
+const NOT_EXECUTED_CODE: i32 = 4;
 
 /// A call reverted; the data says how.
 const REVERTED_CODE: i32 = 3;
@@ -34,6 +37,13 @@ pub(super) fn busy() -> ErrorObjectOwned {
 /// The answer took longer than a request may.
 pub(super) fn timed_out() -> ErrorObjectOwned {
     ErrorObjectOwned::owned(UNAVAILABLE_CODE, "request timed out", None::<()>)
+}
+
+/// EIP-7966: the transaction was taken and has no receipt yet.
+pub(super) fn not_executed_yet(hash: B256, waited_ms: u64) -> ErrorObjectOwned {
+    let message =
+        format!("The transaction was added to the mempool but wasn't processed in {waited_ms} ms.");
+    ErrorObjectOwned::owned(NOT_EXECUTED_CODE, message, Some(hash))
 }
 
 pub(super) fn limit_exceeded(message: impl Into<String>) -> ErrorObjectOwned {

@@ -1,18 +1,24 @@
 //! Accounts: balance, nonce, code, storage.
 
+use std::collections::BTreeMap;
+
 use alloy_eips::BlockId;
 use alloy_primitives::{Address, B256, U256};
 use jsonrpsee::types::ErrorObjectOwned;
-use ol_node::{BlockRef, Node};
+use ol_node::{BlockRef, Node, StateReader};
 
 use super::args::Args;
 use super::method::{Method, Reply, quantity, shown};
 use super::{Eth, errors, shapes};
 
+/// Most slots of one `eth_getStorageValues`; as in geth.
+const STORAGE_VALUES_MAX: usize = 1_024;
+
 pub(super) const METHODS: &[Method] = &[
     Method::read("eth_getBalance", 2, balance),
     Method::read("eth_getCode", 2, code),
     Method::read("eth_getStorageAt", 3, storage),
+    Method::read("eth_getStorageValues", 2, storage_values),
     Method::read("eth_getTransactionCount", 2, transaction_count),
 ];
 
@@ -36,6 +42,31 @@ fn storage(args: &mut Args<'_>, eth: &Eth) -> Reply {
     shown(B256::from(value))
 }
 
+/// Many slots of many accounts at one block.
+fn storage_values(args: &mut Args<'_>, eth: &Eth) -> Reply {
+    let asked: BTreeMap<Address, Vec<U256>> = args.required()?;
+    let at = optional_block(args, &eth.node)?;
+    let n_slots: usize = asked.values().map(Vec::len).sum();
+    if n_slots == 0 {
+        return Err(errors::invalid_params("empty request"));
+    }
+    if n_slots > STORAGE_VALUES_MAX {
+        return Err(errors::invalid_params(format!(
+            "too many slots (max {STORAGE_VALUES_MAX})"
+        )));
+    }
+    let state = eth.node.state(at).map_err(errors::query)?;
+    let mut found: BTreeMap<Address, Vec<B256>> = BTreeMap::new();
+    for (address, slots) in asked {
+        let values = found.entry(address).or_default();
+        for slot in slots {
+            let value = StateReader::storage(&state, address, slot);
+            values.push(value.map_err(|error| errors::query(error.into()))?.into());
+        }
+    }
+    shown(found)
+}
+
 fn transaction_count(args: &mut Args<'_>, eth: &Eth) -> Reply {
     let address: Address = args.required()?;
     let at = optional_block(args, &eth.node)?;
@@ -50,12 +81,13 @@ pub(super) fn optional_block(
     match args.optional::<BlockId>()? {
         None => Ok(BlockRef::Latest),
         Some(BlockId::Number(number)) => Ok(shapes::block_ref(number)),
-        // EIP-1898: a hash names one block; ours are all canonical.
+        // EIP-1898. Blocks that are no more part of the chain are not kept, so
+        // every hash that is known is canonical.
         Some(BlockId::Hash(hash)) => {
             let at = BlockRef::Hash(hash.block_hash);
             match node.header(at).map_err(errors::query)? {
                 Some(_) => Ok(at),
-                None => Err(errors::refused("header not found")),
+                None => Err(errors::refused("header for hash not found")),
             }
         }
     }

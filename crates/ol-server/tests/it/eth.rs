@@ -2,6 +2,11 @@
 //! read logs, and every mistake has the error they know.
 //! Method: a node and its server on a free port, asked over HTTP.
 
+mod every_method;
+mod filters;
+mod subscriptions;
+mod websocket;
+
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,6 +29,7 @@ const FUNDS_WEI: u128 = 1_000 * ol_types::WEI_PER_OPEN;
 
 struct Server {
     addr: SocketAddr,
+    clock: Arc<ManualClock>,
     shutdown: Shutdown,
     runtime: tokio::runtime::Runtime,
     _dir: TempDir,
@@ -31,6 +37,10 @@ struct Server {
 
 impl Server {
     fn start() -> Self {
+        Self::start_with(Limits::default())
+    }
+
+    fn start_with(limits: Limits) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut genesis = Genesis::default();
         genesis.config.chain_id = CHAIN_ID;
@@ -40,7 +50,7 @@ impl Server {
         };
         genesis.alloc.insert(signer().address(), account);
         let clock = Arc::new(ManualClock::new(1_700_000_000));
-        let node = Node::open(dir.path(), &genesis, clock).unwrap();
+        let node = Node::open(dir.path(), &genesis, clock.clone()).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -49,10 +59,18 @@ impl Server {
         let shutdown = Shutdown::new();
         let any_port = "127.0.0.1:0".parse().unwrap();
         let running = runtime
-            .block_on(eth::serve(node, local_pages(any_port), shutdown.clone()))
+            .block_on(eth::serve(
+                node,
+                ServeConfig {
+                    limits,
+                    ..local_pages(any_port)
+                },
+                shutdown.clone(),
+            ))
             .unwrap();
         Self {
             addr: running.addr,
+            clock,
             shutdown,
             runtime,
             _dir: dir,
@@ -404,14 +422,14 @@ fn mistakes_have_geths_errors() {
         (
             "eth_feeHistory",
             json!(["0x1", "latest", [50.0, 20.0]]),
-            -32_602,
-            "percentiles",
+            -32_000,
+            "invalid reward percentile: #0:50 >= #1:20",
         ),
         (
             "eth_feeHistory",
             json!(["0x1", "0x77", []]),
             -32_000,
-            "header not found",
+            "request beyond head block: requested 119, head 1",
         ),
         ("eth_sign", json!([to, "0x"]), -32_601, "Method not found"),
     ];

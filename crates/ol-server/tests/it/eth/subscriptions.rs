@@ -1,0 +1,99 @@
+//! Subscriptions over a real WebSocket.
+
+use alloy_primitives::{Address, TxKind, hex};
+use serde_json::json;
+
+use super::websocket::WebSocket;
+use super::{Server, contract_code, init_code, signed, word};
+
+#[test]
+fn heads_logs_and_pending_transactions_are_told() {
+    let server = Server::start();
+    let mut socket = WebSocket::connect(server.addr);
+    let deployed = socket.ok(
+        "eth_sendRawTransactionSync",
+        json!([signed(0, TxKind::Create, 0, init_code(&contract_code()))]),
+    );
+    let contract = deployed["contractAddress"].clone();
+    let heads = socket.ok("eth_subscribe", json!(["newHeads"]));
+    assert_eq!(heads.as_str().unwrap().len(), 34);
+    let all = socket.ok("eth_subscribe", json!(["logs", {"address": contract}]));
+    let some = json!({"address": [contract], "topics": [[word(6), word(8)]]});
+    let some = socket.ok("eth_subscribe", json!(["logs", some]));
+    let quiet = socket.ok("eth_subscribe", json!(["syncing"]));
+    assert_ne!(quiet, heads);
+
+    let address: Address = contract.as_str().unwrap().parse().unwrap();
+    let emit = |nonce, number| {
+        let input = hex::decode(word(number)).unwrap();
+        signed(nonce, address.into(), 0, input.into())
+    };
+    for (nonce, number) in [(1, 5), (2, 6)] {
+        let hash = server.ok("eth_sendRawTransaction", json!([emit(nonce, number)]));
+        let (id, head) = socket.told();
+        assert_eq!(id, heads);
+        let mut block = server.ok("eth_getBlockByNumber", json!(["latest", false]));
+        assert_eq!(head["hash"], block["hash"]);
+        // A header is a block without its body.
+        let fields = block.as_object_mut().unwrap();
+        for of_body in ["transactions", "uncles", "withdrawals", "size"] {
+            fields.remove(of_body).unwrap();
+        }
+        assert_eq!(head, block);
+        let (id, log) = socket.told();
+        assert_eq!(id, all);
+        assert_eq!(log["transactionHash"], hash);
+        assert_eq!(log["topics"], json!([word(number)]));
+        assert_eq!(log["removed"], false);
+        let receipt = server.ok("eth_getTransactionReceipt", json!([hash]));
+        assert_eq!(receipt["logs"], json!([log]));
+    }
+    let (id, log) = socket.told();
+    assert_eq!(id, some);
+    assert_eq!(log["topics"], json!([word(6)]));
+
+    assert_eq!(socket.ok("eth_unsubscribe", json!([heads])), true);
+    assert_eq!(socket.ok("eth_unsubscribe", json!([heads])), false);
+    assert_eq!(socket.ok("eth_unsubscribe", json!([some])), true);
+    server.ok("eth_sendRawTransaction", json!([emit(3, 6)]));
+    let (id, _) = socket.told();
+    assert_eq!(id, all);
+}
+
+#[test]
+fn what_cannot_be_subscribed_to_has_geths_errors() {
+    let server = Server::start();
+    let mut socket = WebSocket::connect(server.addr);
+    let cases = [
+        (
+            json!(["news"]),
+            -32_601,
+            "no \"news\" subscription in eth namespace",
+        ),
+        (json!([]), -32_602, "missing value for required argument 0"),
+        (json!([7]), -32_602, "invalid argument 0"),
+        (json!(["logs", 7]), -32_602, "invalid argument 1"),
+        (json!(["logs", {}, 1]), -32_602, "too many arguments"),
+    ];
+    for (params, code, message) in cases {
+        let reply = socket.ask("eth_subscribe", params);
+        let error = &reply["error"];
+        assert_eq!(error["code"], code, "{reply}");
+        assert!(
+            error["message"].as_str().unwrap().contains(message),
+            "{reply}"
+        );
+    }
+    for n in 0..64 {
+        let reply = socket.ask("eth_subscribe", json!(["newHeads"]));
+        assert!(reply.get("error").is_none(), "{n}: {reply}");
+    }
+    let reply = socket.ask("eth_subscribe", json!(["newHeads"]));
+    assert!(reply.get("error").is_some(), "{reply}");
+    // The connection lives on, and so does every other.
+    assert_eq!(socket.ok("eth_blockNumber", json!([])), "0x0");
+    WebSocket::connect(server.addr).ok("eth_subscribe", json!(["newHeads"]));
+    // Over HTTP there is nobody to tell anything.
+    let reply = server.reply("eth_subscribe", json!(["newHeads"]));
+    assert!(reply.get("error").is_some(), "{reply}");
+}

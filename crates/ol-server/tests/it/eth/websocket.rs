@@ -1,0 +1,123 @@
+//! A WebSocket client (RFC 6455) that does what these tests need: text frames
+//! of one piece, and nothing hidden between it and the socket.
+
+use std::collections::VecDeque;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+
+use serde_json::{Value, json};
+
+pub(super) struct WebSocket {
+    stream: BufReader<TcpStream>,
+    /// Notifications that came while an answer was waited for.
+    notified: VecDeque<Value>,
+    n_asked: u64,
+}
+
+impl WebSocket {
+    pub(super) fn connect(addr: SocketAddr) -> Self {
+        let mut stream = TcpStream::connect(addr).unwrap();
+        write!(
+            stream,
+            "GET / HTTP/1.1\r\nhost: {addr}\r\nupgrade: websocket\r\nconnection: upgrade\r\n\
+             sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-version: 13\r\n\r\n"
+        )
+        .unwrap();
+        let mut stream = BufReader::new(stream);
+        let mut line = String::new();
+        stream.read_line(&mut line).unwrap();
+        assert!(line.starts_with("HTTP/1.1 101"), "{line}");
+        while line != "\r\n" {
+            line.clear();
+            stream.read_line(&mut line).unwrap();
+        }
+        Self {
+            stream,
+            notified: VecDeque::new(),
+            n_asked: 0,
+        }
+    }
+
+    pub(super) fn send(&mut self, text: &str) {
+        // Final text frame, masked with zeros, which changes nothing.
+        let mut frame = vec![0x81];
+        match text.len() {
+            n @ 0..126 => frame.push(0x80 | u8::try_from(n).unwrap()),
+            n @ 126..65_536 => {
+                frame.push(0x80 | 126);
+                frame.extend(u16::try_from(n).unwrap().to_be_bytes());
+            }
+            n => {
+                frame.push(0x80 | 127);
+                frame.extend((n as u64).to_be_bytes());
+            }
+        }
+        frame.extend([0; 4]);
+        frame.extend(text.as_bytes());
+        self.stream.get_mut().write_all(&frame).unwrap();
+    }
+
+    /// The next message, whatever it is.
+    pub(super) fn next(&mut self) -> Value {
+        loop {
+            let mut head = [0; 2];
+            self.stream.read_exact(&mut head).unwrap();
+            let size = match head[1] {
+                126 => {
+                    let mut size = [0; 2];
+                    self.stream.read_exact(&mut size).unwrap();
+                    usize::from(u16::from_be_bytes(size))
+                }
+                127 => {
+                    let mut size = [0; 8];
+                    self.stream.read_exact(&mut size).unwrap();
+                    usize::try_from(u64::from_be_bytes(size)).unwrap()
+                }
+                size => usize::from(size),
+            };
+            let mut payload = vec![0; size];
+            self.stream.read_exact(&mut payload).unwrap();
+            match head[0] {
+                0x81 => return serde_json::from_slice(&payload).unwrap(),
+                0x89 | 0x8a => {}
+                other => panic!("frame of type {other:#x}: {payload:?}"),
+            }
+        }
+    }
+
+    /// The answer to a call.
+    pub(super) fn ask(&mut self, method: &str, params: Value) -> Value {
+        self.n_asked += 1;
+        let id = self.n_asked;
+        let request = json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params});
+        self.send(&request.to_string());
+        loop {
+            let message = self.next();
+            if message.get("method").is_some() {
+                self.notified.push_back(message);
+                continue;
+            }
+            assert_eq!(message["id"], id, "{message}");
+            return message;
+        }
+    }
+
+    #[track_caller]
+    pub(super) fn ok(&mut self, method: &str, params: Value) -> Value {
+        let reply = self.ask(method, params);
+        assert!(reply.get("error").is_none(), "{method}: {reply}");
+        reply["result"].clone()
+    }
+
+    /// What is told next: the subscription, and the result or error.
+    pub(super) fn told(&mut self) -> (Value, Value) {
+        let message = match self.notified.pop_front() {
+            Some(message) => message,
+            None => self.next(),
+        };
+        assert_eq!(message["method"], "eth_subscription", "{message}");
+        let params = &message["params"];
+        let what = params.get("result").or(params.get("error")).unwrap();
+        (params["subscription"].clone(), what.clone())
+    }
+}
