@@ -24,7 +24,7 @@ Usage: cargo xtask <task>
   tidy               layering, file sizes, invariants that name no test
   contracts          rebuild the committed contract artifacts
   contracts --check  run the Solidity tests, fail if the artifacts are stale
-  bench ROOM         run the benchmarks of a room (attribution), write
+  bench ROOM         run the benchmarks of a room (attribution, chain), write
                      docs/benchmarks/ROOM.json and docs/benchmarks.md
 ";
 

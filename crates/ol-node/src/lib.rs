@@ -41,6 +41,8 @@ mod node;
 mod pending;
 mod query;
 mod store;
+#[doc(hidden)]
+pub mod testing;
 mod trie;
 mod view;
 

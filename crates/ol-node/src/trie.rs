@@ -114,7 +114,7 @@ pub(crate) fn update<R: TrieReader>(
     };
     let root = root.map_or(EMPTY_ROOT_HASH, |root| root.root(&mut updater.buffer));
     let mut branches = updater.branches;
-    branches.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    branches.sort_unstable_by_key(|(path, _)| *path);
     Ok(TrieUpdate { root, branches })
 }
 

@@ -203,6 +203,9 @@ impl<K: TransactionKind> Txn<K> {
     }
 }
 
+/// A key and its value, as they lie in the database.
+type Entry<'t> = (Cow<'t, [u8]>, Cow<'t, [u8]>);
+
 /// A trie in the database.
 pub(crate) struct StoredTrie<'t, K: TransactionKind> {
     branches: RefCell<Cursor<'t, K>>,
@@ -218,7 +221,7 @@ impl<'t, K: TransactionKind> StoredTrie<'t, K> {
         &self,
         cursor: &RefCell<Cursor<'t, K>>,
         from: &[u8],
-    ) -> Result<Option<(Cow<'t, [u8]>, Cow<'t, [u8]>)>, StoreError> {
+    ) -> Result<Option<Entry<'t>>, StoreError> {
         let mut key = [0_u8; 32 + 65];
         let len = self.prefix.len() + from.len();
         let key = key
@@ -236,7 +239,7 @@ impl<'t, K: TransactionKind> StoredTrie<'t, K> {
 impl<K: TransactionKind> TrieReader for StoredTrie<'_, K> {
     fn branch_from(&self, from: &[u8]) -> Result<Option<(Nibbles, Branch)>, StoreError> {
         let found = self.seek(&self.branches, from)?;
-        let decode = |(key, value): (Cow<'_, [u8]>, Cow<'_, [u8]>)| {
+        let decode = |(key, value): Entry<'_>| {
             Ok((path(&key[self.prefix.len()..])?, Branch::decode(&value)?))
         };
         found.map(decode).transpose()
@@ -244,7 +247,7 @@ impl<K: TransactionKind> TrieReader for StoredTrie<'_, K> {
 
     fn leaf_from(&self, from: B256) -> Result<Option<(B256, Vec<u8>)>, StoreError> {
         let found = self.seek(&self.leaves, from.as_slice())?;
-        let decode = |(key, value): (Cow<'_, [u8]>, Cow<'_, [u8]>)| {
+        let decode = |(key, value): Entry<'_>| {
             let key = array::<32>("a hashed key", &key[self.prefix.len()..])?;
             Ok((B256::from(key), (self.leaf)(&value)?))
         };

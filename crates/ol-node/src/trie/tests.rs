@@ -233,6 +233,7 @@ fn run_histories(len: std::ops::Range<usize>, has_eth_trie: bool) {
     });
     outcome.unwrap_or_else(|failure| panic!("{failure}"));
     let n_changes = n_changes.into_inner();
+    println!("{n_changes} changes in {cases} histories");
     assert!(
         n_changes >= 80 * cases,
         "{n_changes} changes in {cases} histories"

@@ -139,8 +139,10 @@ struct Past {
     header: Header,
 }
 
+/// Returns how many accounts and slots the steps changed.
 #[track_caller]
-fn check_steps(steps: Vec<Step>) {
+fn check_steps(steps: Vec<Step>) -> usize {
+    let mut n_changes = 0;
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path(), |_| ());
     let txn = store.write().unwrap();
@@ -153,6 +155,10 @@ fn check_steps(steps: Vec<Step>) {
     for (extra, step) in (0_u8..).zip(steps) {
         match step {
             Step::Block(accounts) => {
+                n_changes += accounts
+                    .values()
+                    .map(|change| 1 + change.storage.len())
+                    .sum::<usize>();
                 let diff = with_codes(accounts);
                 let header = write_next(&txn, &diff, extra, 0).unwrap();
                 let mut memory = past.last().unwrap().memory.clone();
@@ -190,6 +196,7 @@ fn check_steps(steps: Vec<Step>) {
         Snapshot::at(store.read().unwrap(), newest + 1),
         Err(StoreError::Pruned { .. })
     ));
+    n_changes
 }
 
 /// The update back to each block has that block's root.
@@ -226,7 +233,11 @@ fn every_history_can_be_read_proven_and_taken_back() {
         failure_persistence: None,
         ..ProptestConfig::default()
     };
-    proptest!(config, |(steps in prop::collection::vec(any_step(), 1..14))| check_steps(steps));
+    let n_changes = std::cell::Cell::new(0);
+    proptest!(config, |(steps in prop::collection::vec(any_step(), 1..14))| {
+        n_changes.set(n_changes.get() + check_steps(steps));
+    });
+    println!("{} changes in {cases} histories", n_changes.get());
 }
 
 fn some_block(seed: u8) -> StateDiff {
