@@ -247,14 +247,22 @@ impl<'a, S: StateReader> Attempt<'a, S> {
     /// The most gas that the message may use: the request's, and no more than
     /// the block's.
     pub(crate) fn gas_limit(&self) -> u64 {
-        let block = self.request.overrides.block.gas_limit;
-        let most = block.unwrap_or(self.context.gas_limit);
+        let most = self.block_gas_limit();
         self.request.gas_limit.map_or(most, |limit| limit.min(most))
     }
 
-    /// [`Attempt::gas_limit`], and no more than the sender can pay for.
+    fn block_gas_limit(&self) -> u64 {
+        let wanted = self.request.overrides.block.gas_limit;
+        wanted.unwrap_or(self.context.gas_limit)
+    }
+
+    /// [`Attempt::gas_limit`], and no more than the sender can pay for. A
+    /// limit below any message's is taken for none.
     fn affordable_gas(&self) -> Result<u64, CallError> {
-        let cap = self.gas_limit();
+        let cap = match self.request.gas_limit {
+            Some(limit) if limit < TRANSFER_GAS => self.block_gas_limit(),
+            _ => self.gas_limit(),
+        };
         let price_wei = self.request.max_fee_wei.unwrap_or_default();
         if price_wei == 0 {
             return Ok(cap);

@@ -62,7 +62,8 @@ pub use pending::{PendingBlock, PendingTransaction};
 pub use query::{
     AccountProof, Block, BlockRef, FEE_HISTORY_MAX_BLOCKS, FeeHistory, LOG_BLOCKS_READ_MAX,
     LOG_RANGE_MAX_BLOCKS, LOGS_MAX, LogFilter, LogInBlock, PRIORITY_FEE_WEI, PROOF_SLOTS_MAX,
-    QueryError, ReceiptInBlock, StorageProof, TransactionInBlock,
+    QueryError, ReceiptInBlock, StorageProof, TraceConfig, TracedBlock, TracedTransaction,
+    TransactionInBlock,
 };
 pub use store::StoreError;
 pub use view::StateView;

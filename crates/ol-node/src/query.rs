@@ -5,8 +5,8 @@ use std::sync::Arc;
 use alloy_consensus::Transaction as _;
 use alloy_primitives::{Address, B256, Bytes, U256};
 use ol_evm::{
-    BlockContext, CallError, CallOutput, CallRequest, Header, Recovered, StateReader, Transaction,
-    TransactionReceipt, header,
+    BlockContext, CallError, CallOutput, CallRequest, Header, LimitPassed, Recovered, StateReader,
+    TraceError, Transaction, TransactionReceipt, header,
 };
 use signet_libmdbx::Ro;
 
@@ -17,10 +17,12 @@ use crate::view::StateView;
 
 mod logs;
 mod proof;
+mod trace;
 
 pub use proof::{AccountProof, StorageProof};
 
 pub use logs::{LOG_BLOCKS_READ_MAX, LOG_RANGE_MAX_BLOCKS, LOGS_MAX, LogFilter, LogInBlock};
+pub use trace::{TraceConfig, TracedBlock, TracedTransaction};
 
 /// Most blocks in one fee history.
 pub const FEE_HISTORY_MAX_BLOCKS: u64 = 1_024;
@@ -109,6 +111,15 @@ pub enum QueryError {
         /// Last block of a range that is small enough.
         to: u64,
     },
+    /// Block 0 is made by nobody: there is nothing to replay.
+    #[error("genesis is not traceable")]
+    GenesisTrace,
+    /// A trace would be too large, or would take too long.
+    #[error(transparent)]
+    TraceLimit(LimitPassed),
+    /// A block could not be replayed.
+    #[error("the block could not be replayed")]
+    Trace(#[source] TraceError),
     /// A call could not be tried.
     #[error(transparent)]
     Call(#[from] CallError),
@@ -331,7 +342,7 @@ impl Node {
     /// reverts is no error. Also as [`Node::balance_wei`].
     pub fn call(&self, request: &CallRequest, at: BlockRef) -> Result<CallOutput, QueryError> {
         let (state, context) = self.state_and_context(at)?;
-        Ok(ol_evm::call(&state, &context, request)?)
+        Ok(ol_evm::call(&state, &context, &self.capped(request))?)
     }
 
     /// The least gas limit with which a message succeeds, within 1/64.
@@ -341,7 +352,20 @@ impl Node {
     /// if it fails with the most gas it may have.
     pub fn estimate_gas(&self, request: &CallRequest, at: BlockRef) -> Result<u64, QueryError> {
         let (state, context) = self.state_and_context(at)?;
-        Ok(ol_evm::estimate_gas(&state, &context, request)?)
+        Ok(ol_evm::estimate_gas(
+            &state,
+            &context,
+            &self.capped(request),
+        )?)
+    }
+
+    /// A message with no more gas than a call may have.
+    fn capped(&self, request: &CallRequest) -> CallRequest {
+        let most = self.shared.config.call_gas_max;
+        CallRequest {
+            gas_limit: Some(request.gas_limit.map_or(most, |limit| limit.min(most))),
+            ..request.clone()
+        }
     }
 
     /// The base fee of the next block, in wei for one unit of gas.

@@ -92,7 +92,7 @@ where
 
     fn step_end(&mut self, interpreter: &mut Interpreter, context: &mut CTX) {
         if let Some(steps) = &mut self.steps {
-            steps.step_end(interpreter, context, self.at.1, &mut self.budget);
+            steps.step_end(interpreter, context, self.at.1);
         }
     }
 

@@ -1,7 +1,7 @@
 //! Single instructions ("struct logs").
 
 use alloy_primitives::{Address, Bytes, U256};
-use revm::bytecode::opcode::{self, OpCode};
+use revm::bytecode::opcode;
 use revm::context_interface::ContextTr;
 use revm::inspector::JournalExt;
 use revm::interpreter::interpreter_types::{
@@ -23,8 +23,6 @@ pub struct StepOptions {
     pub storage: bool,
     /// What the last call below returned.
     pub return_data: bool,
-    /// What it puts on the stack (for Parity's `vmTrace`).
-    pub pushed: bool,
     /// Most instructions recorded; the others run unseen. 0 is all.
     pub first_max: u64,
 }
@@ -37,7 +35,6 @@ impl Default for StepOptions {
             memory: false,
             storage: true,
             return_data: false,
-            pushed: false,
             first_max: 0,
         }
     }
@@ -71,8 +68,6 @@ pub struct Step {
     pub storage: Option<(U256, U256)>,
     /// Return data of the last call; if asked for.
     pub return_data: Option<Bytes>,
-    /// What it put on the stack; if asked for.
-    pub pushed: Box<[U256]>,
 }
 
 /// Records instructions in order.
@@ -149,7 +144,6 @@ impl Steps {
                 .options
                 .return_data
                 .then(|| interpreter.return_data.buffer().clone()),
-            pushed: Box::default(),
         };
         // Kept by the step alone once the frame has moved on.
         if let Some(data) = &step.return_data {
@@ -164,7 +158,6 @@ impl Steps {
         interpreter: &mut Interpreter,
         context: &CTX,
         stack_height_before: usize,
-        budget: &mut Budget,
     ) where
         CTX::Journal: JournalExt,
     {
@@ -184,14 +177,6 @@ impl Steps {
             && let Some(slot) = self.slot.take()
         {
             step.storage = present_value(context, step.address, slot).map(|value| (slot, value));
-        }
-        if self.options.pushed {
-            let stack = StackTr::data(&interpreter.stack);
-            let n_pushed = n_pushed(step.opcode).min(stack.len());
-            let pushed = &stack[stack.len() - n_pushed..];
-            if budget.take_bytes(size_of_val(pushed)) {
-                step.pushed = pushed.into();
-            }
         }
     }
 
@@ -280,9 +265,4 @@ const fn may_change_memory(opcode: u8) -> bool {
             | opcode::RETURN
             | opcode::REVERT
     )
-}
-
-/// How many words from the top may be new after an instruction.
-fn n_pushed(opcode: u8) -> usize {
-    OpCode::new(opcode).map_or(0, |opcode| usize::from(opcode.outputs()))
 }

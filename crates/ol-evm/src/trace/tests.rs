@@ -56,7 +56,6 @@ fn all() -> TraceParts {
         steps: Some(StepOptions {
             memory: true,
             return_data: true,
-            pushed: true,
             ..StepOptions::default()
         }),
         selectors: true,
@@ -249,7 +248,6 @@ fn steps_show_the_machine_before_each_instruction() {
     );
     assert_eq!(sstore.gas_cost, 22_100);
     assert_eq!(sload.storage, Some((U256::from(1), U256::from(2))));
-    assert_eq!(sload.pushed.as_ref(), [U256::from(2)]);
     assert_eq!(mstore.memory.as_ref().unwrap().len(), 0);
     assert_eq!(stop.memory.as_ref().unwrap().len(), 32);
     for pair in trace.steps.windows(2) {

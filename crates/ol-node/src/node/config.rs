@@ -55,6 +55,8 @@ pub struct NodeConfig {
     /// Events that a slow subscriber may lag behind before it is cut off.
     /// Default 1,024.
     pub subscriber_lag_max: usize,
+    /// Most gas of a message that is only tried. Default 50,000,000.
+    pub call_gas_max: u64,
 }
 
 impl Default for NodeConfig {
@@ -69,6 +71,7 @@ impl Default for NodeConfig {
             history_max_blocks: 100_000,
             proof_depth_max_blocks: 1_024,
             subscriber_lag_max: 1_024,
+            call_gas_max: 50_000_000,
         }
     }
 }
