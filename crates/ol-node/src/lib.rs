@@ -54,9 +54,10 @@ pub use mempool::{BySender, PoolConfig, PoolContent, PoolError, PoolStatus, Pool
 pub use node::{BlockMode, Head, Node, NodeConfig, OpenError, Role};
 pub use ol_evm::{
     AccessListOutput, AccountOverride, BlockContext, BlockOverrides, CallError, CallOutput,
-    CallRequest, CallStatus, Fault, Frame, FrameKind, FrameLog, FrameOptions, Header, LimitPassed,
-    Overrides, Recovered, StateReader, Step, StepOptions, StorageOverride, TouchedAccount, Trace,
-    TraceError, TraceLimits, TraceParts, Transaction, TransactionReceipt, opcode_name,
+    CallRequest, CallStatus, ExecuteError, Fault, Frame, FrameKind, FrameLog, FrameOptions, Header,
+    LimitPassed, Overrides, Recovered, StateReader, Step, StepOptions, StorageOverride,
+    TouchedAccount, Trace, TraceError, TraceLimits, TraceParts, Transaction, TransactionReceipt,
+    opcode_name,
 };
 pub use pending::{PendingBlock, PendingTransaction};
 pub use query::{

@@ -17,7 +17,9 @@
 mod args;
 mod batch;
 mod blocks;
+mod bounded;
 mod calls;
+mod debug;
 mod errors;
 mod events;
 mod fees;
@@ -27,9 +29,11 @@ mod limits;
 mod logs;
 mod method;
 mod net;
+mod overrides;
 mod shapes;
 mod state;
 mod subscriptions;
+mod trace;
 mod transactions;
 
 use std::io;
@@ -50,11 +54,12 @@ use tokio::sync::watch;
 
 use crate::edge::{self, Access};
 use args::Args;
+use bounded::LargeReply;
 use events::Events;
 use fees::TipOracle;
 use filters::Filters;
 use gate::Gate;
-use method::{Method, Reply};
+use method::{LargeMethod, Method, Reply};
 use subscriptions::SubscriptionIds;
 
 pub use limits::Limits;
@@ -124,6 +129,9 @@ impl RunningServer {
     }
 }
 
+/// What the envelope of an answer takes, at most.
+const ENVELOPE_MAX_SIZE_BYTES: usize = 1_024;
+
 /// What the methods share.
 #[derive(Debug)]
 struct Eth {
@@ -146,6 +154,18 @@ impl Eth {
             node,
             limits,
         }
+    }
+
+    fn response_max_size_bytes(&self) -> usize {
+        (self.limits.response_max_size_bytes as usize).saturating_sub(ENVELOPE_MAX_SIZE_BYTES)
+    }
+
+    /// An answer that may be large.
+    ///
+    /// # Errors
+    /// If it is larger than an answer may be.
+    fn large(&self, value: &impl serde::Serialize) -> LargeReply {
+        bounded::shown(value, self.response_max_size_bytes())
     }
 }
 
@@ -179,6 +199,7 @@ pub async fn serve(
         .set_id_provider(SubscriptionIds)
         .enable_ws_ping(pings)
         .build();
+    let connections_max = limits.connections_max as usize;
     let response_max_size_bytes = limits.response_max_size_bytes;
     let send_together = move |service| batch::SendTogether {
         service,
@@ -188,7 +209,6 @@ pub async fn serve(
         .set_config(config)
         .set_rpc_middleware(RpcServiceBuilder::new().layer_fn(send_together))
         .to_service_builder();
-    let connections_max = limits.connections_max as usize;
     let methods = Methods::from(module(Eth::new(node, limits)));
     // Sessions are WebSockets, which outlive the connection they began on.
     let (stop, sessions) = stop_channel();
@@ -242,12 +262,26 @@ fn topics() -> impl Iterator<Item = &'static Method> {
     .flatten()
 }
 
+/// All methods whose answers may be large.
+fn large_topics() -> impl Iterator<Item = &'static LargeMethod> {
+    [calls::LARGE_METHODS, debug::METHODS, trace::METHODS]
+        .into_iter()
+        .flatten()
+}
+
 fn module(eth: Eth) -> RpcModule<Eth> {
     const UNIQUE: &str = "every method has a name of its own";
     let mut module = RpcModule::new(eth);
     for method in topics() {
         module
             .register_async_method(method.name, |params, eth, _| answer(method, params, eth))
+            .expect(UNIQUE);
+    }
+    for method in large_topics() {
+        module
+            .register_async_method(method.name, |params, eth, _| {
+                answer_large(method, params, eth)
+            })
             .expect(UNIQUE);
     }
     module
@@ -267,6 +301,18 @@ fn module(eth: Eth) -> RpcModule<Eth> {
 }
 
 async fn answer(method: &'static Method, params: Params<'static>, eth: Arc<Eth>) -> Reply {
+    let run = {
+        let eth = Arc::clone(&eth);
+        move || (method.run)(&mut Args::parse(&params, method.args_max)?, &eth)
+    };
+    eth.gate.run(method.weight, run).await
+}
+
+async fn answer_large(
+    method: &'static LargeMethod,
+    params: Params<'static>,
+    eth: Arc<Eth>,
+) -> LargeReply {
     let run = {
         let eth = Arc::clone(&eth);
         move || (method.run)(&mut Args::parse(&params, method.args_max)?, &eth)

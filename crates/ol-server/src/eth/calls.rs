@@ -1,55 +1,62 @@
 //! Messages that are tried and not kept.
 
+use alloy_eips::eip2930::AccessListResult;
+use alloy_primitives::U256;
 use alloy_rpc_types_eth::TransactionRequest;
 use jsonrpsee::types::ErrorObjectOwned;
 use ol_node::{CallRequest, CallStatus, Overrides};
-use serde_json::Value;
 
 use super::args::Args;
-use super::method::{Method, Reply, quantity, shown};
+use super::bounded::LargeReply;
+use super::method::{LargeMethod, Method, Reply, quantity, shown};
 use super::state::optional_block;
-use super::{Eth, errors};
+use super::{Eth, errors, overrides};
 
 pub(super) const METHODS: &[Method] = &[
     Method::call("eth_call", 4, call),
     Method::call("eth_estimateGas", 4, estimate_gas),
 ];
 
+pub(super) const LARGE_METHODS: &[LargeMethod] = &[LargeMethod::trace(
+    "eth_createAccessList",
+    4,
+    create_access_list,
+)];
+
 fn call(args: &mut Args<'_>, eth: &Eth) -> Reply {
-    let request = call_request(args.required()?)?;
+    let mut request = call_request(args.required()?)?;
     let at = optional_block(args, &eth.node)?;
-    refuse_overrides(args)?;
+    request.overrides = overrides::following(args)?;
     let output = eth.node.call(&request, at).map_err(errors::query)?;
     match output.status {
         CallStatus::Success => shown(output.output),
         CallStatus::Revert => Err(errors::reverted(&output.output)),
-        CallStatus::Halt { is_out_of_gas, .. } if is_out_of_gas => {
-            Err(errors::refused("out of gas"))
-        }
-        CallStatus::Halt { reason, .. } => Err(errors::refused(format!("call halted: {reason}"))),
+        CallStatus::Halt { reason, .. } => Err(errors::refused(reason)),
     }
 }
 
 fn estimate_gas(args: &mut Args<'_>, eth: &Eth) -> Reply {
-    let request = call_request(args.required()?)?;
+    let mut request = call_request(args.required()?)?;
     let at = optional_block(args, &eth.node)?;
-    refuse_overrides(args)?;
+    request.overrides = overrides::following(args)?;
     quantity(eth.node.estimate_gas(&request, at).map_err(errors::query)?)
 }
 
-/// State and block overrides are not supported; ignoring them would give a
-/// wrong answer.
-fn refuse_overrides(args: &mut Args<'_>) -> Result<(), ErrorObjectOwned> {
-    for _ in 0..2 {
-        if let Some(overrides) = args.optional::<Value>()?
-            && overrides
-                .as_object()
-                .is_none_or(|object| !object.is_empty())
-        {
-            return Err(errors::invalid_params("overrides are not supported"));
-        }
-    }
-    Ok(())
+/// The access list that a message would profit from.
+fn create_access_list(args: &mut Args<'_>, eth: &Eth) -> LargeReply {
+    let mut request = call_request(args.required()?)?;
+    let at = optional_block(args, &eth.node)?;
+    request.overrides = overrides::following(args)?;
+    let limits = eth.node.trace_limits(&eth.limits.trace);
+    let found = eth
+        .node
+        .create_access_list(&request, at, &limits)
+        .map_err(errors::query)?;
+    eth.large(&AccessListResult {
+        access_list: found.access_list,
+        gas_used: U256::from(found.gas_used),
+        error: found.error,
+    })
 }
 
 /// The message that a transaction request describes.

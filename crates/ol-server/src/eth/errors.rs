@@ -4,7 +4,7 @@ use alloy_primitives::{B256, Bytes};
 use alloy_sol_types::{Panic, Revert, SolError};
 use jsonrpsee::types::ErrorObjectOwned;
 use jsonrpsee::types::error::{INTERNAL_ERROR_CODE, INVALID_PARAMS_CODE};
-use ol_node::{CallError, QueryError, StoreError, SubmitError};
+use ol_node::{CallError, ExecuteError, QueryError, StoreError, SubmitError, TraceError};
 
 /// The chain refuses what was asked.
 const SERVER_ERROR_CODE: i32 = -32_000;
@@ -52,14 +52,19 @@ pub(super) fn limit_exceeded(message: impl Into<String>) -> ErrorObjectOwned {
 
 /// The node itself failed: the caller is told so, the log is told why.
 pub(super) fn internal(error: &(dyn std::error::Error + 'static)) -> ErrorObjectOwned {
+    tracing::error!(error = %chain(error), "a JSON-RPC call failed");
+    ErrorObjectOwned::owned(INTERNAL_ERROR_CODE, error.to_string(), None::<()>)
+}
+
+/// An error and its causes.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut chain = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
         chain = format!("{chain}: {cause}");
         source = cause.source();
     }
-    tracing::error!(error = %chain, "a JSON-RPC call failed");
-    ErrorObjectOwned::owned(INTERNAL_ERROR_CODE, error.to_string(), None::<()>)
+    chain
 }
 
 /// A call that was undone, with what it said.
@@ -84,6 +89,11 @@ pub(super) fn query(error: QueryError) -> ErrorObjectOwned {
         QueryError::TooManyBlocks { .. }
         | QueryError::TooManyLogs { .. }
         | QueryError::Store(StoreError::Overloaded) => limit_exceeded(error.to_string()),
+        QueryError::TraceLimit(_) => limit_exceeded(error.to_string()),
+        QueryError::GenesisTrace => refused(error.to_string()),
+        QueryError::Trace(TraceError::Execute(ExecuteError::Invalid { .. })) => {
+            refused(chain(&error))
+        }
         QueryError::Call(CallError::Reverted { output }) => reverted(&output),
         QueryError::Call(
             CallError::Invalid { .. } | CallError::Halted { .. } | CallError::OutOfReach { .. },

@@ -12,7 +12,7 @@ use std::time::Duration;
 use jsonrpsee::types::ErrorObjectOwned;
 use tokio::sync::Semaphore;
 
-use super::{Limits, Reply, errors};
+use super::{Limits, errors};
 
 /// What a method costs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub(super) enum Weight {
     Read,
     /// Runs the EVM, or reads much.
     Call,
+    /// Runs the EVM and keeps what it does.
+    Trace,
 }
 
 /// The way to the threads.
@@ -30,6 +32,7 @@ pub(super) enum Weight {
 pub(super) struct Gate {
     reads: Lane,
     calls: Lane,
+    traces: Lane,
     timeout: Duration,
 }
 
@@ -55,6 +58,7 @@ impl Gate {
         Self {
             reads: Lane::new(limits.reads_max, limits.waiting_max),
             calls: Lane::new(limits.calls_max, limits.waiting_max),
+            traces: Lane::new(limits.traces_max, limits.traces_waiting_max),
             timeout: Duration::from_secs(limits.request_timeout_s),
         }
     }
@@ -63,15 +67,16 @@ impl Gate {
     ///
     /// # Errors
     /// If too many wait, or it takes too long.
-    pub(super) async fn run(
+    pub(super) async fn run<T: Send + 'static>(
         &self,
         weight: Weight,
-        work: impl FnOnce() -> Reply + Send + 'static,
-    ) -> Reply {
+        work: impl FnOnce() -> Result<T, ErrorObjectOwned> + Send + 'static,
+    ) -> Result<T, ErrorObjectOwned> {
         let lane = match weight {
             Weight::Free => return work(),
             Weight::Read => &self.reads,
             Weight::Call => &self.calls,
+            Weight::Trace => &self.traces,
         };
         let place = Arc::clone(&lane.places)
             .try_acquire_owned()
@@ -94,10 +99,10 @@ impl Gate {
     ///
     /// # Errors
     /// If it takes too long.
-    pub(super) async fn within(
+    pub(super) async fn within<T>(
         &self,
-        answer: impl Future<Output = Reply> + Send,
-    ) -> Result<serde_json::Value, ErrorObjectOwned> {
+        answer: impl Future<Output = Result<T, ErrorObjectOwned>> + Send,
+    ) -> Result<T, ErrorObjectOwned> {
         tokio::time::timeout(self.timeout, answer)
             .await
             .map_err(|_| errors::timed_out())?

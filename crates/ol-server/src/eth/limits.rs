@@ -1,5 +1,7 @@
 //! What a server answers at most.
 
+use ol_node::TraceConfig;
+
 /// Limits of a server. Plain data.
 #[derive(Debug, Clone)]
 pub struct Limits {
@@ -26,6 +28,12 @@ pub struct Limits {
     pub calls_max: usize,
     /// Methods of each of these two kinds that wait for a thread. Default 1,024.
     pub waiting_max: usize,
+    /// Methods that trace, running at one time. Default 2.
+    pub traces_max: usize,
+    /// Methods that trace and wait for a thread. Default 16.
+    pub traces_waiting_max: usize,
+    /// What one of them may record.
+    pub trace: TraceConfig,
 }
 
 impl Default for Limits {
@@ -42,6 +50,9 @@ impl Default for Limits {
             reads_max: 64,
             calls_max: 8,
             waiting_max: 1_024,
+            traces_max: 2,
+            traces_waiting_max: 16,
+            trace: TraceConfig::default(),
         }
     }
 }

@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::args::Args;
+use super::bounded::LargeReply;
 use super::gate::Weight;
 use super::{Eth, errors};
 use alloy_primitives::U64;
@@ -69,4 +70,41 @@ pub(super) fn quantity(number: u64) -> Reply {
 /// Anything as JSON.
 pub(super) fn shown(value: impl Serialize) -> Reply {
     serde_json::to_value(value).map_err(|error| errors::internal(&error))
+}
+
+/// A method whose answer may be large.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LargeMethod {
+    pub(super) name: &'static str,
+    pub(super) args_max: usize,
+    pub(super) weight: Weight,
+    pub(super) run: fn(&mut Args<'_>, &Eth) -> LargeReply,
+}
+
+impl LargeMethod {
+    /// A method that reads.
+    pub(super) const fn read(
+        name: &'static str,
+        args_max: usize,
+        run: fn(&mut Args<'_>, &Eth) -> LargeReply,
+    ) -> Self {
+        Self {
+            name,
+            args_max,
+            weight: Weight::Read,
+            run,
+        }
+    }
+
+    /// A method that runs the EVM and records it.
+    pub(super) const fn trace(
+        name: &'static str,
+        args_max: usize,
+        run: fn(&mut Args<'_>, &Eth) -> LargeReply,
+    ) -> Self {
+        Self {
+            weight: Weight::Trace,
+            ..Self::read(name, args_max, run)
+        }
+    }
 }

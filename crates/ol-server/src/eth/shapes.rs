@@ -177,6 +177,18 @@ fn size_bytes(header: &Header, transactions: Vec<&Transaction>) -> usize {
     alloy_consensus::Block::<&Transaction>::rlp_length_for(header, &body)
 }
 
+/// A block in RLP.
+pub(super) fn block_rlp(block: Block) -> Vec<u8> {
+    let has_withdrawals = block.header.withdrawals_root.is_some();
+    let transactions = block.transactions.into_iter();
+    let body = BlockBody {
+        transactions: transactions.map(Recovered::into_inner).collect(),
+        ommers: Vec::<Header>::new(),
+        withdrawals: has_withdrawals.then(Withdrawals::default),
+    };
+    alloy_rlp::encode(alloy_consensus::Block::new(block.header, body))
+}
+
 pub(super) fn transaction(found: TransactionInBlock) -> RpcTransaction {
     let TransactionInBlock {
         transaction,

@@ -78,17 +78,23 @@ pub(super) fn optional_block(
     args: &mut Args<'_>,
     node: &Node,
 ) -> Result<BlockRef, ErrorObjectOwned> {
-    match args.optional::<BlockId>()? {
-        None => Ok(BlockRef::Latest),
-        Some(BlockId::Number(number)) => Ok(shapes::block_ref(number)),
-        // EIP-1898. Blocks that are no more part of the chain are not kept, so
-        // every hash that is known is canonical.
-        Some(BlockId::Hash(hash)) => {
-            let at = BlockRef::Hash(hash.block_hash);
-            match node.header(at).map_err(errors::query)? {
-                Some(_) => Ok(at),
-                None => Err(errors::refused("header for hash not found")),
-            }
-        }
+    let Some(id) = args.optional::<BlockId>()? else {
+        return Ok(BlockRef::Latest);
+    };
+    match block_of(id) {
+        at @ BlockRef::Hash(_) => match node.header(at).map_err(errors::query)? {
+            Some(_) => Ok(at),
+            None => Err(errors::refused("header for hash not found")),
+        },
+        at => Ok(at),
+    }
+}
+
+/// The block that an id means (EIP-1898). Blocks that are no more part of the
+/// chain are not kept, so every hash that is known is canonical.
+pub(super) const fn block_of(id: BlockId) -> BlockRef {
+    match id {
+        BlockId::Number(number) => shapes::block_ref(number),
+        BlockId::Hash(hash) => BlockRef::Hash(hash.block_hash),
     }
 }
