@@ -59,7 +59,14 @@ const EDGES: &[(&str, &[&str])] = &[
 
 /// Crates that alone may speak HTTP.
 const HTTP_CRATES: &[&str] = &["ol-server", "openledger"];
-const HTTP_DEPENDENCIES: &[&str] = &["axum", "jsonrpsee", "ureq", "hyper", "reqwest"];
+const HTTP_DEPENDENCIES: &[&str] = &[
+    "axum",
+    "jsonrpsee",
+    "jsonrpsee-ws-client",
+    "ureq",
+    "hyper",
+    "reqwest",
+];
 
 /// Longest source file, in lines.
 const FILE_LINES_MAX: usize = 800;

@@ -22,6 +22,7 @@ use ol_evm::{ExecuteError, LeftOut};
 
 use crate::admission::{SubmitError, SubmitOutcome};
 use crate::event::ChainEvent;
+use crate::import::SideBlocks;
 use crate::intake::{Answer, Job, Submission};
 use crate::mempool::{Journal, PoolError, PooledTransaction, Sender};
 use crate::node::{BlockMode, Shared};
@@ -79,6 +80,8 @@ pub(crate) struct Chain {
     /// When the open block is closed, on the monotonic clock.
     next_tick_s: f64,
     next_expiry_s: u64,
+    /// Blocks of other branches.
+    pub(crate) side: SideBlocks,
 }
 
 impl fmt::Debug for Chain {
@@ -135,6 +138,7 @@ impl Chain {
             has_failed: false,
             next_tick_s: 0.0,
             next_expiry_s: 0,
+            side: SideBlocks::default(),
         };
         chain.wind_up();
         chain

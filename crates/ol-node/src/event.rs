@@ -26,8 +26,8 @@ pub struct NewBlock {
 pub enum ChainEvent {
     /// A block is on disk and is the newest now.
     Block(Arc<NewBlock>),
-    /// Blocks are no more part of the chain; the transactions that were in
-    /// them wait again.
+    /// Blocks are no more part of the chain. The blocks that took their place
+    /// come next.
     Unwound {
         /// The blocks, newest first.
         blocks: Arc<[NewBlock]>,

@@ -34,22 +34,31 @@
 mod admission;
 mod chain;
 mod event;
+mod follow;
 mod genesis;
+mod import;
 mod intake;
 mod mempool;
 mod node;
 mod pending;
 mod query;
+mod signature;
 mod store;
 #[doc(hidden)]
 pub mod testing;
 mod trie;
 mod view;
+mod wire;
 
 pub use admission::{Inclusion, RAW_TRANSACTION_MAX_SIZE_BYTES, SubmitError, SubmitOutcome};
 pub use alloy_genesis::{Genesis, GenesisAccount};
 pub use chain::{ControlError, MINE_BLOCKS_MAX};
 pub use event::{ChainEvent, NewBlock};
+pub use follow::{
+    BlockSource, FollowConfig, FollowPhase, FollowStatus, Follower, Next, SourceError, SourceHead,
+    StatusHandle, spawn_follower,
+};
+pub use import::{BlockFault, IMPORT_MAX_BLOCKS, IMPORT_MAX_SIZE_BYTES, ImportError, Imported};
 pub use mempool::{BySender, PoolConfig, PoolContent, PoolError, PoolStatus, PooledTransaction};
 pub use node::{BlockMode, Head, Node, NodeConfig, OpenError, Role};
 pub use ol_evm::{
@@ -66,8 +75,10 @@ pub use query::{
     QueryError, ReceiptInBlock, StorageProof, TraceConfig, TracedBlock, TracedTransaction,
     TransactionInBlock,
 };
+pub use signature::{BlockSigner, KeyError, block_signed_by, sequencer_of};
 pub use store::StoreError;
 pub use view::StateView;
+pub use wire::{BLOCK_MAX_SIZE_BYTES, WireBlock};
 
 /// By how much the random tests do more than a quick run, from the environment
 /// variable `OPENLEDGER_TEST_SCALE`.

@@ -11,7 +11,8 @@ use std::sync::mpsc::{self, SyncSender};
 use std::thread::{self, JoinHandle};
 
 use alloy_genesis::Genesis;
-use alloy_primitives::B256;
+use alloy_primitives::{Address, B256};
+use ol_evm::Rules;
 use ol_runtime::Clock;
 use signet_libmdbx::Rw;
 
@@ -25,6 +26,7 @@ use crate::event::ChainEvent;
 use crate::genesis::block_zero;
 use crate::intake::{self, Answer, Incoming};
 use crate::mempool::{Journal, PoolError, Remembered};
+use crate::signature::{BlockSigner, sequencer_of};
 use crate::store::{FORMAT_VERSION, Store, StoreError, StoredBlock, Txn};
 
 /// Name of the pool's journal in the directory of the chain.
@@ -85,12 +87,22 @@ impl Node {
         let store = Store::open(path, config.store_max_size_bytes, |txn| {
             check_or_begin(txn, genesis)
         })?;
+        let sequencer = sequencer(genesis, &config)?;
         let (header, hash) = store.read()?.head()?;
+        let (_, genesis_hash) = store.read()?.known_header(0)?;
         tracing::info!(number = header.number, %hash, "chain opened");
         let chain_id = genesis.config.chain_id;
         let (journal, remembered) = open_journal(path, chain_id, &config);
-        let head = Head { header, hash };
-        let shared = Arc::new(Shared::new(store, chain_id, clock, config, head));
+        let shared = Arc::new(Shared::new(
+            store,
+            chain_id,
+            clock,
+            config,
+            Rules::OpenLedger,
+            genesis_hash,
+            sequencer,
+            Head { header, hash },
+        ));
         let threads = Threads::start(&shared, journal, remembered).map_err(OpenError::Thread)?;
         Ok(Self {
             shared,
@@ -108,6 +120,12 @@ impl Node {
     #[must_use]
     pub fn clock(&self) -> &Arc<dyn Clock> {
         &self.shared.clock
+    }
+
+    /// Hash of block 0.
+    #[must_use]
+    pub fn genesis_hash(&self) -> B256 {
+        self.shared.genesis_hash
     }
 
     /// Who makes the blocks.
@@ -294,6 +312,19 @@ fn open_journal(
             tracing::warn!(%error, "the pool is not kept over a restart: its journal cannot be opened");
             (None, Vec::new())
         }
+    }
+}
+
+/// Whose blocks are taken, and whether a key may sign them.
+fn sequencer(genesis: &Genesis, config: &NodeConfig) -> Result<Option<Address>, OpenError> {
+    let named = config.sequencer.or_else(|| sequencer_of(genesis));
+    let signer = config.block_signer.as_ref().map(BlockSigner::address);
+    match (config.role, named, signer) {
+        (Role::Follower, None, _) => Err(OpenError::NoSequencer),
+        (Role::Sequencer, Some(expected), Some(found)) if expected != found => {
+            Err(OpenError::ForeignSigner { found, expected })
+        }
+        _ => Ok(named),
     }
 }
 

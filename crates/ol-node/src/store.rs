@@ -21,7 +21,11 @@
 //! | `block_numbers` | block hash | number |
 //! | `transactions` | transaction hash | number, position `u32` |
 //! | `log_blocks`, `log_sections` | see [`logs`] | |
+//! | `signatures` | number | the sequencer's signature, 65 bytes; not of every block |
+//! | `ommers` | number | RLP of an empty list, ommers and withdrawals; where there are any |
+//! | `total_difficulties` | number | of an Ethereum chain: 32 bytes |
 
+mod beside;
 mod blocks;
 mod codec;
 mod history;
@@ -161,6 +165,9 @@ struct Tables {
     transactions: Database,
     log_blocks: Database,
     log_sections: Database,
+    signatures: Database,
+    ommers: Database,
+    total_difficulties: Database,
 }
 
 impl Tables {
@@ -185,6 +192,9 @@ impl Tables {
             transactions: table("transactions")?,
             log_blocks: table("log_blocks")?,
             log_sections: table("log_sections")?,
+            signatures: table("signatures")?,
+            ommers: table("ommers")?,
+            total_difficulties: table("total_difficulties")?,
         })
     }
 }

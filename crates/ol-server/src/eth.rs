@@ -33,6 +33,7 @@ mod overrides;
 mod shapes;
 mod state;
 mod subscriptions;
+mod sync;
 mod trace;
 mod transactions;
 
@@ -64,6 +65,8 @@ use subscriptions::SubscriptionIds;
 
 pub use limits::Limits;
 
+use crate::follow::{Forwarder, Upstream};
+
 /// How often a WebSocket client is asked whether it is still there, and after
 /// how much silence it is taken to be gone.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
@@ -81,6 +84,9 @@ pub struct ServeConfig {
     pub access: Access,
     /// What is answered at most.
     pub limits: Limits,
+    /// The node that this one follows, if it follows one: where transactions
+    /// go, and what `eth_syncing` tells.
+    pub upstream: Option<Upstream>,
 }
 
 impl ServeConfig {
@@ -91,6 +97,7 @@ impl ServeConfig {
             addr,
             access: Access::default(),
             limits: Limits::default(),
+            upstream: None,
         }
     }
 }
@@ -141,10 +148,11 @@ struct Eth {
     filters: Filters,
     tips: TipOracle,
     limits: Limits,
+    upstream: Option<Upstream>,
 }
 
 impl Eth {
-    fn new(node: Node, limits: Limits) -> Self {
+    fn new(node: Node, limits: Limits, upstream: Option<Upstream>) -> Self {
         let clock = Arc::clone(node.clock());
         Self {
             gate: Gate::new(&limits),
@@ -153,6 +161,7 @@ impl Eth {
             tips: TipOracle::default(),
             node,
             limits,
+            upstream,
         }
     }
 
@@ -166,6 +175,11 @@ impl Eth {
     /// If it is larger than an answer may be.
     fn large(&self, value: &impl serde::Serialize) -> LargeReply {
         bounded::shown(value, self.response_max_size_bytes())
+    }
+
+    /// Where transactions go that this node does not take itself.
+    fn forwarder(&self) -> Option<&Forwarder> {
+        self.upstream.as_ref()?.forwarder.as_ref()
     }
 }
 
@@ -182,6 +196,7 @@ pub async fn serve(
         addr,
         access,
         limits,
+        upstream,
     } = config;
     let bind_error = |source| ServeError::Bind { addr, source };
     let listener = TcpListener::bind(addr).await.map_err(bind_error)?;
@@ -209,7 +224,7 @@ pub async fn serve(
         .set_config(config)
         .set_rpc_middleware(RpcServiceBuilder::new().layer_fn(send_together))
         .to_service_builder();
-    let methods = Methods::from(module(Eth::new(node, limits)));
+    let methods = Methods::from(module(Eth::new(node, limits, upstream)));
     // Sessions are WebSockets, which outlive the connection they began on.
     let (stop, sessions) = stop_channel();
     let (running, connections) = watch::channel(());
@@ -256,6 +271,7 @@ fn topics() -> impl Iterator<Item = &'static Method> {
         logs::METHODS,
         net::METHODS,
         state::METHODS,
+        sync::METHODS,
         transactions::METHODS,
     ]
     .into_iter()

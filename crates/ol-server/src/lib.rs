@@ -5,6 +5,7 @@
 //! - [`api`]: the OpenAI-compatible endpoints.
 //! - [`eth`]: Ethereum JSON-RPC over a node.
 //! - [`Access`]: which host names and which pages may ask; for both.
+//! - [`follow`]: following another node over its JSON-RPC.
 //! - [`gateway`]: API keys, prepaid balances, receipts and their settlement; no HTTP.
 //! - [`verify`]: recomputing a receipt from public data; pure.
 //!
@@ -18,6 +19,7 @@
 pub mod api;
 mod edge;
 pub mod eth;
+pub mod follow;
 pub mod gateway;
 pub mod verify;
 

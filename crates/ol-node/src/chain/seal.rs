@@ -123,6 +123,9 @@ fn write(
         receipts: &execution.receipts,
     };
     txn.write_block(&stored, &update, shared.config.history_max_blocks)?;
+    if let Some(signer) = &shared.config.block_signer {
+        txn.set_signature(header.number, &signer.sign(shared.chain_id, hash))?;
+    }
     txn.commit()?;
     let written_s = shared.clock.monotonic_s();
     tracing::debug!(

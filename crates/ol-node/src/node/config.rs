@@ -2,10 +2,11 @@
 
 use std::num::NonZeroU64;
 
-use alloy_primitives::B256;
+use alloy_primitives::{Address, B256};
 
 use crate::StoreError;
 use crate::mempool::PoolConfig;
+use crate::signature::BlockSigner;
 use crate::store::FORMAT_VERSION;
 
 /// Who makes the blocks of a chain. Fixed while a node is open.
@@ -52,6 +53,14 @@ pub struct NodeConfig {
     /// How many blocks back proofs are given. A proof costs time and memory in
     /// proportion to what changed since its block. Default 1,024.
     pub proof_depth_max_blocks: u64,
+    /// Signs the blocks that this node makes. Blocks that nobody signed are
+    /// taken by no follower. Default: none.
+    pub block_signer: Option<BlockSigner>,
+    /// Who signs the blocks that a follower takes. Default: whom the genesis
+    /// names ([`sequencer_of`](crate::sequencer_of)).
+    pub sequencer: Option<Address>,
+    /// Most blocks that a change to another branch may undo. Default 256.
+    pub reorg_max_blocks: u64,
     /// Events that a slow subscriber may lag behind before it is cut off.
     /// Default 1,024.
     pub subscriber_lag_max: usize,
@@ -70,6 +79,9 @@ impl Default for NodeConfig {
             store_max_size_bytes: 256 << 30,
             history_max_blocks: 100_000,
             proof_depth_max_blocks: 1_024,
+            block_signer: None,
+            sequencer: None,
+            reorg_max_blocks: 256,
             subscriber_lag_max: 1_024,
             call_gas_max: 50_000_000,
         }
@@ -112,6 +124,19 @@ pub enum OpenError {
     Genesis {
         /// Why.
         reason: String,
+    },
+    /// A follower was not told whose blocks it is to take.
+    #[error(
+        "neither the genesis (openledger.sequencer) nor the configuration says who signs the blocks of this chain"
+    )]
+    NoSequencer,
+    /// The key is not the one whose blocks followers take.
+    #[error("the key of {found} cannot sign the blocks of this chain: its sequencer is {expected}")]
+    ForeignSigner {
+        /// Whose the key is.
+        found: Address,
+        /// The sequencer.
+        expected: Address,
     },
     /// A thread of the node could not be started.
     #[error("the node could not start a thread")]

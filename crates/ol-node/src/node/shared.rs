@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use alloy_primitives::B256;
-use ol_evm::{BlockContext, Header, header};
+use alloy_primitives::{Address, B256};
+use ol_evm::{BlockContext, Header, Rules, header};
 use ol_runtime::Clock;
 
 use super::NodeConfig;
@@ -31,6 +31,13 @@ pub(crate) struct Shared {
     pub(crate) chain_id: u64,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) config: NodeConfig,
+    /// By which rules blocks are made and checked.
+    pub(crate) rules: Rules,
+    /// Hash of block 0.
+    pub(crate) genesis_hash: B256,
+    /// Whose signature every block must have that is imported; `None` if
+    /// blocks are not signed.
+    pub(crate) sequencer: Option<Address>,
     head: RwLock<Arc<Head>>,
     /// The open block, if transactions were executed in it.
     pending: RwLock<Option<Arc<PendingBlock>>>,
@@ -47,6 +54,9 @@ impl Shared {
         chain_id: u64,
         clock: Arc<dyn Clock>,
         config: NodeConfig,
+        rules: Rules,
+        genesis_hash: B256,
+        sequencer: Option<Address>,
         head: Head,
     ) -> Self {
         let base_fee_wei = header::next_base_fee_wei(&head.header);
@@ -58,6 +68,9 @@ impl Shared {
             time: Mutex::default(),
             n_in_intake: AtomicUsize::new(0),
             config,
+            rules,
+            genesis_hash,
+            sequencer,
             head: RwLock::new(Arc::new(head)),
             pending: RwLock::new(None),
             subscribers: Mutex::new(Vec::new()),

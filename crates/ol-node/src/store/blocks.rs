@@ -138,6 +138,7 @@ impl Txn<Rw> {
             self.delete(table, &key)?;
         }
         self.delete(tables.block_numbers, hash.as_slice())?;
+        self.delete_beside(number)?;
         self.unindex_logs(number)
     }
 }

@@ -162,10 +162,6 @@ impl Txn<Rw> {
     /// # Errors
     /// [`StoreError::Pruned`] if the state of `to` is not kept;
     /// [`StoreError::Corrupt`] if what is restored does not have its root.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "called once blocks are imported")
-    )]
     pub(crate) fn unwind(&self, to: u64) -> Result<(), StoreError> {
         let diff = self
             .reverse_diff(to, usize::MAX)?

@@ -32,11 +32,13 @@ pub(crate) fn genesis() -> Genesis {
     genesis
 }
 
+#[allow(dead_code, reason = "this file is part of several test programs")]
 pub(crate) fn open_with(dir: &Path, config: NodeConfig) -> Result<Node, OpenError> {
     let clock = Arc::new(ManualClock::new(START_S + 100));
     Node::open_with(dir, &genesis(), clock, config)
 }
 
+#[allow(dead_code, reason = "this file is part of several test programs")]
 pub(crate) fn open(dir: &Path) -> Node {
     open_with(dir, NodeConfig::default()).unwrap()
 }
@@ -70,7 +72,7 @@ impl Wallet {
         })
     }
 
-    #[allow(dead_code, reason = "this file is part of two test programs")]
+    #[allow(dead_code, reason = "this file is part of several test programs")]
     pub(crate) fn deploy(&self, nonce: u64, init_code: Vec<u8>) -> Vec<u8> {
         self.sign(TxEip1559 {
             to: TxKind::Create,

@@ -3,8 +3,14 @@
 #[cfg(test)]
 mod common;
 #[cfg(test)]
+mod follow;
+#[cfg(test)]
 mod history;
+#[cfg(test)]
+mod import;
 #[cfg(test)]
 mod node;
 #[cfg(test)]
 mod open;
+#[cfg(test)]
+mod reorg;

@@ -1,6 +1,7 @@
 //! About the node: chain, network, version.
 
-use alloy_primitives::{Bytes, keccak256};
+use alloy_primitives::{Bytes, U64, keccak256};
+use ol_node::FollowPhase;
 use serde_json::{Value, json};
 
 use super::args::Args;
@@ -11,7 +12,7 @@ pub(super) const METHODS: &[Method] = &[
     Method::free("eth_accounts", 0, |_, _| Ok(json!([]))),
     Method::free("eth_chainId", 0, |_, eth| quantity(eth.node.chain_id())),
     Method::free("eth_protocolVersion", 0, |_, _| quantity(68)),
-    Method::free("eth_syncing", 0, |_, _| Ok(json!(false))),
+    Method::free("eth_syncing", 0, syncing),
     Method::free("net_listening", 0, |_, _| Ok(json!(true))),
     Method::free("net_peerCount", 0, |_, _| quantity(0)),
     Method::free("net_version", 0, |_, eth| {
@@ -29,6 +30,23 @@ pub(super) const METHODS: &[Method] = &[
         shown(keccak256(args.required::<Bytes>()?))
     }),
 ];
+
+/// Where a follower stands until it has caught up with its source.
+fn syncing(_: &mut Args<'_>, eth: &Eth) -> Reply {
+    let Some(upstream) = &eth.upstream else {
+        return Ok(json!(false));
+    };
+    let status = upstream.status();
+    if status.phase == FollowPhase::Live {
+        return Ok(json!(false));
+    }
+    let current = eth.node.head().header.number;
+    shown(json!({
+        "startingBlock": U64::from(status.starting_block),
+        "currentBlock": U64::from(current),
+        "highestBlock": U64::from(status.highest_block.unwrap_or(current)),
+    }))
+}
 
 /// The namespaces that are served, each with its version.
 fn modules(_: &mut Args<'_>, _: &Eth) -> Reply {

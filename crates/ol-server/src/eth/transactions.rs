@@ -145,7 +145,7 @@ fn pending_receipt(node: &Node, hash: B256) -> Option<Reply> {
 /// of it first: it is executed, or it waits.
 pub(super) async fn send_raw(args: &mut Args<'_>, eth: &Eth) -> Reply {
     let raw: Bytes = args.required()?;
-    shown(submit(&raw, &eth.node).await?.transaction_hash())
+    shown(send(&raw, eth).await?)
 }
 
 /// [`send_raw`], answering with the receipt (EIP-7966): that of the pending
@@ -160,8 +160,7 @@ pub(super) async fn send_raw_sync(args: &mut Args<'_>, eth: &Eth) -> Reply {
         .feed()
         .map_err(|error| errors::internal(&error))?;
     let mut events = feed.subscribe();
-    let outcome = submit(&raw, &eth.node).await?;
-    let hash = outcome.transaction_hash();
+    let hash = send(&raw, eth).await?;
     let executed = async {
         loop {
             if let Some(found) = pending_receipt(&eth.node, hash) {
@@ -179,6 +178,15 @@ pub(super) async fn send_raw_sync(args: &mut Args<'_>, eth: &Eth) -> Reply {
     tokio::time::timeout(Duration::from_millis(wait_ms), executed)
         .await
         .map_err(|_| errors::not_executed_yet(hash, wait_ms))?
+}
+
+/// Sends a transaction to the node that makes the blocks: this one, or the one
+/// that it follows.
+async fn send(raw: &Bytes, eth: &Eth) -> Result<B256, ErrorObjectOwned> {
+    match eth.forwarder() {
+        Some(forwarder) => forwarder.send_raw(raw).await,
+        None => Ok(submit(raw, &eth.node).await?.transaction_hash()),
+    }
 }
 
 async fn submit(raw: &[u8], node: &Node) -> Result<SubmitOutcome, ErrorObjectOwned> {

@@ -11,6 +11,7 @@
 mod answers;
 mod bad_input;
 mod eth;
+mod follow;
 mod idempotency;
 mod money;
 mod support;
