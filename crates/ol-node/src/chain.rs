@@ -9,6 +9,7 @@
 mod control;
 mod open;
 mod seal;
+mod unwind;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -30,6 +31,7 @@ use crate::store::StoreError;
 
 pub use control::{ControlError, MINE_BLOCKS_MAX};
 use open::OpenBlock;
+pub use unwind::UnwindError;
 
 /// Most commands that are followed before the open block is looked at again.
 const COMMANDS_MAX: usize = 64;

@@ -2,8 +2,8 @@
 //! of one; a disk that is full stops the node and harms nothing; and a directory
 //! in use is closed to another process.
 //! Method: this program starts itself as a child that sends transactions as
-//! fast as it can and prints every block the node acknowledged. The child is
-//! killed at a random moment, after a random number of lines; the chain is then
+//! fast as it can, goes back by some blocks now and then, and prints what the
+//! node acknowledged. The child is killed at a random moment, after a random number of lines; the chain is then
 //! opened here and checked as a whole. For the full disk the child runs under a
 //! limit of the size of files.
 //!
@@ -84,14 +84,21 @@ fn transaction(wallet: &common::Wallet, nonce: u64) -> Vec<u8> {
     }
 }
 
-/// Sends transactions until it is killed.
+/// Sends transactions, and goes back at every ninth step, until it is killed.
 fn child(dir: &Path) {
     let node = common::open(dir);
     let wallet = common::Wallet::dev(0);
     let mut nonce = node.nonce(wallet.address(), BlockRef::Latest).unwrap();
     let mut out = std::io::stdout().lock();
     writeln!(out, "open").unwrap();
-    loop {
+    for step in 1_u64.. {
+        if step.is_multiple_of(9) {
+            let to = nonce.saturating_sub(1 + step % 5);
+            writeln!(out, "back {to}").unwrap();
+            node.unwind(to).unwrap();
+            writeln!(out, "went {to}").unwrap();
+            nonce = to;
+        }
         let raw = transaction(&wallet, nonce);
         let inclusion = node.submit_and_wait(&raw).unwrap();
         let (number, hash) = (inclusion.block_number, inclusion.block_hash);
@@ -133,43 +140,81 @@ fn kills() {
     }
 }
 
+/// What children said about one chain.
+#[derive(Default)]
+struct Said {
+    /// Number, hash and transaction of every block that is there for good.
+    blocks: Vec<(u64, B256, B256)>,
+    /// The chain was on its way back to this block.
+    back_to: Option<u64>,
+}
+
+impl Said {
+    fn hear(&mut self, line: &str) {
+        let fields: Vec<&str> = line.split(' ').collect();
+        match fields[..] {
+            ["back", to] => self.back_to = Some(to.parse().unwrap()),
+            ["went", to] => {
+                assert_eq!(self.back_to.take(), Some(to.parse().unwrap()));
+                self.went_back_to(to.parse().unwrap());
+            }
+            [number, hash, transaction] => {
+                let block = (number.parse().unwrap(), hash.parse().unwrap());
+                let block = (block.0, block.1, transaction.parse().unwrap());
+                self.blocks.push(block);
+            }
+            _ => assert_eq!(line, "open"),
+        }
+    }
+
+    fn went_back_to(&mut self, to: u64) {
+        self.blocks.retain(|(number, ..)| *number <= to);
+    }
+}
+
 fn kill_one_chain(n_rounds: u64, random: &mut impl FnMut() -> u64) {
     let dir = tempfile::tempdir().unwrap();
-    let mut acknowledged: Vec<(u64, B256, B256)> = Vec::new();
+    let mut said = Said::default();
     for _ in 0..n_rounds {
         let (mut child, mut lines) = start_child(dir.path());
         // Every fourth is killed while it opens, or soon after.
         if !random().is_multiple_of(4) {
-            assert_eq!(lines.next().unwrap().unwrap(), "open");
-            for _ in 0..random() % 12 {
-                acknowledged.push(parse(&lines.next().unwrap().unwrap()));
+            for _ in 0..=random() % 14 {
+                said.hear(&lines.next().unwrap().unwrap());
             }
         }
         // A block takes about as long as the longest of these.
         std::hint::black_box((0..random() % 3_000_000).fold(0, |a, b| a ^ b.rotate_left(7)));
         child.kill().unwrap();
-        // What was acknowledged before the kill is still in the pipe; the last
-        // line may be torn.
-        let rest: Vec<String> = lines.map_while(Result::ok).collect();
-        acknowledged.extend(rest.iter().filter(|line| is_whole(line)).map(|l| parse(l)));
+        // What was acknowledged before the kill is still in the pipe. A line
+        // is one write, which a pipe takes as a whole.
+        for line in lines.map_while(Result::ok) {
+            said.hear(&line);
+        }
         child.wait().unwrap();
-        check(&common::open(dir.path()), &acknowledged);
+        check(&common::open(dir.path()), &mut said);
     }
 }
 
-fn check(node: &Node, acknowledged: &[(u64, B256, B256)]) {
+fn check(node: &Node, said: &mut Said) {
     node.verify().unwrap();
-    for &(number, hash, transaction_hash) in acknowledged {
+    let head = node.head().header.number;
+    // Killed on the way back: it got there, or did not begin.
+    if let Some(to) = said.back_to.take()
+        && head == to
+    {
+        said.went_back_to(to);
+    }
+    // One block holds one transaction; blocks that were written but not
+    // acknowledged before the kill may stand at the end.
+    assert!(head >= said.blocks.last().map_or(0, |last| last.0));
+    for &(number, hash, transaction_hash) in &said.blocks {
         let (_, found) = node.header(BlockRef::Number(number)).unwrap().unwrap();
         assert_eq!(found, hash, "block {number}");
         let receipt = node.receipt(transaction_hash).unwrap().unwrap();
         assert!(receipt.receipt.status());
         assert_eq!(receipt.place.block_hash, hash);
     }
-    // One block holds one transaction; blocks that were written but not
-    // acknowledged before the kill may stand at the end.
-    let head = node.head().header.number;
-    assert!(head >= acknowledged.last().map_or(0, |last| last.0));
     let wallet = common::Wallet::dev(0).address();
     let at = |number| BlockRef::Number(number);
     for number in [head, head / 2, 0] {
@@ -262,22 +307,6 @@ fn in_use() {
     child.kill().unwrap();
     child.wait().unwrap();
     common::open(dir.path()).verify().unwrap();
-}
-
-fn is_whole(line: &str) -> bool {
-    line.split(' ').count() == 3 && line.len() >= 2 + 66 + 1 + 66
-}
-
-fn parse(line: &str) -> (u64, B256, B256) {
-    let fields: Vec<&str> = line.split(' ').collect();
-    let [number, hash, transaction_hash] = fields[..] else {
-        panic!("{line}");
-    };
-    (
-        number.parse().unwrap(),
-        hash.parse().unwrap(),
-        transaction_hash.parse().unwrap(),
-    )
 }
 
 /// splitmix64.

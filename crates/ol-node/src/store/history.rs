@@ -217,10 +217,14 @@ impl Snapshot {
     /// # Errors
     /// [`StoreError::Pruned`] if it is not kept.
     pub(crate) fn at(txn: Txn<Ro>, number: u64) -> Result<Self, StoreError> {
+        if number == txn.head()?.0.number {
+            return Ok(Self { txn, number: None });
+        }
         txn.require_state(number)?;
-        let is_newest = number == txn.head()?.0.number;
-        let number = (!is_newest).then_some(number);
-        Ok(Self { txn, number })
+        Ok(Self {
+            txn,
+            number: Some(number),
+        })
     }
 }
 

@@ -7,7 +7,10 @@ use alloy_consensus::TxEip1559;
 use alloy_primitives::{Address, B256, Bytes, KECCAK256_EMPTY, U256, hex, keccak256};
 use alloy_trie::proof::verify_proof;
 use alloy_trie::{EMPTY_ROOT_HASH, Nibbles, TrieAccount};
-use ol_node::{AccountProof, BlockRef, Node, NodeConfig, PROOF_SLOTS_MAX, QueryError};
+use ol_node::{
+    AccountProof, BlockRef, ChainEvent, Node, NodeConfig, PROOF_SLOTS_MAX, QueryError, StoreError,
+    UnwindError,
+};
 
 use crate::common::{Wallet, open, open_with, template};
 
@@ -173,4 +176,66 @@ fn proofs_have_limits_that_are_named() {
     assert!(matches!(error, QueryError::TooManySlots), "{error:?}");
     let unknown = node.proof(TARGET, &[], BlockRef::Number(13));
     assert!(matches!(unknown, Err(QueryError::UnknownBlock)));
+}
+
+#[test]
+fn the_chain_goes_back_and_on_and_is_the_same_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = open(dir.path());
+    let contract = grow(&node);
+    let old: Vec<_> = (0..=12)
+        .map(|number| node.block(BlockRef::Number(number)).unwrap().unwrap())
+        .collect();
+    let events = node.subscribe();
+    assert_eq!(node.unwind(12).unwrap(), 0);
+    assert_eq!(node.unwind(5).unwrap(), 7);
+    let ChainEvent::Unwound { blocks } = events.recv().unwrap() else {
+        panic!("the event of the blocks that are gone");
+    };
+    let gone: Vec<u64> = blocks.iter().map(|block| block.header.number).collect();
+    assert_eq!(gone, [12, 11, 10, 9, 8, 7, 6]);
+
+    node.verify().unwrap();
+    assert_eq!(node.head().hash, old[5].hash);
+    assert_eq!(node.header(BlockRef::Number(6)).unwrap(), None);
+    let transaction = old[6].transactions[0].tx_hash();
+    assert_eq!(node.transaction(transaction).unwrap(), None);
+    assert_eq!(node.receipt(transaction).unwrap(), None);
+    check_proof(&node, contract, &[1, 2, 3], 5);
+    check_proof(&node, contract, &[1, 2, 3], 4);
+
+    // The same transactions again make the same blocks, hash by hash.
+    for block in &old[6..] {
+        let raw = alloy_eips::eip2718::Encodable2718::encoded_2718(block.transactions[0].inner());
+        node.submit_and_wait(&raw).unwrap();
+        assert_eq!(node.head().hash, block.hash);
+    }
+    node.verify().unwrap();
+    drop(node);
+    open(dir.path()).verify().unwrap();
+}
+
+#[test]
+fn the_chain_goes_back_only_to_what_it_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = NodeConfig {
+        history_max_blocks: 3,
+        ..NodeConfig::default()
+    };
+    let node = open_with(dir.path(), config).unwrap();
+    grow(&node);
+    let head = node.head();
+    let error = node.unwind(13).unwrap_err();
+    assert_eq!(error.to_string(), "block 13 is not there: the newest is 12");
+    let error = node.unwind(8).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            UnwindError::Store(StoreError::Pruned { oldest: 9, .. })
+        ),
+        "{error:?}"
+    );
+    assert_eq!(node.head(), head);
+    assert_eq!(node.unwind(9).unwrap(), 3);
+    node.verify().unwrap();
 }
