@@ -39,6 +39,16 @@ const EDGES: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "ol-fuzz",
+        &[
+            "ol-contracts",
+            "ol-evm",
+            "ol-node",
+            "ol-runtime",
+            "ol-server",
+        ],
+    ),
+    (
         "openledger",
         &[
             "ol-attribution",

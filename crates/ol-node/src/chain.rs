@@ -26,6 +26,7 @@ use crate::event::ChainEvent;
 use crate::import::SideBlocks;
 use crate::intake::{Answer, Job, Submission};
 use crate::mempool::{Journal, PoolError, PooledTransaction, Sender};
+use crate::metrics::{self, Stage};
 use crate::node::{BlockMode, Shared};
 use crate::store::StoreError;
 
@@ -334,7 +335,8 @@ impl Chain {
             let Some(open) = self.open.as_mut() else {
                 return false;
             };
-            match open.execute(&pooled) {
+            let clock = &*self.shared.clock;
+            match metrics::timed(clock, Stage::Execute, || open.execute(&pooled)).0 {
                 Ok(Ok(emptied)) => {
                     let mut pool = self.shared.pool();
                     pool.executed(&pooled);

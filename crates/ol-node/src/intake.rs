@@ -14,6 +14,7 @@ use rayon::prelude::*;
 use crate::admission::{Inclusion, SubmitError, SubmitOutcome};
 use crate::chain::{Chain, Command};
 use crate::mempool::{PooledTransaction, Remembered};
+use crate::metrics::{self, Stage};
 use crate::node::Shared;
 
 /// Most transactions that are recovered together.
@@ -45,6 +46,7 @@ pub(crate) enum Answer {
 
 impl Answer {
     pub(crate) fn fail(self, error: SubmitError) {
+        metrics::rejected(&error);
         match self {
             Self::First(done) => done(Err(error)),
             Self::Durable(done) => done(Err(error)),
@@ -127,7 +129,7 @@ fn hand_on(
         .into_iter()
         .map(|(transaction, received_s, answer)| ((transaction, received_s), answer))
         .unzip();
-    let recovered = recover_all(unrecovered);
+    let recovered = metrics::timed(&*shared.clock, Stage::Recovery, || recover_all(unrecovered)).0;
     let mut submissions = Vec::with_capacity(answers.len());
     for (pooled, answer) in recovered.into_iter().zip(answers) {
         match pooled {

@@ -26,6 +26,7 @@ use crate::event::ChainEvent;
 use crate::genesis::block_zero;
 use crate::intake::{self, Answer, Incoming};
 use crate::mempool::{Journal, PoolError, Remembered};
+use crate::metrics;
 use crate::signature::{BlockSigner, sequencer_of};
 use crate::store::{FORMAT_VERSION, Store, StoreError, StoredBlock, Txn};
 
@@ -168,6 +169,7 @@ impl Node {
         done: impl FnOnce(Result<SubmitOutcome, SubmitError>) + Send + 'static,
     ) -> Result<B256, SubmitError> {
         self.send(raw, Answer::First(Box::new(done)))
+            .inspect_err(metrics::rejected)
     }
 
     /// Takes a raw transaction (EIP-2718) and returns when the block that
@@ -199,6 +201,7 @@ impl Node {
         done: impl FnOnce(Result<Inclusion, SubmitError>) + Send + 'static,
     ) -> Result<B256, SubmitError> {
         self.send(raw, Answer::Durable(Box::new(done)))
+            .inspect_err(metrics::rejected)
     }
 
     fn send(&self, raw: &[u8], answer: Answer) -> Result<B256, SubmitError> {

@@ -237,6 +237,13 @@ impl Store {
         Ok(Self { env, tables })
     }
 
+    /// Bytes of the file that are in use; what is free in it may be reused.
+    pub(crate) fn size_bytes(&self) -> Result<u64, StoreError> {
+        let info = self.env.info()?;
+        let page_size_bytes = u64::from(self.env.stat()?.page_size());
+        Ok(page_size_bytes.saturating_mul(info.last_pgno() as u64 + 1))
+    }
+
     /// A view of the newest block.
     pub(crate) fn read(&self) -> Result<Txn<Ro>, StoreError> {
         Ok(Txn {

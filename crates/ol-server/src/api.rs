@@ -32,6 +32,7 @@ use crate::edge::{self, Access};
 use crate::gateway::{
     AnswerRequest, Gateway, IDEMPOTENCY_KEY_SIZE_BYTES_MAX, Prompt, RequestError,
 };
+use crate::metrics::Exporter;
 
 mod error;
 mod params;
@@ -77,15 +78,24 @@ impl ApiState {
 }
 
 /// Serves the API on `listener` until `shutdown` and the requests that run
-/// then are answered. The gateway is not stopped.
+/// then are answered. The gateway is not stopped. With an exporter, metrics are
+/// at `/metrics`.
 pub async fn serve_on(
     state: ApiState,
     access: Access,
+    metrics: Option<Exporter>,
     listener: tokio::net::TcpListener,
     shutdown: Shutdown,
 ) {
-    let service = access.guard(router(state));
-    edge::serve(listener, CONNECTIONS_MAX, shutdown, || service.clone()).await;
+    let mut routes = router(state);
+    if let Some(exporter) = metrics {
+        routes = routes.merge(exporter.router());
+    }
+    let service = access.guard(routes);
+    edge::serve("api", listener, CONNECTIONS_MAX, shutdown, || {
+        service.clone()
+    })
+    .await;
 }
 
 /// The routes, for callers that bring their own server.

@@ -25,6 +25,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tower::{Service, ServiceExt as _};
 
+use crate::metrics::{self, Open};
 pub use access::{Access, AccessError};
 use connection::Connection;
 use deadline::DeadlineBody;
@@ -56,11 +57,14 @@ const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
     content-type: text/plain\r\ncontent-length: 33\r\nretry-after: 1\r\nconnection: close\r\n\r\n\
     too many connections at one time\n";
 
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
+/// Any error of a service.
+pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Serves `listener` until `shutdown` and the requests that run then are
-/// answered. `make` is asked for a service once for each connection.
+/// answered. `make` is asked for a service once for each connection; `name` is
+/// what the server is called in metrics.
 pub(crate) async fn serve<S, B>(
+    name: &'static str,
     mut listener: TcpListener,
     n_connections_max: usize,
     shutdown: Shutdown,
@@ -87,9 +91,13 @@ pub(crate) async fn serve<S, B>(
             tracing::debug!(%error, "could not set nodelay");
         }
         if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
-            let connection = Connection::new(stream, place, WRITE_TIMEOUT);
+            let open = Open::connection(name);
+            let connection = Connection::new(stream, (place, open), WRITE_TIMEOUT);
             connections.spawn(answer(connection, make(), shutdown.clone()));
-        } else if let Ok(refusal) = Arc::clone(&refusals).try_acquire_owned() {
+            continue;
+        }
+        metrics::connection_refused(name);
+        if let Ok(refusal) = Arc::clone(&refusals).try_acquire_owned() {
             connections.spawn(async move {
                 // Whoever does not want to hear it is not helped.
                 let _ = tokio::time::timeout(REFUSAL_TIMEOUT, refuse(stream)).await;

@@ -27,6 +27,7 @@ mod filters;
 mod gate;
 mod limits;
 mod logs;
+mod metered;
 mod method;
 mod net;
 mod overrides;
@@ -42,27 +43,34 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::extract::Request;
+use axum::http::StatusCode;
+use jsonrpsee::RpcModule;
 use jsonrpsee::server::middleware::rpc::RpcServiceBuilder;
+use jsonrpsee::server::ws::is_upgrade_request;
 use jsonrpsee::server::{
     BatchRequestConfig, PingConfig, Server, ServerConfig, ServerHandle, stop_channel,
 };
 use jsonrpsee::types::Params;
-use jsonrpsee::{Methods, RpcModule};
 use ol_node::Node;
 use ol_runtime::Shutdown;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tower::Service as _;
 
-use crate::edge::{self, Access};
+use crate::edge::{self, Access, BoxError};
+use crate::metrics::Open;
 use args::Args;
 use bounded::LargeReply;
 use events::Events;
 use fees::TipOracle;
 use filters::Filters;
 use gate::Gate;
+use metered::Metered;
 use method::{LargeMethod, Method, Reply};
 use subscriptions::SubscriptionIds;
 
+pub use jsonrpsee::Methods;
 pub use limits::Limits;
 
 use crate::follow::{Forwarder, Upstream};
@@ -214,25 +222,50 @@ pub async fn serve(
         .set_id_provider(SubscriptionIds)
         .enable_ws_ping(pings)
         .build();
-    let connections_max = limits.connections_max as usize;
     let response_max_size_bytes = limits.response_max_size_bytes;
     let send_together = move |service| batch::SendTogether {
         service,
         response_max_size_bytes,
     };
+    let connections_max = limits.connections_max as usize;
+    let methods = Methods::from(module(Eth::new(node, limits, upstream)));
+    let metered = Metered::layer(&methods);
     let builder = Server::builder()
         .set_config(config)
-        .set_rpc_middleware(RpcServiceBuilder::new().layer_fn(send_together))
+        .set_rpc_middleware(
+            RpcServiceBuilder::new()
+                .layer_fn(send_together)
+                .layer_fn(metered),
+        )
         .to_service_builder();
-    let methods = Methods::from(module(Eth::new(node, limits, upstream)));
     // Sessions are WebSockets, which outlive the connection they began on.
     let (stop, sessions) = stop_channel();
     let (running, connections) = watch::channel(());
     tokio::spawn({
         let sessions = sessions.clone();
         async move {
-            let make = || access.guard(builder.clone().build(methods.clone(), stop.clone()));
-            let answer = edge::serve(listener, connections_max, shutdown.clone(), make);
+            let make = || {
+                let service = builder.clone().build(methods.clone(), stop.clone());
+                access.guard(tower::service_fn(move |request: Request| {
+                    let mut service = service.clone();
+                    let is_session = is_upgrade_request(&request);
+                    let closed = is_session.then(|| service.on_session_closed());
+                    async move {
+                        let answer = service.call(request).await?;
+                        if let (StatusCode::SWITCHING_PROTOCOLS, Some(closed)) =
+                            (answer.status(), closed)
+                        {
+                            let open = Open::session();
+                            tokio::spawn(async move {
+                                closed.await;
+                                drop(open);
+                            });
+                        }
+                        Ok::<_, BoxError>(answer)
+                    }
+                }))
+            };
+            let answer = edge::serve("rpc", listener, connections_max, shutdown.clone(), make);
             let stop_sessions = async {
                 shutdown.triggered().await;
                 // Fails only if they have stopped already.
@@ -248,6 +281,13 @@ pub async fn serve(
         sessions,
         connections,
     })
+}
+
+/// All methods over a node, for callers in this process. They need a tokio
+/// runtime, here and when they are called.
+#[must_use]
+pub fn methods_of(node: Node, limits: Limits) -> Methods {
+    Methods::from(module(Eth::new(node, limits, None)))
 }
 
 /// The names of all methods, in no order.

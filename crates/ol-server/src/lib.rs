@@ -7,6 +7,7 @@
 //! - [`Access`]: which host names and which pages may ask; for both.
 //! - [`follow`]: following another node over its JSON-RPC.
 //! - [`gateway`]: API keys, prepaid balances, receipts and their settlement; no HTTP.
+//! - [`metrics`]: what is measured, for Prometheus.
 //! - [`verify`]: recomputing a receipt from public data; pure.
 //!
 //! # Invariants
@@ -21,6 +22,7 @@ mod edge;
 pub mod eth;
 pub mod follow;
 pub mod gateway;
+pub mod metrics;
 pub mod verify;
 
 pub use edge::{Access, AccessError, BODY_TIMEOUT, HEADER_TIMEOUT, WRITE_TIMEOUT};

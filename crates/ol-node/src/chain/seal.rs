@@ -11,6 +11,7 @@ use crate::admission::{Inclusion, SubmitError, SubmitOutcome};
 use crate::event::{ChainEvent, NewBlock};
 use crate::intake::Answer;
 use crate::mempool::PooledTransaction;
+use crate::metrics::{self, Stage};
 use crate::node::{Head, Shared};
 use crate::store::{StoredBlock, Txn};
 
@@ -92,6 +93,7 @@ impl Chain {
         }
         drop(pool);
         self.tell_dropped(dropped);
+        metrics::block_added(&block);
         self.shared.publish(&ChainEvent::Block(Arc::new(block)));
     }
 }
@@ -105,10 +107,10 @@ fn write(
     let context = *builder.context();
     // Lets go of the state that it read before a new one is written.
     let execution = builder.finish()?;
-    let started_s = shared.clock.monotonic_s();
+    let clock = &*shared.clock;
     let txn = shared.store.write()?;
-    let update = txn.state_update(&execution.diff)?;
-    let rooted_s = shared.clock.monotonic_s();
+    let (update, root_s) = metrics::timed(clock, Stage::Root, || txn.state_update(&execution.diff));
+    let update = update?;
     let transactions: Vec<Recovered<Transaction>> = transactions
         .iter()
         .map(|pooled| pooled.transaction.clone())
@@ -122,19 +124,23 @@ fn write(
         transactions: &transactions,
         receipts: &execution.receipts,
     };
-    txn.write_block(&stored, &update, shared.config.history_max_blocks)?;
+    let (written, write_s) = metrics::timed(clock, Stage::Write, || {
+        txn.write_block(&stored, &update, shared.config.history_max_blocks)
+    });
+    written?;
     if let Some(signer) = &shared.config.block_signer {
         txn.set_signature(header.number, &signer.sign(shared.chain_id, hash))?;
     }
-    txn.commit()?;
-    let written_s = shared.clock.monotonic_s();
+    let (committed, commit_s) = metrics::timed(clock, Stage::Commit, || txn.commit());
+    committed?;
     tracing::debug!(
         number = header.number,
         %hash,
         transactions = transactions.len(),
         gas_used = header.gas_used,
-        root_s = rooted_s - started_s,
-        commit_s = written_s - rooted_s,
+        root_s,
+        write_s,
+        commit_s,
         "block written"
     );
     let block = NewBlock {

@@ -21,6 +21,7 @@ use tower::{Layer, Service};
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any, Cors, CorsLayer};
 
 use super::BoxError;
+use crate::metrics;
 
 /// Names under which anybody knows this machine.
 const LOCAL_NAME: &str = "localhost";
@@ -149,7 +150,7 @@ impl Access {
     }
 
     /// Why a request is refused, if it is.
-    fn refusal(&self, uri: &Uri, headers: &HeaderMap) -> Option<&'static str> {
+    fn refusal(&self, uri: &Uri, headers: &HeaderMap) -> Option<Refusal> {
         let named = headers.get(header::HOST).map(HeaderValue::to_str);
         let authority = match named {
             Some(Ok(text)) => text.parse::<Authority>().ok(),
@@ -157,16 +158,16 @@ impl Access {
             None => uri.authority().cloned(),
         };
         let Some(authority) = authority else {
-            return Some("the request names no host\n");
+            return Some(Refusal::NoHost);
         };
         if !self.allows_host(authority.host()) {
-            return Some("this host name is not served here; --hosts adds one\n");
+            return Some(Refusal::Host);
         }
         let origin = headers.get(header::ORIGIN)?;
         let is_allowed = origin
             .to_str()
             .is_ok_and(|origin| self.allows_origin(origin) || is_same_origin(origin, &authority));
-        (!is_allowed).then_some("pages of this origin may not ask here; --cors adds one\n")
+        (!is_allowed).then_some(Refusal::Origin)
     }
 
     /// Puts the checks before a service, and the headers with which browsers
@@ -233,6 +234,31 @@ fn is_same_origin(origin: &str, authority: &Authority) -> bool {
         .is_ok_and(|uri| uri.authority() == Some(authority))
 }
 
+/// What is wrong with a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    NoHost,
+    Host,
+    Origin,
+}
+
+impl Refusal {
+    const fn text(self) -> &'static str {
+        match self {
+            Self::NoHost => "the request names no host\n",
+            Self::Host => "this host name is not served here; --hosts adds one\n",
+            Self::Origin => "pages of this origin may not ask here; --cors adds one\n",
+        }
+    }
+
+    const fn label(self) -> &'static str {
+        match self {
+            Self::NoHost | Self::Host => "host",
+            Self::Origin => "origin",
+        }
+    }
+}
+
 /// A service behind [`Access`].
 #[derive(Debug, Clone)]
 pub(crate) struct Guard<S> {
@@ -259,9 +285,10 @@ where
     }
 
     fn call(&mut self, request: Request<Q>) -> Answer {
-        if let Some(reason) = self.access.refusal(request.uri(), request.headers()) {
-            tracing::debug!(reason, "request refused");
-            return Box::pin(async move { Ok((StatusCode::FORBIDDEN, reason).into_response()) });
+        if let Some(refusal) = self.access.refusal(request.uri(), request.headers()) {
+            metrics::request_refused(refusal.label());
+            let text = refusal.text();
+            return Box::pin(async move { Ok((StatusCode::FORBIDDEN, text).into_response()) });
         }
         let answer = self.inner.call(request);
         Box::pin(async move { Ok(answer.await.map_err(Into::into)?.map(Body::new)) })

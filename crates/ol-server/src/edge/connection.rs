@@ -10,6 +10,8 @@ use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Sleep;
 
+use crate::metrics::Open;
+
 /// A stream with its place among the connections. A write that cannot go on for
 /// too long, because the other side does not read, is an error.
 ///
@@ -21,13 +23,13 @@ pub(super) struct Connection {
     write_timeout: Duration,
     /// Runs while a write waits.
     deadline: Option<Pin<Box<Sleep>>>,
-    _place: OwnedSemaphorePermit,
+    _place: (OwnedSemaphorePermit, Open),
 }
 
 impl Connection {
     pub(super) const fn new(
         stream: TcpStream,
-        place: OwnedSemaphorePermit,
+        place: (OwnedSemaphorePermit, Open),
         write_timeout: Duration,
     ) -> Self {
         Self {

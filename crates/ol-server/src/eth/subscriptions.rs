@@ -15,6 +15,8 @@ use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::broadcast::error::RecvError;
 
+use crate::metrics::Open;
+
 use super::args::Args;
 use super::logs::{checked, find};
 use super::{Eth, errors, shapes, transactions};
@@ -135,6 +137,7 @@ async fn subscribe(
     let mut events = feed.subscribe();
     drop(feed);
     let sink = pending.accept().await?;
+    let _open = Open::subscription();
     loop {
         let event = tokio::select! {
             () = sink.closed() => return Ok(()),

@@ -24,6 +24,7 @@ fn health_is_503_until_ready() {
     let server = runtime.spawn(api::serve_on(
         ApiState::new(),
         Access::default(),
+        None,
         listener,
         Shutdown::new(),
     ));

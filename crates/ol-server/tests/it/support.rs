@@ -363,6 +363,7 @@ impl Disk {
         let server = runtime.spawn(api::serve_on(
             state.clone(),
             Access::default(),
+            None,
             listener,
             shutdown.clone(),
         ));

@@ -1,0 +1,69 @@
+//! Entry points for fuzzing: bytes in, and what must hold whatever they are.
+//!
+//! Each [`Target`] takes any bytes and panics if something is wrong: a panic in
+//! the code under it, or a property that does not hold. `fuzz/` runs them under
+//! libFuzzer; the tests of this crate run the same functions over the committed
+//! seeds and what proptest makes of them, so that neither can rot.
+//!
+//! # Targets
+//! - [`transaction`], [`block`], [`receipt`]: what is decoded is encoded as it was.
+//! - [`submit`]: a node takes a raw transaction or says why not, and stays whole.
+//! - [`rpc`]: a JSON-RPC request is answered with JSON, and never by an internal error.
+//! - [`method`]: the same with parameters for a method that exists.
+//! - [`genesis`]: a genesis makes a chain that opens again, or an error.
+//! - [`execute`]: any code gives an answer, and the same one twice.
+
+mod chain;
+mod codec;
+mod evm;
+mod rpc;
+
+pub use chain::{genesis, submit};
+pub use codec::{block, receipt, transaction};
+pub use evm::execute;
+pub use rpc::{method, rpc};
+
+/// Something to throw bytes at.
+#[derive(Debug, Clone, Copy)]
+pub struct Target {
+    /// Its name: that of the program in `fuzz/` and of the folder of seeds.
+    pub name: &'static str,
+    /// Panics if something is wrong.
+    pub run: fn(&[u8]),
+}
+
+/// All of them.
+pub const TARGETS: &[Target] = &[
+    Target {
+        name: "transaction",
+        run: transaction,
+    },
+    Target {
+        name: "block",
+        run: block,
+    },
+    Target {
+        name: "receipt",
+        run: receipt,
+    },
+    Target {
+        name: "submit",
+        run: submit,
+    },
+    Target {
+        name: "rpc",
+        run: rpc,
+    },
+    Target {
+        name: "method",
+        run: method,
+    },
+    Target {
+        name: "genesis",
+        run: genesis,
+    },
+    Target {
+        name: "execute",
+        run: execute,
+    },
+];

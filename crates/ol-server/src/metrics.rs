@@ -1,0 +1,305 @@
+//! Metrics for Prometheus: what this crate measures, and `/metrics`.
+//!
+//! Every name is in [`METRICS`] or in [`ol_node::metrics::METRICS`], and in
+//! `docs/metrics.md`. Labels have values from fixed lists, so that no request
+//! can make the number of series grow.
+
+mod process;
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::get;
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use ol_node::Node;
+use ol_node::metrics::{Metric, MetricKind};
+use ol_runtime::Shutdown;
+use tokio::net::TcpListener;
+
+use crate::edge::{self, Access};
+
+/// Upper bounds of the buckets of every span of time, in seconds.
+const SECONDS: [f64; 15] = [
+    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    10.0,
+];
+
+/// How often samples are summed up where nobody reads them.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Most connections of collectors at one time.
+const CONNECTIONS_MAX: usize = 16;
+
+/// What a text of metrics is, in the version that Prometheus expects.
+const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+const BUILD: &str = "openledger_build_info";
+const REQUESTS: &str = "openledger_rpc_requests_total";
+const REQUEST_TIME: &str = "openledger_rpc_request_seconds";
+const CONNECTIONS: &str = "openledger_http_connections";
+const CONNECTIONS_REFUSED: &str = "openledger_http_connections_refused_total";
+const REQUESTS_REFUSED: &str = "openledger_http_requests_refused_total";
+const SUBSCRIPTIONS: &str = "openledger_ws_subscriptions";
+const SESSIONS: &str = "openledger_ws_sessions";
+
+/// Everything this crate measures.
+pub const METRICS: &[Metric] = &[
+    Metric {
+        name: BUILD,
+        kind: MetricKind::Gauge,
+        labels: &["version"],
+        help: "Always 1; the version is in the label.",
+    },
+    Metric {
+        name: REQUESTS,
+        kind: MetricKind::Counter,
+        labels: &["method", "outcome"],
+        help: "JSON-RPC calls answered, by method (`unknown` for what is none) and outcome: ok, invalid, reverted, refused, limit, timeout, internal.",
+    },
+    Metric {
+        name: REQUEST_TIME,
+        kind: MetricKind::Histogram,
+        labels: &["method"],
+        help: "Time to answer a JSON-RPC call.",
+    },
+    Metric {
+        name: CONNECTIONS,
+        kind: MetricKind::Gauge,
+        labels: &["server"],
+        help: "Open connections, by server: rpc, api, metrics.",
+    },
+    Metric {
+        name: CONNECTIONS_REFUSED,
+        kind: MetricKind::Counter,
+        labels: &["server"],
+        help: "Connections past the limit.",
+    },
+    Metric {
+        name: REQUESTS_REFUSED,
+        kind: MetricKind::Counter,
+        labels: &["reason"],
+        help: "Requests refused before they were read: host, origin.",
+    },
+    Metric {
+        name: SESSIONS,
+        kind: MetricKind::Gauge,
+        labels: &[],
+        help: "Open WebSocket sessions.",
+    },
+    Metric {
+        name: SUBSCRIPTIONS,
+        kind: MetricKind::Gauge,
+        labels: &[],
+        help: "Open subscriptions (`eth_subscribe`).",
+    },
+    Metric {
+        name: process::CPU,
+        kind: MetricKind::Counter,
+        labels: &[],
+        help: "CPU time of the process, in whole seconds.",
+    },
+    Metric {
+        name: process::MEMORY,
+        kind: MetricKind::Gauge,
+        labels: &[],
+        help: "Memory of the process that is in RAM.",
+    },
+    Metric {
+        name: process::FILES,
+        kind: MetricKind::Gauge,
+        labels: &[],
+        help: "Open file handles of the process.",
+    },
+    Metric {
+        name: process::FILES_MAX,
+        kind: MetricKind::Gauge,
+        labels: &[],
+        help: "Most file handles the process may open.",
+    },
+];
+
+/// How a JSON-RPC call ended.
+pub(crate) fn rpc_answered(method: &'static str, error_code: Option<i32>, spent_s: f64) {
+    let outcome = match error_code {
+        None => "ok",
+        Some(3) => "reverted",
+        Some(-32_700 | -32_600..=-32_599 | -32_602 | -32_601) => "invalid",
+        Some(-32_005) => "limit",
+        Some(-32_002) => "timeout",
+        Some(-32_603) => "internal",
+        Some(_) => "refused",
+    };
+    counter!(REQUESTS, "method" => method, "outcome" => outcome).increment(1);
+    histogram!(REQUEST_TIME, "method" => method).record(spent_s);
+}
+
+/// A request was refused by the checks of [`Access`].
+pub(crate) fn request_refused(reason: &'static str) {
+    counter!(REQUESTS_REFUSED, "reason" => reason).increment(1);
+}
+
+/// A connection past the limit.
+pub(crate) fn connection_refused(server: &'static str) {
+    counter!(CONNECTIONS_REFUSED, "server" => server).increment(1);
+}
+
+/// Counts something open until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Open(metrics::Gauge);
+
+impl std::fmt::Debug for Exporter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Exporter").finish_non_exhaustive()
+    }
+}
+
+impl Open {
+    fn new(gauge: metrics::Gauge) -> Self {
+        gauge.increment(1.0);
+        Self(gauge)
+    }
+
+    /// A connection.
+    pub(crate) fn connection(server: &'static str) -> Self {
+        Self::new(gauge!(CONNECTIONS, "server" => server))
+    }
+
+    /// A WebSocket session.
+    pub(crate) fn session() -> Self {
+        Self::new(gauge!(SESSIONS))
+    }
+
+    /// A subscription.
+    pub(crate) fn subscription() -> Self {
+        Self::new(gauge!(SUBSCRIPTIONS))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}
+
+/// Why metrics cannot be collected.
+#[derive(Debug, thiserror::Error)]
+#[error("metrics cannot be recorded: {reason}")]
+pub struct ExporterError {
+    /// Why.
+    reason: String,
+}
+
+/// Collects the metrics of this process and shows them. Clones show the same.
+#[derive(Clone)]
+pub struct Exporter {
+    handle: PrometheusHandle,
+    /// Whose metrics are looked up when they are read.
+    node: Arc<Mutex<Option<Node>>>,
+}
+
+impl Exporter {
+    /// The exporter of this process; the first call begins to record.
+    ///
+    /// # Errors
+    /// If another recorder is installed.
+    pub fn global() -> Result<Self, ExporterError> {
+        static GLOBAL: OnceLock<Result<Exporter, String>> = OnceLock::new();
+        GLOBAL
+            .get_or_init(Self::install)
+            .clone()
+            .map_err(|reason| ExporterError { reason })
+    }
+
+    fn install() -> Result<Self, String> {
+        let recorder = PrometheusBuilder::new()
+            .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)
+            .map_err(|error| error.to_string())?
+            .build_recorder();
+        let handle = recorder.handle();
+        metrics::set_global_recorder(recorder).map_err(|error| error.to_string())?;
+        for metric in METRICS.iter().chain(ol_node::metrics::METRICS) {
+            match metric.kind {
+                MetricKind::Counter => describe_counter!(metric.name, metric.help),
+                MetricKind::Gauge => describe_gauge!(metric.name, metric.help),
+                MetricKind::Histogram => describe_histogram!(metric.name, metric.help),
+            }
+        }
+        gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+        Ok(Self {
+            handle,
+            node: Arc::default(),
+        })
+    }
+
+    /// Shows the metrics of `node` too, in place of an earlier one's, until
+    /// [`Exporter::forget`].
+    pub fn watch(&self, node: Node) {
+        *self.node() = Some(node);
+    }
+
+    /// Lets go of the node, so that its chain can be closed.
+    pub fn forget(&self) {
+        *self.node() = None;
+    }
+
+    fn node(&self) -> std::sync::MutexGuard<'_, Option<Node>> {
+        self.node.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All metrics as Prometheus reads them.
+    #[must_use]
+    pub fn render(&self) -> String {
+        process::record();
+        let node = self.node().clone();
+        if let Some(Err(error)) = node.map(|node| node.record_metrics()) {
+            tracing::warn!(%error, "the chain's metrics could not be read");
+        }
+        self.handle.render()
+    }
+
+    /// `GET /metrics`, for a server that has other routes.
+    pub fn router(&self) -> Router {
+        let exporter = self.clone();
+        let answer = async move || {
+            // Looks into the database and into /proc.
+            match tokio::task::spawn_blocking(move || exporter.render()).await {
+                Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
+                Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+            }
+        };
+        Router::new().route("/metrics", get(answer))
+    }
+
+    /// Serves `/metrics` until `shutdown`.
+    pub async fn serve(self, access: Access, listener: TcpListener, shutdown: Shutdown) {
+        let service = access.guard(self.router().fallback(not_found));
+        let upkeep = self.upkeep(shutdown.clone());
+        let answers = edge::serve("metrics", listener, CONNECTIONS_MAX, shutdown, || {
+            service.clone()
+        });
+        tokio::join!(answers, upkeep);
+    }
+
+    /// Sums samples up every now and then until `shutdown`, so that they take
+    /// no memory where nobody reads them. [`Exporter::serve`] does it already.
+    pub async fn upkeep(&self, shutdown: Shutdown) {
+        let mut ticks = tokio::time::interval(UPKEEP_INTERVAL);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => self.handle.run_upkeep(),
+                () = shutdown.triggered() => return,
+            }
+        }
+    }
+}
+
+async fn not_found() -> Response {
+    (StatusCode::NOT_FOUND, "metrics are at /metrics\n").into_response()
+}
+
+#[cfg(test)]
+mod tests;
