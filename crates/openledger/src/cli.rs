@@ -9,7 +9,7 @@ use crate::factory::Recipe;
 
 mod node;
 
-pub(crate) use node::{NodeCommand, NodeRunArgs, StatusArgs};
+pub(crate) use node::{BlockTime, DoctorArgs, NodeCommand, NodeRunArgs, StatusArgs};
 
 /// Payable AI: the people who write the data that models learn from are paid,
 /// automatically and provably, each time a model answers.
@@ -93,6 +93,14 @@ impl AccessArgs {
         };
         Ok(Access::new(&self.hosts, origins)?)
     }
+
+    /// The rules for what no page needs.
+    ///
+    /// # Errors
+    /// If one is no host.
+    pub(crate) fn hosts_only(&self) -> anyhow::Result<Access> {
+        Ok(Access::new(&self.hosts, &[])?)
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -102,6 +110,11 @@ pub(crate) enum Command {
     /// Run a node: the chain without models
     #[command(subcommand)]
     Node(NodeCommand),
+    /// Check that folder, disk, database, clock, port and keys are as a node needs them
+    ///
+    /// Every line says what was found and, where something is wrong, what to do.
+    /// Fails if a check fails. Nothing is changed.
+    Doctor(DoctorArgs),
     /// Ask a model, and see who was paid for the answer
     Ask(AskArgs),
     /// Show a receipt, or recompute it from public data

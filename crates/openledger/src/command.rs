@@ -2,6 +2,7 @@
 
 pub(crate) mod ask;
 pub(crate) mod datanet;
+pub(crate) mod doctor;
 pub(crate) mod earnings;
 pub(crate) mod node;
 pub(crate) mod receipt;

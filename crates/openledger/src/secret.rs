@@ -1,14 +1,20 @@
 //! Private keys in files: who may read them, and which are no secrets.
 
 use std::fs;
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
-use alloy_primitives::{Address, B256, address, hex};
+use alloy_primitives::{Address, B256, U256, address, hex};
 use alloy_signer_local::PrivateKeySigner;
-use anyhow::Context;
+use anyhow::{Context, bail, ensure};
 use ol_contracts::address::DEV_ACCOUNTS;
+
+/// Most bytes of a key file.
+const KEY_FILE_MAX_SIZE_BYTES: u64 = 1_024;
+
+/// Bits of a file's mode that let others than its owner do anything.
+const OTHERS: u32 = 0o077;
 
 /// The accounts of the test mnemonic that [`DEV_ACCOUNTS`] leaves out: anvil and
 /// hardhat fund these too.
@@ -23,6 +29,51 @@ const OTHER_WELL_KNOWN: [Address; 5] = [
 /// Whether everybody knows the key of an account.
 pub(crate) fn is_well_known(account: Address) -> bool {
     DEV_ACCOUNTS.contains(&account) || OTHER_WELL_KNOWN.contains(&account)
+}
+
+/// Reads the key with which this node signs. The key itself is in no error.
+///
+/// # Errors
+/// If others may read or change the file, it holds no key, or the key is one
+/// that everybody knows and `is_dev` is false.
+pub(crate) fn read_signer(path: &Path, is_dev: bool) -> anyhow::Result<PrivateKeySigner> {
+    let shown = path.display();
+    let mut text = String::new();
+    let read = open_private(path)?
+        .take(KEY_FILE_MAX_SIZE_BYTES + 1)
+        .read_to_string(&mut text);
+    let key = read
+        .ok()
+        .filter(|&n_read| n_read as u64 <= KEY_FILE_MAX_SIZE_BYTES)
+        .and_then(|_| text.trim().parse::<B256>().ok())
+        .with_context(|| format!("{shown} holds no key: 64 hexadecimal digits are expected"))?;
+    let signer = PrivateKeySigner::from_bytes(&key)
+        .ok()
+        .with_context(|| format!("the key in {shown} is outside of the curve's order"))?;
+    let is_guessable = U256::from_be_bytes(key.0) <= U256::from(u64::MAX);
+    ensure!(
+        is_dev || !(is_guessable || is_well_known(signer.address())),
+        "the key in {shown} is one that everybody knows; it is for --dev only \
+         (`openledger node keygen FILE` makes another)"
+    );
+    Ok(signer)
+}
+
+/// Opens a file with a secret, if only its owner may read or change it.
+///
+/// # Errors
+/// What is wrong with it, and what to do.
+pub(crate) fn open_private(path: &Path) -> anyhow::Result<fs::File> {
+    let shown = path.display();
+    let file = fs::File::open(path).with_context(|| format!("could not read {shown}"))?;
+    // Of the open file, so that it cannot be another one by now.
+    let found = file.metadata().with_context(|| shown.to_string())?;
+    ensure!(found.is_file(), "{shown} is not a file");
+    let mode = found.mode() & 0o7777;
+    if mode & OTHERS != 0 {
+        bail!("{shown} may be read by others (mode {mode:04o}); run `chmod 600 {shown}`");
+    }
+    Ok(file)
 }
 
 /// Makes a key and writes it to a new file that only its owner may read.
@@ -66,3 +117,6 @@ pub(crate) fn write_private(path: &Path, secret: &str) -> std::io::Result<()> {
     file.sync_all()?;
     fs::rename(&temporary, path)
 }
+
+#[cfg(test)]
+mod tests;

@@ -20,6 +20,7 @@ use ol_serve::{EngineHandle, EngineOptions};
 use ol_server::api::{self, ApiState};
 use ol_server::eth::{self, ServeConfig};
 use ol_server::gateway::{AnswerSketcher, Chain, Gateway, GatewayOptions, ServedModel};
+use ol_server::metrics::Exporter;
 use ol_types::WEI_PER_OPEN;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -51,7 +52,9 @@ pub(crate) fn run(layout: &Layout, args: &UpArgs, out: Out<'_>) -> anyhow::Resul
     // Ports first: a taken one should not cost a training run.
     let listener = runtime.block_on(listen(args.api_port))?;
     let api = format!("http://{}", listener.local_addr()?);
+    let exporter = Exporter::global()?;
     let node = open_node(layout)?;
+    exporter.watch(node.clone());
     let shutdown = Shutdown::new();
     let rpc_addr = SocketAddr::from((Ipv4Addr::LOCALHOST, args.rpc_port));
     let server = runtime
@@ -69,9 +72,15 @@ pub(crate) fn run(layout: &Layout, args: &UpArgs, out: Out<'_>) -> anyhow::Resul
     let api_server = runtime.spawn(api::serve_on(
         state.clone(),
         access,
+        Some(exporter.clone()),
         listener,
         shutdown.clone(),
     ));
+
+    runtime.spawn({
+        let (exporter, shutdown) = (exporter.clone(), shutdown.clone());
+        async move { exporter.upkeep(shutdown).await }
+    });
 
     let rpc = Rpc::new(&rpc_url);
     let datanets = datanet::open(&data)?;
@@ -116,6 +125,7 @@ pub(crate) fn run(layout: &Layout, args: &UpArgs, out: Out<'_>) -> anyhow::Resul
 
     // Whoever looks for the instance from now on should not find it.
     drop(announced);
+    exporter.forget();
     finish(&runtime, &shutdown, &gateway, server, api_server)
 }
 

@@ -267,6 +267,24 @@ pub(crate) fn http_with(url: &str, headers: &[(&str, &str)], body: &str) -> u16 
     reply.status().as_u16()
 }
 
+/// Gets a page with some headers.
+pub(crate) fn get_with(url: &str, headers: &[(&str, &str)]) -> (u16, String) {
+    let config = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .build();
+    let agent: ureq::Agent = config.into();
+    let mut request = agent.get(url);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let mut reply = request.call().expect("the server answers");
+    let status = reply.status().as_u16();
+    (
+        status,
+        reply.body_mut().read_to_string().unwrap_or_default(),
+    )
+}
+
 /// Posts a body and reads status and JSON; null where the reply is not JSON.
 fn http(url: &str, key: Option<&str>, body: &[u8]) -> (u16, Value) {
     let config = ureq::Agent::config_builder()

@@ -6,7 +6,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::harness::{NodeAlone, http_with, refused, run, run_json};
+use crate::harness::{NodeAlone, get_with, http_with, refused, run, run_json};
 
 #[test]
 fn a_node_runs_stops_and_goes_on() {
@@ -144,4 +144,114 @@ fn a_key_is_made_once() {
     let text = fs::read_to_string(&path).unwrap();
     refused(folder.path(), &["node", "keygen", file], "could not make");
     assert_eq!(fs::read_to_string(&path).unwrap(), text);
+}
+
+/// The outcome of one check of `doctor`.
+fn outcome(report: &Value, check: &str) -> (String, String) {
+    let findings = report["findings"].as_array().unwrap();
+    let finding = findings.iter().find(|finding| finding["check"] == check);
+    let finding = finding.unwrap_or_else(|| panic!("no check of {check}: {report}"));
+    let text = |name: &str| finding[name].as_str().unwrap_or_default().to_owned();
+    let is_ok = finding["outcome"] == "ok";
+    assert!(is_ok || !text("advice").is_empty(), "{finding}");
+    (text("outcome"), text("found"))
+}
+
+#[test]
+fn doctor_says_what_is_wrong_and_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("data");
+    let report = |args: &[&str]| -> Value {
+        let mut all = vec!["doctor", "--json"];
+        all.extend(args);
+        if !args.contains(&"--port") {
+            all.extend(["--port", "0"]);
+        }
+        let output = run(&dir, &all);
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["ok"], output.status.success(), "{report}");
+        report
+    };
+    let fresh = report(&[]);
+    assert_eq!(outcome(&fresh, "folder").0, "warn");
+    assert!(!dir.exists(), "nothing is changed");
+
+    let node = NodeAlone::start(&dir, &["--dev"]);
+    let running = report(&[]);
+    assert_eq!(running["ok"], true, "{running}");
+    assert!(outcome(&running, "node").1.contains("newest block 0"));
+    node.stop();
+
+    for args in [&[][..], &["--full"]] {
+        let stopped = report(args);
+        assert_eq!(stopped["ok"], true, "{stopped}");
+        let (outcome, found) = outcome(&stopped, "database");
+        assert_eq!(outcome, "ok");
+        assert!(
+            found.contains("chain 161200") && found.contains("verified"),
+            "{found}"
+        );
+    }
+    let text = String::from_utf8(run(&dir, &["doctor", "--port", "0"]).stdout).unwrap();
+    assert!(text.contains("ok    database"), "{text}");
+
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    assert_eq!(outcome(&report(&["--port", &port]), "port").0, "fail");
+
+    let key = folder.path().join("key");
+    let key = key.to_str().unwrap();
+    assert!(run(&dir, &["node", "keygen", key]).status.success());
+    assert_eq!(outcome(&report(&["--key-file", key]), "key files").0, "ok");
+    let open = std::process::Command::new("chmod")
+        .args(["644", key])
+        .status();
+    assert!(open.unwrap().success());
+    let (result, found) = outcome(&report(&["--key-file", key]), "key files");
+    assert_eq!(result, "fail");
+    assert!(found.contains("chmod 600"), "{found}");
+
+    fs::write(dir.join("chain/mdbx.dat"), vec![0xa5; 1 << 16]).unwrap();
+    assert_eq!(outcome(&report(&[]), "database").0, "fail");
+    fs::write(dir.join("format"), "openledger-data 99\n").unwrap();
+    assert_eq!(outcome(&report(&[]), "folder").0, "fail");
+}
+
+#[test]
+fn metrics_are_served_where_they_are_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("data");
+    let node = NodeAlone::start(&dir, &["--dev", "--metrics-addr", "127.0.0.1:0"]);
+    let url = node.ready["metrics"].as_str().unwrap().to_owned();
+    node.rpc("eth_chainId", json!([]));
+    let text = get_with(&url, &[]).1;
+    let value = |series: &str| -> f64 {
+        let line = text.lines().find_map(|line| line.strip_prefix(series));
+        line.unwrap_or_else(|| panic!("no {series}: {text}"))
+            .trim()
+            .parse()
+            .unwrap()
+    };
+    assert_eq!(value("openledger_chain_head_number "), 0.0);
+    let calls = "openledger_rpc_requests_total{method=\"eth_chainId\",outcome=\"ok\"} ";
+    assert_eq!(value(calls), 1.0);
+    assert!(value("process_open_fds ") > 3.0);
+    assert_eq!(get_with(&url, &[("host", "rebound.example")]).0, 403);
+    assert_eq!(get_with(&url.replace("/metrics", "/"), &[]).0, 404);
+    node.stop();
+}
+
+#[test]
+fn logs_are_json_where_they_are_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("data");
+    let node = NodeAlone::start(&dir, &["--dev", "--log-format", "json"]);
+    let log = node.stop();
+    let lines: Vec<Value> = log
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}")))
+        .collect();
+    let opened = lines.iter().find(|line| line["message"] == "chain opened");
+    assert_eq!(opened.unwrap()["number"], 0, "{log}");
+    assert_eq!(lines.last().unwrap()["message"], "stopped");
 }

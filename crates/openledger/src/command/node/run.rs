@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
-use ol_node::{Genesis, Node};
+use ol_node::{BlockMode, Genesis, Node, NodeConfig};
 use ol_runtime::{DataDir, Shutdown, SystemClock};
 use ol_server::eth::{self, ServeConfig};
+use ol_server::metrics::Exporter;
 use serde_json::json;
+use tokio::net::TcpListener;
 
-use crate::cli::NodeRunArgs;
+use crate::cli::{BlockTime, NodeRunArgs};
 use crate::genesis::Origin;
 use crate::instance::{Instance, Layout, lock};
 use crate::output::Out;
@@ -28,6 +30,7 @@ pub(crate) fn run(
         args.http_addr
     );
     let access = args.access.access(args.dev)?;
+    let metrics_access = args.access.hosts_only()?;
     DataDir::open_or_create(layout.root())?;
     let _lock = lock(layout)?;
     let origin = Origin::find(layout, args.genesis.as_deref(), args.dev)?;
@@ -37,8 +40,17 @@ pub(crate) fn run(
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
+    let config = NodeConfig {
+        block_mode: match args.block_time {
+            BlockTime::OnDemand => BlockMode::OnDemand,
+            BlockTime::EveryMs(ms) => BlockMode::Interval(ms),
+        },
+        history_max_blocks: args.history_depth,
+        ..NodeConfig::default()
+    };
+    let exporter = args.metrics_addr.map(|_| Exporter::global()).transpose()?;
     let clock = Arc::new(SystemClock::new());
-    let node = Node::open(&layout.chain(), &origin.genesis, clock)
+    let node = Node::open_with(&layout.chain(), &origin.genesis, clock, config)
         .with_context(|| format!("could not open the chain in {}", layout.chain().display()))?;
     origin.keep(layout)?;
 
@@ -51,6 +63,21 @@ pub(crate) fn run(
         .block_on(eth::serve(node.clone(), serve, shutdown.clone()))
         .with_context(|| format!("port {} could not be used for --port", args.port))?;
     let rpc = format!("http://{}", server.addr);
+    let metrics = match (args.metrics_addr, &exporter) {
+        (Some(addr), Some(exporter)) => {
+            exporter.watch(node.clone());
+            let listener = runtime
+                .block_on(TcpListener::bind(addr))
+                .with_context(|| format!("could not listen on {addr} for --metrics-addr"))?;
+            let url = format!("http://{}/metrics", listener.local_addr()?);
+            let serve = exporter
+                .clone()
+                .serve(metrics_access, listener, shutdown.clone());
+            runtime.spawn(serve);
+            Some(url)
+        }
+        _ => None,
+    };
     let announced = Instance {
         api: None,
         rpc: rpc.clone(),
@@ -67,11 +94,16 @@ pub(crate) fn run(
             "ws": format!("ws://{}", server.addr),
             "chain_id": chain_id,
             "block_number": number,
+            "metrics": metrics,
             "pid": std::process::id(),
         });
         writeln!(out, "{ready}")?;
     } else {
-        writeln!(out, "ready  rpc {rpc}  chain {chain_id}  block {number}")?;
+        let metrics = metrics.map_or_else(String::new, |url| format!("  metrics {url}"));
+        writeln!(
+            out,
+            "ready  rpc {rpc}  chain {chain_id}  block {number}{metrics}"
+        )?;
     }
     out.flush()?;
     runtime.block_on(stop);
@@ -81,6 +113,9 @@ pub(crate) fn run(
     drop(announced);
     shutdown.trigger();
     runtime.block_on(server.stopped());
+    if let Some(exporter) = exporter {
+        exporter.forget();
+    }
     // With the last handle the chain finishes what waits and is closed.
     drop(runtime);
     drop(node);
