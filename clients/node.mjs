@@ -20,14 +20,18 @@ export async function startNode(...options) {
   const dir = mkdtempSync(join(tmpdir(), "openledger-clients-"));
   const args = ["--dir", dir, "--json", "node", "run", "--dev", "--port", "0", ...options];
   const child = spawn(binary(), args, { stdio: ["ignore", "pipe", "pipe"] });
+  // However this program ends, the node ends with it.
+  const kill = () => child.kill("SIGKILL");
+  process.once("exit", kill);
   let log = "";
   child.stderr.on("data", (text) => (log += text));
   const ended = new Promise((resolve) => child.once("exit", (code, signal) => resolve(signal ?? code)));
   const stop = async () => {
     child.kill("SIGTERM");
-    const timer = setTimeout(() => child.kill("SIGKILL"), STOP_WAIT_MS);
+    const timer = setTimeout(kill, STOP_WAIT_MS);
     const how = await ended;
     clearTimeout(timer);
+    process.off("exit", kill);
     rmSync(dir, { recursive: true, force: true });
     if (how !== 0) throw new Error(`the node did not stop cleanly: ${how}`);
   };

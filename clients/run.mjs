@@ -21,6 +21,13 @@ if (unknown.length > 0) {
 
 let nFailed = 0;
 
+// What a client library throws where nobody can catch it is a failure too, and must not leave nodes behind.
+process.on("unhandledRejection", (error) => {
+  nFailed += 1;
+  console.log(`FAIL  unhandled: ${error.stack ?? error}`);
+});
+for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => process.exit(1));
+
 /** Runs one test with a limit on its time. What fails is shown, and the next one runs. */
 function testOf(client) {
   return async (name, work) => {
