@@ -3,9 +3,8 @@
 import { Agent, createServer, request } from "node:http";
 import { WebSocket, WebSocketServer } from "./tools.mjs";
 
-/** Listens on a free port in front of `node`. `calls` maps a method to `{ n_ok, errors }`. */
-export async function startProxy(node) {
-  const calls = new Map();
+/** Listens on a free port in front of `node`. `calls` maps a method to `{ n_ok, errors }`, and is added to. */
+export async function startProxy(node, calls = new Map()) {
   const stats = { n_batches: 0 };
   const note = (method, reply) => {
     if (!calls.has(method)) calls.set(method, { n_ok: 0, errors: new Set() });

@@ -48,19 +48,30 @@ function testOf(client) {
   };
 }
 
+/** Runs a client's tests, against a node with a block for every transaction unless a test starts another. */
 async function drive(client) {
   const nFailedBefore = nFailed;
-  const node = await startNode();
-  const proxy = await startProxy(node);
+  const calls = new Map();
+  const logs = [];
+  const start = async (...options) => {
+    const node = await startNode(...options);
+    const proxy = await startProxy(node, calls);
+    const stop = async () => {
+      await proxy.stop();
+      await node.stop();
+      logs.push(node.log());
+    };
+    return { node, proxy, stop };
+  };
+  const { node, proxy, stop } = await start("--block-time", "on-demand");
   try {
     const { default: run } = await import(`./${client}.mjs`);
-    await run({ test: testOf(client), node, proxy });
+    await run({ test: testOf(client), node, proxy, start });
   } finally {
-    await proxy.stop();
-    await node.stop();
-    if (nFailed > nFailedBefore) console.log(`log of the node:\n${node.log().slice(-4_000)}`);
+    await stop();
+    if (nFailed > nFailedBefore) console.log(`logs of the nodes:\n${logs.join("\n").slice(-4_000)}`);
   }
-  return proxy.calls;
+  return calls;
 }
 
 build();

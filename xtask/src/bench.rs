@@ -1,8 +1,9 @@
 //! Runs the benchmarks of a room and gathers what they say.
 //!
 //! A benchmark is a `[[bench]]` program (`crates/*/benches/`) that prints one JSON list of flat rows on
-//! stdout (`work, unit, ours, peer, peer_name, ratio, rounds, command`;
-//! medians; a ratio above 1 means ours is better).
+//! stdout (`work, unit, ours, peer, peer_name, ratio, rounds,
+//! spread, command`; medians; a ratio above 1 means ours is better; `spread` is
+//! the least and the most of ours and of the peer).
 
 use std::fs;
 use std::path::Path;
@@ -24,36 +25,44 @@ const COLUMNS: [&str; 8] = [
     "peer_name",
     "ratio",
     "rounds",
+    "spread",
     "command",
 ];
 
 /// Runs a room's benchmark, prints the table, writes `docs/benchmarks/ROOM.json`
 /// and `docs/benchmarks.md`.
 pub(crate) fn run(root: &Path, room: &str) -> Done {
-    let mut lists = Vec::new();
-    for (_, package, bench) in ROOMS.iter().filter(|(name, ..)| *name == room) {
-        lists.push(measure(root, package, bench)?);
-    }
-    if lists.is_empty() {
-        let mut rooms: Vec<&str> = ROOMS.iter().map(|(name, ..)| *name).collect();
-        rooms.dedup();
+    let Some(room) = ROOMS.iter().find(|found| found.name == room) else {
+        let rooms: Vec<&str> = ROOMS.iter().map(|room| room.name).collect();
         return Err(format!(
             "no benchmarks for `{room}`; rooms: {}",
             rooms.join(", ")
         ));
+    };
+    if room.with_contracts {
+        crate::client_contracts(root)?;
     }
-    let json = format!("[{}]\n", lists.join(","));
-    let rows = parse_rows(&json)?;
-    println!("{}", table(&rows));
+    let mut lists = Vec::new();
+    for (package, bench) in room.benches {
+        let json = run_bench(root, package, bench)?;
+        let rows = parse_rows(&json)?;
+        if rows.is_empty() {
+            return Err(format!("the benchmark {bench} printed no rows"));
+        }
+        println!("{}", table(&rows));
+        let list = json.trim().trim_start_matches('[').trim_end_matches(']');
+        lists.push(list.trim_matches('\n').to_owned());
+    }
     let folder = root.join("docs/benchmarks");
     fs::create_dir_all(&folder).map_err(|error| error.to_string())?;
-    fs::write(folder.join(format!("{room}.json")), json).map_err(|error| error.to_string())?;
+    let json = format!("[\n{}\n]\n", lists.join(",\n"));
+    fs::write(folder.join(format!("{}.json", room.name)), json)
+        .map_err(|error| error.to_string())?;
     gather(root)
 }
 
-/// Runs one benchmark. Returns what is within its list of rows, of which there
-/// is at least one.
-fn measure(root: &Path, package: &str, bench: &str) -> Result<String, String> {
+/// What a benchmark prints.
+fn run_bench(root: &Path, package: &str, bench: &str) -> Result<String, String> {
     let output = Command::new("cargo")
         .args([
             "bench", "--quiet", "--locked", "-p", package, "--bench", bench, "--", "--json",
@@ -65,16 +74,7 @@ fn measure(root: &Path, package: &str, bench: &str) -> Result<String, String> {
     if !output.status.success() {
         return Err(format!("the benchmark failed ({})", output.status));
     }
-    let json = String::from_utf8(output.stdout).map_err(|_| "the benchmark printed no UTF-8")?;
-    if parse_rows(&json)?.is_empty() {
-        return Err("the benchmark printed no rows".into());
-    }
-    let list = json
-        .trim()
-        .strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'));
-    let list = list.ok_or("the benchmark printed no list")?;
-    Ok(list.trim_end().to_owned())
+    String::from_utf8(output.stdout).map_err(|_| "the benchmark printed no UTF-8".into())
 }
 
 /// Writes `docs/benchmarks.md` from every `docs/benchmarks/*.json`.
@@ -89,7 +89,7 @@ fn gather(root: &Path) -> Done {
         let Ok(json) = fs::read_to_string(&path) else {
             continue;
         };
-        page.push_str(&format!("\n## {room}\n\n{}", table(&parse_rows(&json)?)));
+        page.push_str(&format!("\n## {name}\n\n{}", table(&parse_rows(&json)?)));
     }
     fs::write(root.join("docs/benchmarks.md"), page).map_err(|error| error.to_string())
 }

@@ -13,6 +13,7 @@ mod bench;
 mod tidy;
 
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -20,10 +21,13 @@ const USAGE: &str = "\
 Usage: cargo xtask <task>
 
   test               everything CI runs: tidy, fmt, clippy, contracts, unit,
-                     property and integration tests, documentation, the loop
+                     property and integration tests, documentation, the loop,
+                     clients
   tidy               layering, file sizes, invariants that name no test
   contracts          rebuild the committed contract artifacts
   contracts --check  run the Solidity tests, fail if the artifacts are stale
+  clients            drive viem, ethers, cast and forge against a node
+  clients --update   the same, and rewrite the table of docs/rpc.md
   bench ROOM         run the benchmarks of a room (attribution, chain), write
                      docs/benchmarks/ROOM.json and docs/benchmarks.md
 ";
@@ -37,6 +41,8 @@ fn main() -> ExitCode {
         ["tidy"] => tidy::check(&root),
         ["contracts"] => contracts(&root, false),
         ["contracts", "--check"] => contracts(&root, true),
+        ["clients"] => clients(&root, &[]),
+        ["clients", "--update"] => clients(&root, &["--update"]),
         ["bench", room] => bench::run(&root, room),
         _ => {
             eprint!("{USAGE}");
@@ -111,25 +117,54 @@ fn test(root: &Path) -> Done {
             ];
             run(root, "cargo", &test)
         }
-    })
+    })?;
+    step("clients", || clients(root, &[]))
 }
 
 /// Solidity tests and artifacts. Needs Node.js; the compiler, forge and
 /// OpenZeppelin come from the lock file in `contracts/`.
 fn contracts(root: &Path, check: bool) -> Done {
-    let folder = root.join("contracts");
-    if !quiet(root, "node", &["--version"]) {
-        return Err("Node.js 20 or newer is needed to build the contracts".into());
-    }
-    if !folder.join("node_modules").exists() {
-        run(&folder, "npm", &["ci", "--no-audit", "--no-fund"])?;
-    }
+    let folder = packages(root)?;
     if check {
         run(&folder, "node", &["scripts/test.mjs"])?;
         run(&folder, "node", &["scripts/artifacts.mjs", "--check"])
     } else {
         run(&folder, "node", &["scripts/artifacts.mjs"])
     }
+}
+
+/// Client libraries and tools against a node process; see `clients/run.mjs`.
+fn clients(root: &Path, options: &[&str]) -> Done {
+    packages(root)?;
+    // Built by the tests already, but not if this runs alone.
+    let build = ["build", "--release", "--locked", "--package", "openledger"];
+    run(root, "cargo", &build)?;
+    run(root, "node", &[&["clients/run.mjs"], options].concat())
+}
+
+/// Compiles the contracts that the clients, and the race between nodes, deploy.
+fn client_contracts(root: &Path) -> Done {
+    packages(root)?;
+    run(root, "node", &["clients/build.mjs"])
+}
+
+/// Installs what the lock file in `contracts/` names, unless that is done.
+/// Returns the folder.
+fn packages(root: &Path) -> Result<PathBuf, String> {
+    let folder = root.join("contracts");
+    if !quiet(root, "node", &["--version"]) {
+        return Err("Node.js 20 or newer is needed for the contracts and clients".into());
+    }
+    let changed_at = |path: &str| {
+        let metadata = fs::metadata(folder.join(path));
+        metadata.and_then(|metadata| metadata.modified()).ok()
+    };
+    // npm writes its own copy of the lock file when it is done.
+    let installed_at = changed_at("node_modules/.package-lock.json");
+    if installed_at.is_none() || installed_at < changed_at("package-lock.json") {
+        run(&folder, "npm", &["ci", "--no-audit", "--no-fund"])?;
+    }
+    Ok(folder)
 }
 
 fn step(name: &str, work: impl FnOnce() -> Done) -> Done {

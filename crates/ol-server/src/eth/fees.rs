@@ -32,7 +32,11 @@ pub(super) const METHODS: &[Method] = &[
     Method::call("eth_feeHistory", 3, fee_history),
     Method::read("eth_gasPrice", 0, |_, eth| {
         let tip_wei = suggested_tip_wei(eth)?;
-        quantity(eth.node.next_base_fee_wei().saturating_add(tip_wei))
+        // Enough for the next block, and for a call on top of the newest, which
+        // is made with the newest's base fee.
+        let newest_wei = eth.node.head().header.base_fee_per_gas.unwrap_or_default();
+        let base_fee_wei = eth.node.next_base_fee_wei().max(newest_wei);
+        quantity(base_fee_wei.saturating_add(tip_wei))
     }),
     Method::read("eth_maxPriorityFeePerGas", 0, |_, eth| {
         quantity(suggested_tip_wei(eth)?)

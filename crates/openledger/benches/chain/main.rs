@@ -50,11 +50,13 @@ fn main() {
 }
 
 /// What one load took.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Took {
     wall_s: f64,
     node_cpu_s: f64,
     client_cpu_s: f64,
+    /// By stage, in seconds, if the node says so.
+    stages_s: Vec<(String, f64)>,
 }
 
 fn race(work: &Work) -> Vec<Value> {
@@ -70,6 +72,7 @@ fn race(work: &Work) -> Vec<Value> {
             }
             for kind in order {
                 let took = run(kind, work, n_connections);
+                eprintln!("round {round}, {n_connections} connections, {kind:?}: {took:?}");
                 let lists = if kind == Kind::Ours {
                     &mut ours
                 } else {
@@ -78,7 +81,6 @@ fn race(work: &Work) -> Vec<Value> {
                 for (list, took) in lists.iter_mut().zip(took) {
                     list.push(took);
                 }
-                eprintln!("{kind:?} {n_connections} connections: {took:?}");
             }
         }
         for (load, (ours, theirs)) in ["native transfers", "ERC-20 transfers"]
@@ -93,6 +95,9 @@ fn race(work: &Work) -> Vec<Value> {
             rows.push(row(&work, "tx/CPU-s", peer, ours, theirs, |took| {
                 took.node_cpu_s
             }));
+            if (peer, n_connections) == (Kind::AnvilOnCall, 1) {
+                rows.extend(stage_rows(&work, ours));
+            }
         }
     }
     rows
@@ -117,6 +122,7 @@ fn send(node: &Running, load: &Load, n_connections: usize) -> Took {
         .map(|_| Connection::open(node.addr))
         .collect();
 
+    let stages_s = node.stages_s();
     let (node_cpu_s, client_cpu_s) = (node.cpu_s(), nodes::cpu_s("self"));
     let start = Instant::now();
     std::thread::scope(|scope| {
@@ -141,6 +147,20 @@ fn send(node: &Running, load: &Load, n_connections: usize) -> Took {
         wall_s: start.elapsed().as_secs_f64(),
         node_cpu_s: node.cpu_s() - node_cpu_s,
         client_cpu_s: nodes::cpu_s("self") - client_cpu_s,
+        stages_s: Vec::new(),
+    };
+    let before = |name: &str| {
+        let found = stages_s.iter().find(|(stage, _)| stage == name);
+        found.map_or(0.0, |&(_, seconds)| seconds)
+    };
+    let stages_s = node.stages_s().into_iter();
+    let stages_s = stages_s.map(|(name, seconds)| {
+        let spent_s = seconds - before(&name);
+        (name, spent_s)
+    });
+    let took = Took {
+        stages_s: stages_s.collect(),
+        ..took
     };
     assert!(
         took.client_cpu_s < took.node_cpu_s / 4.0,
@@ -151,6 +171,27 @@ fn send(node: &Running, load: &Load, n_connections: usize) -> Took {
         assert_eq!(n_successes, hashes.len(), "not every transaction succeeded");
     }
     took
+}
+
+/// Where our node's time goes.
+fn stage_rows(work: &str, ours: &[Took]) -> Vec<Value> {
+    let stages = ours[0].stages_s.iter();
+    let row = |(stage, (name, _)): (usize, &(String, f64))| {
+        let mut times_ms: Vec<f64> = ours
+            .iter()
+            .map(|took| took.stages_s[stage].1 * 1e3)
+            .collect();
+        times_ms.sort_by(f64::total_cmp);
+        json!({
+            "work": format!("{work}: stage {name}, sum of all"),
+            "unit": "ms",
+            "ours": median(&times_ms).round(),
+            "rounds": ROUNDS,
+            "spread": format!("{:.0}–{:.0}", times_ms[0], times_ms[times_ms.len() - 1]),
+            "command": COMMAND,
+        })
+    };
+    stages.enumerate().map(row).collect()
 }
 
 /// Of a sorted list.

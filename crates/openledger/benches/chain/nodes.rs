@@ -7,11 +7,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use ol_types::DEV_CHAIN_ID;
+use serde_json::Value;
 use tempfile::TempDir;
 
 /// The kernel's clock ticks for each second in `/proc/PID/stat`, on every
 /// architecture that Linux runs on today.
 const TICKS_PER_S: f64 = 100.0;
+
+/// How the sums of the stages begin in the node's metrics.
+const STAGE_SUM: &str = "openledger_block_stage_seconds_sum{stage=\"";
 
 /// Room for any of these workloads in one block of anvil's: the most
 /// favourable setting for it.
@@ -37,6 +41,8 @@ pub(crate) enum Kind {
 pub(crate) struct Running {
     pub(crate) kind: Kind,
     pub(crate) addr: SocketAddr,
+    /// Where it says what it measures, if it is ours.
+    metrics_url: Option<String>,
     child: Child,
     _dir: TempDir,
 }
@@ -46,7 +52,8 @@ impl Running {
     pub(crate) fn start(kind: Kind) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let mut command = match kind {
-            Kind::Ours | Kind::OursInterval => ours(dir.path(), kind == Kind::OursInterval),
+            Kind::Ours => ours(dir.path(), "on-demand"),
+            Kind::OursInterval => ours(dir.path(), "1"),
             Kind::AnvilOnCall => anvil(&["--no-mining"]),
             Kind::AnvilAutomine => anvil(&[]),
             Kind::AnvilInterval => anvil(&["--block-time", "1"]),
@@ -58,19 +65,36 @@ impl Running {
             .unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let stdout = child.stdout.take().expect("stdout is piped");
         let mut lines = BufReader::new(stdout).lines();
-        let addr = lines
+        let (addr, metrics_url) = lines
             .by_ref()
             .map_while(Result::ok)
-            .find_map(|line| address_in(&line))
+            .find_map(|line| addresses_in(&line))
             .expect("the node says where it listens");
         // Whatever else it prints must not fill the pipe.
         std::thread::spawn(move || lines.for_each(drop));
         Self {
             kind,
             addr,
+            metrics_url,
             child,
             _dir: dir,
         }
+    }
+
+    /// Seconds that each stage on the way into a block has taken so far, all
+    /// threads together; empty if the node does not say.
+    pub(crate) fn stages_s(&self) -> Vec<(String, f64)> {
+        let Some(url) = &self.metrics_url else {
+            return Vec::new();
+        };
+        let mut reply = ureq::get(url).call().expect("the node serves its metrics");
+        let page = reply.body_mut().read_to_string().expect("text");
+        let stage = |line: &str| {
+            let rest = line.strip_prefix(STAGE_SUM)?;
+            let (name, seconds) = rest.split_once("\"} ")?;
+            Some((name.to_owned(), seconds.trim().parse().ok()?))
+        };
+        page.lines().filter_map(stage).collect()
     }
 
     /// Processor time that it has taken, in seconds.
@@ -99,21 +123,25 @@ pub(crate) fn cpu_s(pid: &str) -> f64 {
         / TICKS_PER_S
 }
 
-fn address_in(line: &str) -> Option<SocketAddr> {
-    let at = line.find("127.0.0.1:")?;
-    let text = &line[at..];
-    let end = text
-        .find(|sign: char| !sign.is_ascii_digit() && sign != '.' && sign != ':')
-        .unwrap_or(text.len());
-    text[..end].parse().ok()
+/// Where a node listens and where its metrics are: ours prints one JSON object
+/// when it is ready, anvil a line for people.
+fn addresses_in(line: &str) -> Option<(SocketAddr, Option<String>)> {
+    if let Some(addr) = line.strip_prefix("Listening on ") {
+        return Some((addr.trim().parse().ok()?, None));
+    }
+    let ready: Value = serde_json::from_str(line).ok()?;
+    let addr = ready["rpc"].as_str()?.strip_prefix("http://")?;
+    let metrics_url = ready["metrics"].as_str().map(str::to_owned);
+    Some((addr.parse().ok()?, metrics_url))
 }
 
-fn ours(dir: &Path, interval: bool) -> Command {
+fn ours(dir: &Path, block_time: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_openledger"));
     command.arg("--dir").arg(dir);
     command.args(["--json", "--log-level", "warn"]);
     command.args(["node", "run", "--dev", "--port", "0"]);
-    let _ = interval;
+    command.args(["--block-time", block_time]);
+    command.args(["--metrics-addr", "127.0.0.1:0"]);
     command
 }
 
