@@ -449,7 +449,7 @@ export default async function run({ test, node, proxy, start }) {
     assert.equal(await error(alice.sendTransaction({ to: CAFE, nonce: 0, ...gas })), "NonceTooLowError");
     assert.equal(await error(wallet(4).sendTransaction({ to: CAFE, value: FUNDS, ...gas })), "InsufficientFundsError");
     assert.equal(await error(alice.sendTransaction({ to: CAFE, ...gas, gas: 20_000n })), "IntrinsicGasTooLowError");
-    assert.equal(await error(alice.sendTransaction({ to: CAFE, ...gas, maxFeePerGas: 1n })), "FeeCapTooLowError");
+    assert.equal(await error(reader.call({ account: A, to: CAFE, ...gas, maxFeePerGas: 1n })), "FeeCapTooLowError");
     const foreign = await alice.account.signTransaction({ chainId: 1, type: "eip1559", nonce: 99, to: CAFE, ...gas });
     assert.match(await error(reader.sendRawTransaction({ serializedTransaction: foreign })), /chain/i);
   });
