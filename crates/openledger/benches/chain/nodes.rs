@@ -94,7 +94,9 @@ impl Running {
             let (name, seconds) = rest.split_once("\"} ")?;
             Some((name.to_owned(), seconds.trim().parse().ok()?))
         };
-        page.lines().filter_map(stage).collect()
+        let mut stages: Vec<_> = page.lines().filter_map(stage).collect();
+        stages.sort_by(|(a, _), (b, _)| a.cmp(b));
+        stages
     }
 
     /// Processor time that it has taken, in seconds.
