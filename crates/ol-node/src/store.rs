@@ -144,59 +144,53 @@ pub(crate) struct Store {
     tables: Tables,
 }
 
-/// Handles of all tables, valid as long as the environment is open.
-#[derive(Debug, Clone, Copy)]
-struct Tables {
-    meta: Database,
-    accounts: Database,
-    storage: Database,
-    codes: Database,
-    hashed_accounts: Database,
-    hashed_storage: Database,
-    account_trie: Database,
-    storage_trie: Database,
-    account_history: Database,
-    storage_history: Database,
-    changes: Database,
-    headers: Database,
-    bodies: Database,
-    receipts: Database,
-    block_numbers: Database,
-    transactions: Database,
-    log_blocks: Database,
-    log_sections: Database,
-    signatures: Database,
-    ommers: Database,
-    total_difficulties: Database,
+/// Makes [`Tables`] of the names of all tables.
+macro_rules! tables {
+    ($($name:ident),+ $(,)?) => {
+        /// Handles of all tables, valid as long as the environment is open.
+        #[derive(Debug, Clone, Copy)]
+        struct Tables {
+            $($name: Database,)+
+        }
+
+        impl Tables {
+            fn create(tx: &RwTxUnsync) -> Result<Self, StoreError> {
+                let table = |name| tx.create_db(Some(name), DatabaseFlags::empty());
+                Ok(Self {
+                    $($name: table(stringify!($name))?,)+
+                })
+            }
+
+            #[cfg(test)]
+            fn all(self) -> Vec<(&'static str, Database)> {
+                vec![$((stringify!($name), self.$name)),+]
+            }
+        }
+    };
 }
 
-impl Tables {
-    fn create(tx: &RwTxUnsync) -> Result<Self, StoreError> {
-        let table = |name| tx.create_db(Some(name), DatabaseFlags::empty());
-        Ok(Self {
-            meta: table("meta")?,
-            accounts: table("accounts")?,
-            storage: table("storage")?,
-            codes: table("codes")?,
-            hashed_accounts: table("hashed_accounts")?,
-            hashed_storage: table("hashed_storage")?,
-            account_trie: table("account_trie")?,
-            storage_trie: table("storage_trie")?,
-            account_history: table("account_history")?,
-            storage_history: table("storage_history")?,
-            changes: table("changes")?,
-            headers: table("headers")?,
-            bodies: table("bodies")?,
-            receipts: table("receipts")?,
-            block_numbers: table("block_numbers")?,
-            transactions: table("transactions")?,
-            log_blocks: table("log_blocks")?,
-            log_sections: table("log_sections")?,
-            signatures: table("signatures")?,
-            ommers: table("ommers")?,
-            total_difficulties: table("total_difficulties")?,
-        })
-    }
+tables! {
+    meta,
+    accounts,
+    storage,
+    codes,
+    hashed_accounts,
+    hashed_storage,
+    account_trie,
+    storage_trie,
+    account_history,
+    storage_history,
+    changes,
+    headers,
+    bodies,
+    receipts,
+    block_numbers,
+    transactions,
+    log_blocks,
+    log_sections,
+    signatures,
+    ommers,
+    total_difficulties,
 }
 
 impl Store {
