@@ -205,3 +205,6 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], StoreError> {
 fn take_count(rest: &mut &[u8]) -> Result<u32, StoreError> {
     take(rest).map(u32::from_be_bytes)
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,6 +13,9 @@ use super::{StateUpdate, StoreError, StoredBlock, Txn, array};
 /// lowered does not make one block slow.
 const PRUNE_MAX_BLOCKS: usize = 16;
 
+/// Most changed keys that are taken back at one time.
+const UNWIND_KEYS_MAX: usize = 1_000_000;
+
 impl<K: TransactionKind> Txn<K> {
     /// The oldest block whose state is kept.
     pub(crate) fn oldest_state(&self) -> Result<u64, StoreError> {
@@ -163,20 +166,41 @@ impl Txn<Rw> {
     /// [`StoreError::Pruned`] if the state of `to` is not kept;
     /// [`StoreError::Corrupt`] if what is restored does not have its root.
     pub(crate) fn unwind(&self, to: u64) -> Result<(), StoreError> {
-        let diff = self
-            .reverse_diff(to, usize::MAX)?
-            .ok_or_else(|| StoreError::corrupt("more changes than memory"))?;
+        self.unwind_in_steps(to, UNWIND_KEYS_MAX)
+    }
+
+    /// [`Txn::unwind`] by steps of at most `keys_max` changed keys, or of one
+    /// block, so that its memory is bounded.
+    pub(super) fn unwind_in_steps(&self, to: u64, keys_max: usize) -> Result<(), StoreError> {
+        self.require_state(to)?;
+        let mut newest = self.head()?.0.number;
+        while newest > to {
+            let mut step_to = to;
+            let diff = loop {
+                let is_one = newest - step_to == 1;
+                let keys_max = if is_one { usize::MAX } else { keys_max };
+                match self.reverse_diff(step_to, keys_max)? {
+                    Some(diff) => break diff,
+                    None => step_to = newest - (newest - step_to) / 2,
+                }
+            };
+            self.unwind_one_step(newest, step_to, &diff)?;
+            newest = step_to;
+        }
+        Ok(())
+    }
+
+    fn unwind_one_step(&self, newest: u64, to: u64, diff: &StateDiff) -> Result<(), StoreError> {
         let (target, _) = self
             .header(to)?
             .ok_or_else(|| StoreError::corrupt(format!("block {to} is missing")))?;
-        let update = self.state_update(&diff)?;
+        let update = self.state_update(diff)?;
         if update.root != target.state_root {
-            return Err(StoreError::corrupt(format!(
-                "the history back to block {to}"
-            )));
+            let what = format!("the history back to block {to}");
+            return Err(StoreError::corrupt(what));
         }
         self.write_state(&update)?;
-        for number in (to + 1..=self.head()?.0.number).rev() {
+        for number in (to + 1..=newest).rev() {
             for hash in self.changed_keys(number)?.codes {
                 self.delete(self.tables.codes, hash.as_slice())?;
             }

@@ -205,16 +205,20 @@ fn the_root_of_a_foreign_chain_is_met() {
 
 #[test]
 fn an_unknown_format_is_refused_by_name() {
-    let dir = tempfile::tempdir().unwrap();
-    let newer = FORMAT_VERSION + 1;
-    drop(open(dir.path(), |txn| {
-        txn.set_format_version(newer).unwrap();
-    }));
-    let mut genesis = Genesis::default();
-    genesis.config.chain_id = 7;
-    let clock = std::sync::Arc::new(ol_runtime::ManualClock::new(0));
-    match Node::open(dir.path(), &genesis, clock) {
-        Err(OpenError::Format { found }) => assert_eq!(found, newer),
-        other => panic!("{other:?}"),
+    for other in [FORMAT_VERSION - 1, FORMAT_VERSION + 1] {
+        let dir = tempfile::tempdir().unwrap();
+        drop(open(dir.path(), |txn| {
+            txn.set_format_version(other).unwrap();
+        }));
+        let mut genesis = Genesis::default();
+        genesis.config.chain_id = 7;
+        let clock = std::sync::Arc::new(ol_runtime::ManualClock::new(0));
+        let error = Node::open(dir.path(), &genesis, clock).unwrap_err();
+        assert!(matches!(error, OpenError::Format { found } if found == other));
+        assert!(
+            error
+                .to_string()
+                .contains("open it with the version that wrote it")
+        );
     }
 }

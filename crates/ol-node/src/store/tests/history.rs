@@ -169,7 +169,7 @@ fn check_steps(steps: Vec<Step>) -> usize {
             }
             Step::Unwind(n_blocks) => {
                 let to = (past.len() - 1).saturating_sub(n_blocks);
-                txn.unwind(to as u64).unwrap();
+                txn.unwind_in_steps(to as u64, 8).unwrap();
                 past.truncate(to + 1);
                 assert!(dump(&txn) == past[to].dump, "unwound to block {to}");
             }
