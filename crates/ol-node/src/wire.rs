@@ -44,11 +44,11 @@ impl WireBlock {
     /// The whole block; every byte belongs to it.
     ///
     /// # Errors
-    /// If the bytes are no block.
+    /// If the bytes are no block, or not as the block is encoded: the decoder
+    /// alone does not look at the length before a typed transaction.
     pub fn decode(&self) -> Result<Block<Transaction>, alloy_rlp::Error> {
-        let mut bytes = self.rlp.as_ref();
-        let block = Block::decode(&mut bytes)?;
-        if bytes.is_empty() {
+        let block = Block::decode(&mut self.rlp.as_ref())?;
+        if alloy_rlp::encode(&block) == self.rlp {
             Ok(block)
         } else {
             Err(alloy_rlp::Error::UnexpectedLength)

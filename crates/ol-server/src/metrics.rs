@@ -15,12 +15,13 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use ol_node::Node;
 use ol_node::metrics::{Metric, MetricKind};
+use ol_node::{FollowPhase, FollowStatus, Node};
 use ol_runtime::Shutdown;
 use tokio::net::TcpListener;
 
 use crate::edge::{self, Access};
+use crate::follow::Upstream;
 
 /// Upper bounds of the buckets of every span of time, in seconds.
 const SECONDS: [f64; 15] = [
@@ -43,6 +44,10 @@ const REQUEST_TIME: &str = "openledger_rpc_request_seconds";
 const CONNECTIONS: &str = "openledger_http_connections";
 const CONNECTIONS_REFUSED: &str = "openledger_http_connections_refused_total";
 const REQUESTS_REFUSED: &str = "openledger_http_requests_refused_total";
+const FOLLOW_LAG: &str = "openledger_follow_lag_blocks";
+const FOLLOW_LIVE: &str = "openledger_follow_is_live";
+const FOLLOW_REFUSED: &str = "openledger_follow_refused_total";
+const FOLLOW_REORGS: &str = "openledger_follow_reorgs_total";
 const SUBSCRIPTIONS: &str = "openledger_ws_subscriptions";
 const SESSIONS: &str = "openledger_ws_sessions";
 
@@ -97,6 +102,30 @@ pub const METRICS: &[Metric] = &[
         help: "Open subscriptions (`eth_subscribe`).",
     },
     Metric {
+        name: FOLLOW_LAG,
+        kind: MetricKind::Gauge,
+        labels: &[],
+        help: "Blocks that the followed node has and this one has not. Absent where none is followed.",
+    },
+    Metric {
+        name: FOLLOW_LIVE,
+        kind: MetricKind::Gauge,
+        labels: &[],
+        help: "1 while this node has every block of the followed one, else 0.",
+    },
+    Metric {
+        name: FOLLOW_REFUSED,
+        kind: MetricKind::Counter,
+        labels: &[],
+        help: "Times that what the followed node sent was refused.",
+    },
+    Metric {
+        name: FOLLOW_REORGS,
+        kind: MetricKind::Counter,
+        labels: &[],
+        help: "Times that this node changed to another branch.",
+    },
+    Metric {
         name: process::CPU,
         kind: MetricKind::Counter,
         labels: &[],
@@ -121,6 +150,18 @@ pub const METRICS: &[Metric] = &[
         help: "Most file handles the process may open.",
     },
 ];
+
+/// Where the follower stands.
+#[expect(clippy::cast_precision_loss, reason = "shown, not computed with")]
+fn record_follower(status: &FollowStatus) {
+    let highest = status.highest_block.unwrap_or(status.current_block);
+    let lag_blocks = highest.saturating_sub(status.current_block);
+    gauge!(FOLLOW_LAG).set(lag_blocks as f64);
+    let is_live = status.phase == FollowPhase::Live;
+    gauge!(FOLLOW_LIVE).set(f64::from(u8::from(is_live)));
+    counter!(FOLLOW_REFUSED).absolute(status.n_refused);
+    counter!(FOLLOW_REORGS).absolute(status.n_reorgs);
+}
 
 /// How a JSON-RPC call ended.
 pub(crate) fn rpc_answered(method: &'static str, error_code: Option<i32>, spent_s: f64) {
@@ -198,7 +239,7 @@ pub struct ExporterError {
 pub struct Exporter {
     handle: PrometheusHandle,
     /// Whose metrics are looked up when they are read.
-    node: Arc<Mutex<Option<Node>>>,
+    watched: Arc<Mutex<Option<(Node, Option<Upstream>)>>>,
 }
 
 impl Exporter {
@@ -231,32 +272,37 @@ impl Exporter {
         gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         Ok(Self {
             handle,
-            node: Arc::default(),
+            watched: Arc::default(),
         })
     }
 
-    /// Shows the metrics of `node` too, in place of an earlier one's, until
-    /// [`Exporter::forget`].
-    pub fn watch(&self, node: Node) {
-        *self.node() = Some(node);
+    /// Shows the metrics of `node` too, and of the node that it follows, in place
+    /// of an earlier one's, until [`Exporter::forget`].
+    pub fn watch(&self, node: Node, upstream: Option<Upstream>) {
+        *self.watched() = Some((node, upstream));
     }
 
     /// Lets go of the node, so that its chain can be closed.
     pub fn forget(&self) {
-        *self.node() = None;
+        *self.watched() = None;
     }
 
-    fn node(&self) -> std::sync::MutexGuard<'_, Option<Node>> {
-        self.node.lock().unwrap_or_else(PoisonError::into_inner)
+    fn watched(&self) -> std::sync::MutexGuard<'_, Option<(Node, Option<Upstream>)>> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// All metrics as Prometheus reads them.
     #[must_use]
     pub fn render(&self) -> String {
         process::record();
-        let node = self.node().clone();
-        if let Some(Err(error)) = node.map(|node| node.record_metrics()) {
-            tracing::warn!(%error, "the chain's metrics could not be read");
+        let watched = self.watched().clone();
+        if let Some((node, upstream)) = watched {
+            if let Err(error) = node.record_metrics() {
+                tracing::warn!(%error, "the chain's metrics could not be read");
+            }
+            if let Some(upstream) = upstream {
+                record_follower(&upstream.status());
+            }
         }
         self.handle.render()
     }

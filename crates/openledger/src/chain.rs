@@ -7,7 +7,7 @@ use std::sync::Arc;
 use alloy_primitives::B256;
 use anyhow::{Context, ensure};
 use ol_datanet::Datanets;
-use ol_node::Node;
+use ol_node::{BlockSigner, Node, NodeConfig};
 use ol_runtime::{DataDir, DirLock, Objects, Shutdown, SystemClock};
 use ol_server::eth;
 use ol_server::gateway::{self, Journal, Receipts};
@@ -129,10 +129,12 @@ impl Chain {
 /// Opens the chain of a data folder, whose lock the caller holds.
 pub(crate) fn open_node(layout: &Layout) -> anyhow::Result<Node> {
     let origin = Origin::find(layout, None, true)?;
-    Node::open(
-        &layout.chain(),
-        &origin.genesis,
-        Arc::new(SystemClock::new()),
-    )
-    .with_context(|| format!("could not open the chain in {}", layout.chain().display()))
+    let config = NodeConfig {
+        // The development chain's, which `up` makes.
+        block_signer: Some(BlockSigner::dev()),
+        ..NodeConfig::default()
+    };
+    let clock = Arc::new(SystemClock::new());
+    Node::open_with(&layout.chain(), &origin.genesis, clock, config)
+        .with_context(|| format!("could not open the chain in {}", layout.chain().display()))
 }

@@ -1,17 +1,15 @@
 //! Private keys in files: who may read them, and which are no secrets.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
-use alloy_primitives::{Address, B256, U256, address, hex};
+use alloy_primitives::{Address, B256, address, hex};
 use alloy_signer_local::PrivateKeySigner;
 use anyhow::{Context, bail, ensure};
 use ol_contracts::address::DEV_ACCOUNTS;
-
-/// Most bytes of a key file.
-const KEY_FILE_MAX_SIZE_BYTES: u64 = 1_024;
+use ol_node::BlockSigner;
 
 /// Bits of a file's mode that let others than its owner do anything.
 const OTHERS: u32 = 0o077;
@@ -31,30 +29,19 @@ pub(crate) fn is_well_known(account: Address) -> bool {
     DEV_ACCOUNTS.contains(&account) || OTHER_WELL_KNOWN.contains(&account)
 }
 
-/// Reads the key with which this node signs. The key itself is in no error.
+/// Reads the key with which this node signs its blocks. The key itself is in no
+/// error.
 ///
 /// # Errors
 /// If others may read or change the file, it holds no key, or the key is one
 /// that everybody knows and `is_dev` is false.
-pub(crate) fn read_signer(path: &Path, is_dev: bool) -> anyhow::Result<PrivateKeySigner> {
-    let shown = path.display();
-    let mut text = String::new();
-    let read = open_private(path)?
-        .take(KEY_FILE_MAX_SIZE_BYTES + 1)
-        .read_to_string(&mut text);
-    let key = read
-        .ok()
-        .filter(|&n_read| n_read as u64 <= KEY_FILE_MAX_SIZE_BYTES)
-        .and_then(|_| text.trim().parse::<B256>().ok())
-        .with_context(|| format!("{shown} holds no key: 64 hexadecimal digits are expected"))?;
-    let signer = PrivateKeySigner::from_bytes(&key)
-        .ok()
-        .with_context(|| format!("the key in {shown} is outside of the curve's order"))?;
-    let is_guessable = U256::from_be_bytes(key.0) <= U256::from(u64::MAX);
+pub(crate) fn read_signer(path: &Path, is_dev: bool) -> anyhow::Result<BlockSigner> {
+    let signer = BlockSigner::from_file(path)?;
     ensure!(
-        is_dev || !(is_guessable || is_well_known(signer.address())),
-        "the key in {shown} is one that everybody knows; it is for --dev only \
-         (`openledger node keygen FILE` makes another)"
+        is_dev || !is_well_known(signer.address()),
+        "the key in {} is one that everybody knows; it is for --dev only \
+         (`openledger node keygen FILE` makes another)",
+        path.display()
     );
     Ok(signer)
 }

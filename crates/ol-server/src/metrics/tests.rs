@@ -88,7 +88,7 @@ fn what_a_node_does_is_shown() {
     genesis.base_fee_per_gas = Some(7);
     let clock = Arc::new(ManualClock::new(1_700_000_000));
     let node = Node::open(dir.path(), &genesis, clock).unwrap();
-    exporter.watch(node.clone());
+    exporter.watch(node.clone(), None);
     node.submit(&[0x7d]).unwrap_err();
     rpc_answered("eth_call", None, 0.002);
     rpc_answered("eth_call", Some(3), 0.000_01);

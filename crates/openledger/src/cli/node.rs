@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 
+use alloy_primitives::Address;
 use clap::{Args, Subcommand};
 use ol_node::NodeConfig;
 
@@ -36,8 +37,13 @@ Examples:
     openledger node run --dev --datadir /var/tmp/chain --port 0
 
   A chain of your own, a block every two seconds at most, metrics for Prometheus:
+    openledger node keygen sequencer.key
     openledger node run --datadir /var/lib/openledger --genesis genesis.json \\
-      --block-time 2 --metrics-addr 127.0.0.1:9100
+      --signer-key sequencer.key --block-time 2 --metrics-addr 127.0.0.1:9100
+
+  A second node that checks and serves the first one's chain:
+    openledger node run --datadir /var/lib/copy --genesis genesis.json --port 8555 \\
+      --follow http://127.0.0.1:8545 --sequencer 0x…
 
   Behind a proxy that forwards the name rpc.example.org, for one web page:
     openledger node run --hosts rpc.example.org --cors https://app.example.org";
@@ -70,6 +76,18 @@ pub(crate) struct NodeRunArgs {
     /// keeps all
     #[arg(long, value_name = "BLOCKS", default_value_t = NodeConfig::default().history_max_blocks)]
     pub(crate) history_depth: u64,
+    /// File with the key that signs the blocks made here, so that other nodes can
+    /// follow; only its owner may be able to read it. --dev has a key of its own
+    #[arg(long, value_name = "FILE", conflicts_with = "follow")]
+    pub(crate) signer_key: Option<PathBuf>,
+    /// Follow the node whose JSON-RPC is at this address instead of making blocks:
+    /// each of its blocks is checked, and transactions sent here go there
+    #[arg(long, value_name = "URL")]
+    pub(crate) follow: Option<String>,
+    /// Whose blocks to take when following [default: whom the genesis names, with
+    /// --dev the development key]
+    #[arg(long, value_name = "ADDRESS", requires = "follow")]
+    pub(crate) sequencer: Option<Address>,
     /// Serve metrics for Prometheus at /metrics on this address [default: off]
     #[arg(long, value_name = "IP:PORT")]
     pub(crate) metrics_addr: Option<SocketAddr>,

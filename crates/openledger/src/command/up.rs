@@ -54,7 +54,7 @@ pub(crate) fn run(layout: &Layout, args: &UpArgs, out: Out<'_>) -> anyhow::Resul
     let api = format!("http://{}", listener.local_addr()?);
     let exporter = Exporter::global()?;
     let node = open_node(layout)?;
-    exporter.watch(node.clone());
+    exporter.watch(node.clone(), None);
     let shutdown = Shutdown::new();
     let rpc_addr = SocketAddr::from((Ipv4Addr::LOCALHOST, args.rpc_port));
     let server = runtime

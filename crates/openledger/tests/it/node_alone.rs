@@ -4,6 +4,11 @@
 
 use std::fs;
 
+use alloy_consensus::{SignableTransaction as _, TxEip1559, TxEnvelope};
+use alloy_eips::eip2718::Encodable2718 as _;
+use alloy_primitives::{Address, TxKind, U256, hex};
+use alloy_signer::SignerSync as _;
+use alloy_signer_local::PrivateKeySigner;
 use serde_json::{Value, json};
 
 use crate::harness::{NodeAlone, get_with, http_with, refused, run, run_json};
@@ -254,4 +259,123 @@ fn logs_are_json_where_they_are_asked_for() {
     let opened = lines.iter().find(|line| line["message"] == "chain opened");
     assert_eq!(opened.unwrap()["number"], 0, "{log}");
     assert_eq!(lines.last().unwrap()["message"], "stopped");
+}
+
+#[test]
+fn a_second_node_follows_the_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = NodeAlone::start(
+        &folder.path().join("first"),
+        &["--dev", "--block-time", "on-demand"],
+    );
+    let send = |node: &NodeAlone, nonce: u64| {
+        let raw = transfer(nonce);
+        node.rpc("eth_sendRawTransaction", json!([raw]))
+    };
+    send(&first, 0);
+
+    let follow = [
+        "--dev",
+        "--follow",
+        &first.url,
+        "--metrics-addr",
+        "127.0.0.1:0",
+    ];
+    let second = NodeAlone::start(&folder.path().join("second"), &follow);
+    // Heads of the second, from its own socket: no waiting by the clock.
+    let until = |number: u64| {
+        while second.rpc("eth_blockNumber", json!([])) != format!("{number:#x}") {
+            std::thread::yield_now();
+        }
+    };
+    until(1);
+    send(&first, 1);
+    until(2);
+    // Sent to the second, made into a block by the first.
+    send(&second, 2);
+    until(3);
+    for node in [&first, &second] {
+        let head = node.rpc("eth_getBlockByNumber", json!(["0x3", false]));
+        assert_eq!(head["transactions"].as_array().unwrap().len(), 1);
+    }
+    let metrics = get_with(second.ready["metrics"].as_str().unwrap(), &[]).1;
+    assert!(
+        metrics.contains("openledger_follow_lag_blocks 0"),
+        "{metrics}"
+    );
+    assert!(metrics.contains("openledger_follow_is_live 1"), "{metrics}");
+    let status = run_json(&folder.path().join("second"), &["node", "status"]);
+    assert_eq!(status["head"]["number"], 3);
+    second.stop();
+    first.stop();
+}
+
+/// One wei from the fifth development account, signed.
+fn transfer(nonce: u64) -> String {
+    let signer: PrivateKeySigner = ol_types::DEV_MNEMONIC_KEYS[4].parse().unwrap();
+    let transaction = TxEip1559 {
+        chain_id: ol_types::DEV_CHAIN_ID,
+        nonce,
+        gas_limit: 21_000,
+        max_fee_per_gas: 3_000_000_000,
+        max_priority_fee_per_gas: 1,
+        to: TxKind::Call(Address::repeat_byte(0x11)),
+        value: U256::from(1),
+        ..TxEip1559::default()
+    };
+    let signature = signer
+        .sign_hash_sync(&transaction.signature_hash())
+        .unwrap();
+    let envelope = TxEnvelope::from(transaction.into_signed(signature));
+    hex::encode_prefixed(envelope.encoded_2718())
+}
+
+#[test]
+fn only_a_secret_key_signs_blocks_outside_of_development() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("data");
+    let genesis = folder.path().join("genesis.json");
+    let text = json!({"config": {"chainId": 77}, "gasLimit": "0x3938700", "difficulty": "0x0", "alloc": {}});
+    fs::write(&genesis, text.to_string()).unwrap();
+    let genesis = genesis.to_str().unwrap();
+    let key = folder.path().join("key");
+    let key_file = key.to_str().unwrap();
+    let start = [
+        "node",
+        "run",
+        "--port",
+        "0",
+        "--genesis",
+        genesis,
+        "--signer-key",
+        key_file,
+    ];
+    refused(&dir, &start, "cannot be read");
+
+    run_json(folder.path(), &["node", "keygen", key_file]);
+    let secret = fs::read_to_string(&key).unwrap();
+    let flags = [
+        "--genesis",
+        genesis,
+        "--signer-key",
+        key_file,
+        "--log-level",
+        "trace",
+    ];
+    let node = NodeAlone::start(&dir, &flags);
+    let log = node.stop();
+    assert!(log.contains("blocks are signed"), "{log}");
+    assert!(!log.contains(secret.trim()), "the key is in the log");
+
+    let chmod = |mode: &str| {
+        let status = std::process::Command::new("chmod")
+            .args([mode, key_file])
+            .status();
+        assert!(status.unwrap().success());
+    };
+    chmod("644");
+    refused(&dir, &start, "chmod 600");
+    fs::write(&key, ol_types::DEV_MNEMONIC_KEYS[1]).unwrap();
+    chmod("600");
+    refused(&dir, &start, "everybody knows");
 }

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
-use ol_node::{BlockMode, Genesis, Node, NodeConfig};
+use ol_node::{BlockMode, BlockSigner, Genesis, Node, NodeConfig, Role};
 use ol_runtime::{DataDir, Shutdown, SystemClock};
 use ol_server::eth::{self, ServeConfig};
+use ol_server::follow::{self, FollowOptions};
 use ol_server::metrics::Exporter;
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -14,7 +15,7 @@ use crate::cli::{BlockTime, NodeRunArgs};
 use crate::genesis::Origin;
 use crate::instance::{Instance, Layout, lock};
 use crate::output::Out;
-use crate::secret::is_well_known;
+use crate::secret::{is_well_known, read_signer};
 use crate::signals::stop_signals;
 
 pub(crate) fn run(
@@ -40,14 +41,7 @@ pub(crate) fn run(
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
-    let config = NodeConfig {
-        block_mode: match args.block_time {
-            BlockTime::OnDemand => BlockMode::OnDemand,
-            BlockTime::EveryMs(ms) => BlockMode::Interval(ms),
-        },
-        history_max_blocks: args.history_depth,
-        ..NodeConfig::default()
-    };
+    let config = config(args)?;
     let exporter = args.metrics_addr.map(|_| Exporter::global()).transpose()?;
     let clock = Arc::new(SystemClock::new());
     let node = Node::open_with(&layout.chain(), &origin.genesis, clock, config)
@@ -55,8 +49,18 @@ pub(crate) fn run(
     origin.keep(layout)?;
 
     let shutdown = Shutdown::new();
+    let follower = match &args.follow {
+        Some(url) => {
+            let _entered = runtime.enter();
+            let options = FollowOptions::new(url);
+            Some(follow::spawn(node.clone(), options, shutdown.clone())?)
+        }
+        None => None,
+    };
+    let upstream = follower.as_ref().map(|follower| follower.upstream.clone());
     let serve = ServeConfig {
         access,
+        upstream: upstream.clone(),
         ..ServeConfig::new(args.rpc_addr())
     };
     let server = runtime
@@ -65,7 +69,7 @@ pub(crate) fn run(
     let rpc = format!("http://{}", server.addr);
     let metrics = match (args.metrics_addr, &exporter) {
         (Some(addr), Some(exporter)) => {
-            exporter.watch(node.clone());
+            exporter.watch(node.clone(), upstream);
             let listener = runtime
                 .block_on(TcpListener::bind(addr))
                 .with_context(|| format!("could not listen on {addr} for --metrics-addr"))?;
@@ -116,11 +120,48 @@ pub(crate) fn run(
     if let Some(exporter) = exporter {
         exporter.forget();
     }
+    if let Some(follower) = follower {
+        follower.stopped();
+    }
     // With the last handle the chain finishes what waits and is closed.
     drop(runtime);
     drop(node);
     tracing::info!("stopped");
     Ok(())
+}
+
+/// What the node is told.
+///
+/// # Errors
+/// If there is no key to sign blocks with, or it may not be used.
+fn config(args: &NodeRunArgs) -> anyhow::Result<NodeConfig> {
+    let mut config = NodeConfig {
+        block_mode: match args.block_time {
+            BlockTime::OnDemand => BlockMode::OnDemand,
+            BlockTime::EveryMs(ms) => BlockMode::Interval(ms),
+        },
+        history_max_blocks: args.history_depth,
+        ..NodeConfig::default()
+    };
+    if args.follow.is_some() {
+        config.role = Role::Follower;
+        config.sequencer = args
+            .sequencer
+            .or_else(|| args.dev.then(|| BlockSigner::dev().address()));
+        return Ok(config);
+    }
+    config.block_signer = match &args.signer_key {
+        Some(path) => Some(read_signer(path, args.dev)?),
+        None if args.dev => Some(BlockSigner::dev()),
+        None => None,
+    };
+    match &config.block_signer {
+        Some(signer) => tracing::info!(sequencer = %signer.address(), "blocks are signed"),
+        None => tracing::warn!(
+            "blocks are not signed, so that no other node can follow; --signer-key gives a key"
+        ),
+    }
+    Ok(config)
 }
 
 /// Money that everybody can spend is a mistake outside of development.
