@@ -14,6 +14,7 @@ use crate::Done;
 /// Room, package, bench. A room may have several; their rows make one table.
 const ROOMS: &[(&str, &str, &str)] = &[
     ("attribution", "ol-attribution", "scoring"),
+    ("chain", "ol-node", "preconfirmation"),
     ("chain", "ol-node", "state"),
 ];
 

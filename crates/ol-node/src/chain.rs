@@ -37,6 +37,10 @@ pub use unwind::UnwindError;
 /// Most commands that are followed before the open block is looked at again.
 const COMMANDS_MAX: usize = 64;
 
+/// How long a block that is made on demand waits for transactions that are on
+/// their way.
+const ON_DEMAND_WAIT_MAX_S: f64 = 0.02;
+
 /// Queued transactions are looked through for old ones this often.
 const EXPIRY_INTERVAL_S: u64 = 60;
 
@@ -80,8 +84,10 @@ pub(crate) struct Chain {
     is_mining_paused: bool,
     /// The last block could not be made; wait for something to change.
     has_failed: bool,
-    /// When the open block is closed, on the monotonic clock.
+    /// When the open block of an interval is closed, on the monotonic clock.
     next_tick_s: f64,
+    /// When the open block is closed on demand at the latest.
+    close_by_s: f64,
     next_expiry_s: u64,
     /// Blocks of other branches.
     pub(crate) side: SideBlocks,
@@ -140,6 +146,7 @@ impl Chain {
             is_mining_paused: false,
             has_failed: false,
             next_tick_s: 0.0,
+            close_by_s: 0.0,
             next_expiry_s: 0,
             side: SideBlocks::default(),
         };
@@ -153,8 +160,13 @@ impl Chain {
             return Patience::Endless;
         }
         match self.shared.config.block_mode {
-            BlockMode::OnDemand if self.has_failed || !self.has_ready() => Patience::Endless,
-            BlockMode::OnDemand => Patience::None,
+            BlockMode::OnDemand if self.has_failed => Patience::Endless,
+            BlockMode::OnDemand if self.open.is_some() => {
+                let left_s = self.close_by_s - self.shared.clock.monotonic_s();
+                Patience::Until(Duration::try_from_secs_f64(left_s).unwrap_or_default())
+            }
+            BlockMode::OnDemand if self.has_ready() => Patience::None,
+            BlockMode::OnDemand => Patience::Endless,
             BlockMode::Interval(_) => {
                 if self.open.is_none() && !self.has_failed && !self.shared.config.empty_blocks {
                     return Patience::Endless;
@@ -186,7 +198,7 @@ impl Chain {
         self.announce();
         match self.shared.config.block_mode {
             BlockMode::OnDemand if !self.is_mining_paused => {
-                if self.has_ready() && self.fill() {
+                if self.fill() && self.should_close() {
                     // Whoever waits is told.
                     let _ = self.close();
                 }
@@ -241,6 +253,15 @@ impl Chain {
             let now_s = self.shared.clock.monotonic_s();
             self.next_tick_s = ((now_s / interval_s).floor() + 1.0) * interval_s;
         }
+    }
+
+    /// Whether the open block of an on-demand chain waits for nothing more:
+    /// transactions that are on their way are worth a moment, because a block
+    /// costs a write to the disk.
+    fn should_close(&self) -> bool {
+        !self.shared.is_intake_busy()
+            || self.open.as_ref().is_some_and(|open| open.is_full)
+            || self.shared.clock.monotonic_s() >= self.close_by_s
     }
 
     fn has_ready(&self) -> bool {
@@ -312,9 +333,11 @@ impl Chain {
     /// The open block; begins one if there is none.
     fn open_block(&mut self) -> Result<&mut OpenBlock, BlockMakingError> {
         if self.open.is_none() {
-            if self.next_tick_s <= self.shared.clock.monotonic_s() {
+            let now_s = self.shared.clock.monotonic_s();
+            if self.next_tick_s <= now_s {
                 self.wind_up();
             }
+            self.close_by_s = now_s + ON_DEMAND_WAIT_MAX_S;
             let open = OpenBlock::new(&self.shared)?;
             self.open = Some(open);
         }
@@ -349,7 +372,10 @@ impl Chain {
                     drop(pool);
                     self.tell_dropped(dropped);
                 }
-                Ok(Err(LeftOut::NoRoom)) => self.shared.pool().park(pooled.sender()),
+                Ok(Err(LeftOut::NoRoom)) => {
+                    open.is_full = true;
+                    self.shared.pool().park(pooled.sender());
+                }
                 Ok(Err(LeftOut::Invalid { reason })) => {
                     self.shared.pool().remove(&pooled.hash);
                     tracing::debug!(hash = %pooled.hash, reason, "transaction dropped");
@@ -543,7 +569,7 @@ fn sender_of(open: &mut OpenBlock, address: Address) -> Result<Sender, ExecuteEr
     let is_delegated = if account.code_hash == KECCAK256_EMPTY {
         false
     } else {
-        let code = open.code(account.code_hash)?;
+        let code = open.code(address)?;
         code.len() == DELEGATION_SIZE_BYTES && code.starts_with(&DELEGATION_PREFIX)
     };
     Ok(Sender {

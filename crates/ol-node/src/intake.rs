@@ -27,6 +27,10 @@ const SPLIT_MIN: usize = 8;
 pub(crate) type Job = Box<dyn FnOnce(&mut Chain) + Send>;
 
 /// What comes in.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all that comes in are transactions"
+)]
 pub(crate) enum Incoming {
     /// A transaction that is well-formed.
     Transaction(Transaction, Answer),

@@ -113,13 +113,13 @@ impl Overlay {
 
     /// The account as the overlay has it; `None` if the state below decides.
     pub(crate) fn account(&self, address: Address) -> Option<Option<AccountState>> {
-        self.from_top()
+        self.newest_first()
             .find_map(|layer| layer.accounts.get(&address).copied())
     }
 
     /// The slot as the overlay has it; `None` if the state below decides.
     pub(crate) fn storage(&self, address: Address, slot: U256) -> Option<U256> {
-        self.from_top()
+        self.newest_first()
             .find_map(|layer| match layer.storage.get(&(address, slot)) {
                 Some(&value) => Some(value),
                 None => layer.wiped.contains(&address).then_some(U256::ZERO),
@@ -128,11 +128,11 @@ impl Overlay {
 
     /// The code with a hash, if it is new.
     pub(crate) fn code(&self, hash: B256) -> Option<Bytes> {
-        self.from_top()
+        self.newest_first()
             .find_map(|layer| layer.codes.get(&hash).cloned())
     }
 
-    fn from_top(&self) -> impl Iterator<Item = &Layer> {
+    fn newest_first(&self) -> impl Iterator<Item = &Layer> {
         self.layers.iter().rev().map(Arc::as_ref)
     }
 }

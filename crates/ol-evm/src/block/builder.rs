@@ -17,7 +17,7 @@ use revm::context_interface::result::ResultAndState;
 use revm::database::{
     DatabaseCommitExt, State, WrapDatabaseRef, states::bundle_state::BundleRetention,
 };
-use revm::state::EvmState;
+use revm::state::{AccountInfo, EvmState};
 
 use super::{
     BlockContext, ExecuteError, Execution, LeftOut, hardforks, left_out_reason, refused_type,
@@ -151,15 +151,23 @@ impl<S: StateReader> BlockBuilder<S> {
         }))
     }
 
-    /// The code with a hash that an account has after the transactions so far.
+    /// The code of an account after the transactions so far.
     ///
     /// # Errors
     /// [`ExecuteError::Internal`] if the state cannot be read.
-    pub fn code(&mut self, hash: B256) -> Result<Bytes, ExecuteError> {
+    pub fn code(&mut self, address: Address) -> Result<Bytes, ExecuteError> {
         let database = self.executor.evm_mut().db_mut();
-        let code = database
-            .code_by_hash(hash)
-            .map_err(ExecuteError::internal)?;
+        let account = database.basic(address).map_err(ExecuteError::internal)?;
+        let code = match account {
+            None => return Ok(Bytes::new()),
+            // What is new in this block is with its account.
+            Some(AccountInfo {
+                code: Some(code), ..
+            }) => code,
+            Some(account) => database
+                .code_by_hash(account.code_hash)
+                .map_err(ExecuteError::internal)?,
+        };
         Ok(code.original_bytes())
     }
 

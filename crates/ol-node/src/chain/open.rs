@@ -24,6 +24,8 @@ pub(super) struct OpenBlock {
     hashes: HashSet<B256>,
     size_bytes: usize,
     n_logs: u64,
+    /// There was no room for a transaction.
+    pub(super) is_full: bool,
     block: PendingBlock,
     /// Executed, and not in `block` yet.
     unpublished: Vec<(PendingTransaction, StateDiff)>,
@@ -42,6 +44,7 @@ impl OpenBlock {
             hashes: HashSet::new(),
             size_bytes: 0,
             n_logs: 0,
+            is_full: false,
             block,
             unpublished: Vec::new(),
         })
@@ -76,8 +79,9 @@ impl OpenBlock {
         Ok(self.builder.account(address)?.unwrap_or_default())
     }
 
-    pub(super) fn code(&mut self, hash: B256) -> Result<Bytes, ExecuteError> {
-        self.builder.code(hash)
+    /// The code of an account after the transactions so far.
+    pub(super) fn code(&mut self, address: Address) -> Result<Bytes, ExecuteError> {
+        self.builder.code(address)
     }
 
     /// Executes one more transaction, or says why it is not in the block.

@@ -1,7 +1,7 @@
 //! The pool: queues of all senders, what is ready, and who has to go.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use alloy_consensus::Transaction as _;
@@ -56,6 +56,8 @@ pub(crate) struct Pool {
     size_bytes: usize,
     n_queued: usize,
     next_arrival: u64,
+    /// Senders whose first transaction the open block has no room for.
+    parked: HashSet<Address>,
     /// First transactions that can be executed, one for each sender.
     ready: BTreeSet<Ready>,
     ready_of: HashMap<Address, Ready>,
@@ -75,6 +77,7 @@ impl Pool {
             size_bytes: 0,
             n_queued: 0,
             next_arrival: 0,
+            parked: HashSet::new(),
             ready: BTreeSet::new(),
             ready_of: HashMap::new(),
             worth: None,
@@ -143,6 +146,10 @@ impl Pool {
                 self.put_back(replaced, sender.nonce);
             }
             return Err(PoolError::Underpriced);
+        }
+        // What is first now may need less room.
+        if self.parked.remove(&address) {
+            self.refresh(address);
         }
         Ok(Inserted {
             replaced: replaced.map(|entry| entry.pooled),
@@ -231,9 +238,7 @@ impl Pool {
 
     /// The block has no room for the sender's first transaction.
     pub(crate) fn park(&mut self, sender: Address) {
-        if let Some(queue) = self.senders.get_mut(&sender) {
-            queue.is_parked = true;
-        }
+        self.parked.insert(sender);
         self.refresh(sender);
     }
 
@@ -245,14 +250,12 @@ impl Pool {
             self.worth = None;
             self.worth_of.clear();
         }
-        let stale: Vec<Address> = self
-            .senders
-            .iter_mut()
-            .filter_map(|(&address, queue)| {
-                let was_parked = std::mem::take(&mut queue.is_parked);
-                (is_new_fee || was_parked).then_some(address)
-            })
-            .collect();
+        let stale: Vec<Address> = if is_new_fee {
+            self.parked.clear();
+            self.senders.keys().copied().collect()
+        } else {
+            self.parked.drain().collect()
+        };
         for address in stale {
             self.refresh(address);
         }
@@ -496,7 +499,7 @@ impl Pool {
             return;
         };
         if let Some(first) = queue.first()
-            && !queue.is_parked
+            && !self.parked.contains(&address)
             && let Some(tip_wei) = first.pooled.effective_tip_wei(self.base_fee_wei)
         {
             let ready = (Reverse(tip_wei), first.arrival, address);

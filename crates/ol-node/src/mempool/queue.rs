@@ -25,8 +25,6 @@ pub(super) struct Queue {
     gap: u64,
     /// What all entries may cost together.
     cost_wei: U256,
-    /// Whether the open block has no room for the first entry.
-    pub(super) is_parked: bool,
 }
 
 impl Queue {

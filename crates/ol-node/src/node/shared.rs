@@ -49,6 +49,10 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one caller, and every part has a type of its own"
+    )]
     pub(crate) fn new(
         store: Store,
         chain_id: u64,
@@ -123,6 +127,11 @@ impl Shared {
                 (count < limit).then_some(count + 1)
             })
             .is_ok()
+    }
+
+    /// Whether transactions are on their way to the chain thread.
+    pub(crate) fn is_intake_busy(&self) -> bool {
+        self.n_in_intake.load(Ordering::Acquire) > 0
     }
 
     /// Counts a transaction that the chain thread took, or that was refused

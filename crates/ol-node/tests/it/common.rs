@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use alloy_consensus::{SignableTransaction, TxEip1559};
 use alloy_eips::eip2718::Encodable2718;
-use alloy_primitives::{Address, TxKind, U256};
+use alloy_primitives::{Address, B256, Signature, TxKind, U256};
 use alloy_signer::SignerSync;
 use alloy_signer_local::PrivateKeySigner;
 use ol_node::{Genesis, GenesisAccount, Node, NodeConfig, OpenError};
@@ -54,6 +54,11 @@ impl Wallet {
 
     pub(crate) fn address(&self) -> Address {
         self.0.address()
+    }
+
+    #[allow(dead_code, reason = "this file is part of two test programs")]
+    pub(crate) fn sign_hash(&self, hash: B256) -> Signature {
+        self.0.sign_hash_sync(&hash).unwrap()
     }
 
     pub(crate) fn sign(&self, transaction: TxEip1559) -> Vec<u8> {

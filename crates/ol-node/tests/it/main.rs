@@ -13,4 +13,6 @@ mod node;
 #[cfg(test)]
 mod open;
 #[cfg(test)]
+mod pool;
+#[cfg(test)]
 mod reorg;
