@@ -157,7 +157,7 @@ pub enum ExecuteError {
 }
 
 impl ExecuteError {
-    fn internal(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+    pub(crate) fn internal(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Internal(error.into())
     }
 }

@@ -36,6 +36,9 @@ pub struct CallRequest {
     pub from: Address,
     /// Receiver; `None` makes a contract.
     pub to: Option<Address>,
+    /// Nonce; that of the account if it is `None`. A message that is only tried
+    /// may have any.
+    pub nonce: Option<u64>,
     /// Most gas to use; the block's limit if it is `None` or above that.
     pub gas_limit: Option<u64>,
     /// Most to pay for one unit of gas. `None` or 0 costs nothing and waives
@@ -378,7 +381,7 @@ fn env(context: &BlockContext, overrides: &Overrides) -> EvmEnv<OpSpecId> {
 
 /// Codes that the EVM could not load: those that begin as a delegation and are
 /// none (EIP-7702).
-fn check_codes(overrides: &Overrides) -> Result<(), CallError> {
+pub(crate) fn check_codes(overrides: &Overrides) -> Result<(), CallError> {
     for (address, account) in &overrides.accounts {
         if let Some(code) = &account.code
             && Bytecode::new_raw_checked(code.clone()).is_err()

@@ -24,6 +24,7 @@
 //! - [`call`], [`estimate_gas`], [`create_access_list`]: one message against a
 //!   state, nothing kept.
 //! - [`trace_block`], [`trace_call`]: what runs, recorded; [`TraceParts`] says what of it.
+//! - [`simulate`]: blocks that are not real.
 //! - [`header`]: base fee, sealing, the genesis header.
 //! - [`precompiles`]: `POA_SCORE`, `POA_SHARES`, `OPEN_TRANSFER`.
 //! - [`factory`]: the one place where an EVM is made, so that execution, calls
@@ -42,6 +43,7 @@ mod call;
 mod intrinsic;
 mod overlay;
 mod rules;
+mod simulate;
 mod state;
 mod trace;
 mod transaction;
@@ -58,6 +60,10 @@ pub use call::{CallError, CallOutput, CallRequest, CallStatus, call, estimate_ga
 pub use intrinsic::{INIT_CODE_MAX_SIZE_BYTES, intrinsic_gas};
 pub use overlay::{AccountOverride, BlockOverrides, Overrides, StorageOverride};
 pub use rules::{BlockBlobs, BlockRules, EthereumBlock, EthereumRules, Rules, RulesError};
+pub use simulate::{
+    BlockToSimulate, SIMULATED_BLOCKS_MAX, SimulateError, SimulateOptions, SimulatedBlock,
+    SimulatedCall, simulate,
+};
 pub use state::{AccountChange, AccountState, MemoryState, StateDiff, StateReader};
 pub use trace::{
     Fault, Frame, FrameKind, FrameLog, FrameOptions, LimitPassed, Step, StepOptions,

@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use alloy_consensus::transaction::Recovered;
-use alloy_primitives::{Address, Bytes, Selector, U256};
+use alloy_primitives::{Address, Bytes, Log, Selector, U256};
 use op_revm::OpHaltReason;
 use revm::Database;
 use revm::context_interface::result::ResultAndState;
@@ -40,10 +40,10 @@ pub use touched::TouchedAccount;
 pub(crate) use access::Accesses;
 pub(crate) use budget::Budget;
 pub(crate) use recorder::Recorder;
-pub(crate) use transfer::TransferLogs;
 
 use frame::Frames;
 use step::Steps;
+use transfer::TransferLogs;
 
 /// What to record.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -56,6 +56,8 @@ pub struct TraceParts {
     pub selectors: bool,
     /// The accounts and slots that were touched, before and after.
     pub touched: bool,
+    /// The logs, with every transfer of native balance as one among them.
+    pub transfers: bool,
 }
 
 /// What of the frames is recorded.
@@ -86,6 +88,8 @@ pub struct Trace {
     pub selectors: BTreeMap<(Selector, usize), u64>,
     /// Accounts that were touched.
     pub touched: BTreeMap<Address, TouchedAccount>,
+    /// Logs, with those that stand for transfers.
+    pub transfers: Vec<Log>,
 }
 
 /// Why there is no trace.
@@ -190,6 +194,7 @@ impl TraceParts {
             .map(|options| Frames::new(options.only_top, options.with_logs, n_logs_before));
         recorder.steps = self.steps.map(Steps::new);
         recorder.selectors = self.selectors.then(BTreeMap::new);
+        recorder.transfers = self.transfers.then(TransferLogs::default);
         recorder
     }
 
@@ -207,6 +212,7 @@ impl TraceParts {
             frames,
             steps,
             selectors,
+            transfers,
             ..
         } = recorder;
         let touched = if self.touched {
@@ -227,6 +233,7 @@ impl TraceParts {
             steps: steps.map(|steps| steps.done).unwrap_or_default(),
             selectors: selectors.unwrap_or_default(),
             touched,
+            transfers: transfers.map(TransferLogs::into_logs).unwrap_or_default(),
         };
         Ok((Ok(trace), budget))
     }

@@ -64,11 +64,11 @@ pub use import::{BlockFault, IMPORT_MAX_BLOCKS, IMPORT_MAX_SIZE_BYTES, ImportErr
 pub use mempool::{BySender, PoolConfig, PoolContent, PoolError, PoolStatus, PooledTransaction};
 pub use node::{BlockMode, Head, Node, NodeConfig, OpenError, Role};
 pub use ol_evm::{
-    AccessListOutput, AccountOverride, BlockContext, BlockOverrides, CallError, CallOutput,
-    CallRequest, CallStatus, ExecuteError, Fault, Frame, FrameKind, FrameLog, FrameOptions, Header,
-    LimitPassed, Overrides, Recovered, StateReader, Step, StepOptions, StorageOverride,
-    TouchedAccount, Trace, TraceError, TraceLimits, TraceParts, Transaction, TransactionReceipt,
-    opcode_name,
+    AccessListOutput, AccountOverride, BlockContext, BlockOverrides, BlockToSimulate, CallError,
+    CallOutput, CallRequest, CallStatus, ExecuteError, Fault, Frame, FrameKind, FrameLog,
+    FrameOptions, Header, LimitPassed, Overrides, Recovered, SimulateError, SimulatedBlock,
+    SimulatedCall, StateReader, Step, StepOptions, StorageOverride, TouchedAccount, Trace,
+    TraceError, TraceLimits, TraceParts, Transaction, TransactionReceipt, opcode_name,
 };
 pub use pending::{PendingBlock, PendingTransaction};
 pub use query::{

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use alloy_consensus::Transaction as _;
 use alloy_primitives::{Address, B256, Bytes, U256};
 use ol_evm::{
-    BlockContext, CallError, CallOutput, CallRequest, Header, LimitPassed, Recovered, StateReader,
-    TraceError, Transaction, TransactionReceipt, header,
+    BlockContext, CallError, CallOutput, CallRequest, Header, LimitPassed, Recovered,
+    SimulateError, StateReader, TraceError, Transaction, TransactionReceipt, header,
 };
 use signet_libmdbx::Ro;
 
@@ -120,6 +120,9 @@ pub enum QueryError {
     /// A block could not be replayed.
     #[error("the block could not be replayed")]
     Trace(#[source] TraceError),
+    /// Nothing could be simulated.
+    #[error(transparent)]
+    Simulate(#[from] SimulateError),
     /// A call could not be tried.
     #[error(transparent)]
     Call(#[from] CallError),

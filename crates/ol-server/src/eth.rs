@@ -32,6 +32,7 @@ mod method;
 mod net;
 mod overrides;
 mod shapes;
+mod simulate;
 mod state;
 mod subscriptions;
 mod sync;
@@ -298,7 +299,10 @@ pub fn methods() -> impl Iterator<Item = &'static str> {
         "eth_subscribe",
         "eth_unsubscribe",
     ];
-    topics().map(|method| method.name).chain(others)
+    topics()
+        .map(|method| method.name)
+        .chain(large_topics().map(|method| method.name))
+        .chain(others)
 }
 
 /// All methods that answer by themselves.
@@ -320,9 +324,14 @@ fn topics() -> impl Iterator<Item = &'static Method> {
 
 /// All methods whose answers may be large.
 fn large_topics() -> impl Iterator<Item = &'static LargeMethod> {
-    [calls::LARGE_METHODS, debug::METHODS, trace::METHODS]
-        .into_iter()
-        .flatten()
+    [
+        calls::LARGE_METHODS,
+        debug::METHODS,
+        simulate::LARGE_METHODS,
+        trace::METHODS,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 fn module(eth: Eth) -> RpcModule<Eth> {

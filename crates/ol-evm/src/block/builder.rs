@@ -26,7 +26,7 @@ use crate::factory::OpenEvmFactory;
 use crate::state::{AccountChange, AccountState, Reader};
 use crate::trace::{Budget, Recorder, Trace, TraceError, TraceParts};
 use crate::transaction::{Receipts, Transaction, TransactionReceipt};
-use crate::{BASE_FEE_VAULT, StateDiff, StateReader};
+use crate::{BASE_FEE_VAULT, BlockOverrides, StateDiff, StateReader};
 
 type BlockState<S> = State<WrapDatabaseRef<Reader<S>>>;
 
@@ -105,6 +105,17 @@ impl<S: StateReader> BlockBuilder<S> {
             opening,
             fees_wei: U256::ZERO,
         })
+    }
+
+    /// Makes it a block that is only simulated: transactions need not be
+    /// signed, nor have the right nonce unless it `validates`, and may come
+    /// from a contract.
+    pub(crate) fn simulate(&mut self, validates: bool, wanted: &BlockOverrides) {
+        let evm = self.executor.evm.ctx_mut();
+        evm.cfg.disable_nonce_check = !validates;
+        evm.cfg.disable_eip3607 = true;
+        evm.block.beneficiary = wanted.beneficiary.unwrap_or(evm.block.beneficiary);
+        evm.block.prevrandao = wanted.prevrandao.or(evm.block.prevrandao);
     }
 
     /// The block's context.

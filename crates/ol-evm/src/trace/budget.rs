@@ -71,6 +71,12 @@ pub(crate) struct Budget {
     passed: Option<LimitPassed>,
 }
 
+impl Default for Budget {
+    fn default() -> Self {
+        Self::new(TraceLimits::default())
+    }
+}
+
 impl Budget {
     pub(crate) const fn new(limits: TraceLimits) -> Self {
         Self {

@@ -123,6 +123,7 @@ impl Fault {
             Self::InvalidOpcode(_) => "Bad instruction".to_owned(),
             Self::PrecompileFailed => "Built-in failed".to_owned(),
             Self::WriteProtection => "Mutable Call In Static Context".to_owned(),
+            Self::InsufficientBalance => "Insufficient balance for transfer".to_owned(),
             other => other.to_string(),
         }
     }

@@ -12,7 +12,7 @@ use revm::interpreter::{
 };
 
 use super::access::Accesses;
-use super::budget::{Budget, TraceLimits};
+use super::budget::Budget;
 use super::frame::Frames;
 use super::step::Steps;
 use super::transfer::TransferLogs;
@@ -46,7 +46,7 @@ impl Recorder {
 
     /// One that records nothing.
     pub(crate) fn off() -> Self {
-        Self::new(Budget::new(TraceLimits::default()))
+        Self::new(Budget::default())
     }
 
     fn count_selector<CTX: ContextTr>(&mut self, context: &CTX, inputs: &CallInputs) {

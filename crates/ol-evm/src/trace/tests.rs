@@ -60,6 +60,7 @@ fn all() -> TraceParts {
         }),
         selectors: true,
         touched: true,
+        transfers: true,
     }
 }
 

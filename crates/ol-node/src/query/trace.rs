@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use alloy_primitives::B256;
 use ol_evm::{
-    AccessListOutput, BlockContext, CallRequest, Recovered, Trace, TraceError, TraceLimits,
-    TraceParts, Transaction,
+    AccessListOutput, BlockContext, BlockToSimulate, CallRequest, Recovered, SimulateOptions,
+    SimulatedBlock, Trace, TraceError, TraceLimits, TraceParts, Transaction,
 };
 
 use super::{Block, BlockRef, QueryError, TransactionInBlock, known_header};
@@ -173,6 +173,38 @@ impl Node {
         Ok(ol_evm::create_access_list(
             &state, &context, &request, limits,
         )?)
+    }
+
+    /// Makes blocks of messages on a block, of which nothing is kept. All
+    /// messages together may use as much gas as one that is only tried.
+    ///
+    /// # Errors
+    /// [`QueryError::Simulate`], and as [`Node::state`].
+    pub fn simulate(
+        &self,
+        at: BlockRef,
+        blocks: Vec<BlockToSimulate>,
+        validates: bool,
+        logs_transfers: bool,
+        limits: TraceLimits,
+    ) -> Result<Vec<SimulatedBlock>, QueryError> {
+        let found = self.header(at)?.ok_or(QueryError::UnknownBlock)?;
+        let (header, hash) = found;
+        let state = self.state(BlockRef::Hash(hash))?;
+        let options = SimulateOptions {
+            validates,
+            logs_transfers,
+            gas_max: self.shared.config.call_gas_max,
+            limits,
+        };
+        let simulated = ol_evm::simulate(
+            &state,
+            (&header, hash),
+            self.shared.chain_id,
+            blocks,
+            &options,
+        )?;
+        Ok(simulated)
     }
 
     fn replay(

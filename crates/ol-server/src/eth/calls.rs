@@ -72,6 +72,7 @@ pub(super) fn call_request(request: TransactionRequest) -> Result<CallRequest, E
     Ok(CallRequest {
         from: request.from.unwrap_or_default(),
         to: request.to.and_then(|to| to.into_to()),
+        nonce: request.nonce,
         gas_limit: request.gas,
         max_fee_wei: request.max_fee_per_gas.or(request.gas_price),
         max_priority_fee_wei: request.max_priority_fee_per_gas,

@@ -90,6 +90,7 @@ pub(super) fn query(error: QueryError) -> ErrorObjectOwned {
         | QueryError::TooManyLogs { .. }
         | QueryError::Store(StoreError::Overloaded) => limit_exceeded(error.to_string()),
         QueryError::TraceLimit(_) => limit_exceeded(error.to_string()),
+        QueryError::Simulate(error) => super::simulate::error(&error),
         QueryError::GenesisTrace => refused(error.to_string()),
         QueryError::Trace(TraceError::Execute(ExecuteError::Invalid { .. })) => {
             refused(chain(&error))

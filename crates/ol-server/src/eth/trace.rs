@@ -44,6 +44,7 @@ const FRAMES: TraceParts = TraceParts {
     steps: None,
     selectors: false,
     touched: false,
+    transfers: false,
 };
 
 impl Place {

@@ -27,7 +27,8 @@ use tempfile::TempDir;
 const CHAIN_ID: u64 = 161_200;
 const FUNDS_WEI: u128 = 1_000 * ol_types::WEI_PER_OPEN;
 
-struct Server {
+/// A node with its server, on a free port.
+pub(crate) struct Server {
     addr: SocketAddr,
     clock: Arc<ManualClock>,
     shutdown: Shutdown,
@@ -41,7 +42,6 @@ impl Server {
     }
 
     fn start_with(limits: Limits) -> Self {
-        let dir = tempfile::tempdir().unwrap();
         let mut genesis = Genesis::default();
         genesis.config.chain_id = CHAIN_ID;
         let account = GenesisAccount {
@@ -49,8 +49,13 @@ impl Server {
             ..GenesisAccount::default()
         };
         genesis.alloc.insert(signer().address(), account);
+        Self::start_on(&genesis, limits)
+    }
+
+    pub(crate) fn start_on(genesis: &Genesis, limits: Limits) -> Self {
+        let dir = tempfile::tempdir().unwrap();
         let clock = Arc::new(ManualClock::new(1_700_000_000));
-        let node = Node::open(dir.path(), &genesis, clock.clone()).unwrap();
+        let node = Node::open(dir.path(), genesis, clock.clone()).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -77,7 +82,7 @@ impl Server {
         }
     }
 
-    fn post(&self, body: &str) -> (u16, String) {
+    pub(crate) fn post(&self, body: &str) -> (u16, String) {
         let agent: ureq::Agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .build()
@@ -98,7 +103,7 @@ impl Server {
         )
     }
 
-    fn reply(&self, method: &str, params: Value) -> Value {
+    pub(crate) fn reply(&self, method: &str, params: Value) -> Value {
         let request = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
         let (status, body) = self.post(&request.to_string());
         assert_eq!(status, 200, "{body}");
@@ -106,14 +111,14 @@ impl Server {
     }
 
     #[track_caller]
-    fn ok(&self, method: &str, params: Value) -> Value {
+    pub(crate) fn ok(&self, method: &str, params: Value) -> Value {
         let reply = self.reply(method, params);
         assert!(reply.get("error").is_none(), "{method}: {reply}");
         reply["result"].clone()
     }
 
     #[track_caller]
-    fn error(&self, method: &str, params: Value, code: i64, message: &str) -> Value {
+    pub(crate) fn error(&self, method: &str, params: Value, code: i64, message: &str) -> Value {
         let reply = self.reply(method, params);
         let error = &reply["error"];
         assert_eq!(error["code"], code, "{method}: {reply}");

@@ -15,3 +15,4 @@ mod follow;
 mod idempotency;
 mod money;
 mod support;
+mod traces;
