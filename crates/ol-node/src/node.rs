@@ -7,7 +7,7 @@ mod time;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{self, SyncSender};
+use std::sync::mpsc::{self, SyncSender, TrySendError};
 use std::thread::{self, JoinHandle};
 
 use alloy_genesis::Genesis;
@@ -219,14 +219,21 @@ impl Node {
         if !self.shared.enter_intake() {
             return Err(SubmitError::Overloaded);
         }
-        incoming
-            .send(Incoming::Transaction(transaction, answer))
-            .map_err(|_| SubmitError::Stopped)?;
-        Ok(hash)
+        match incoming.try_send(Incoming::Transaction(transaction, answer)) {
+            Ok(()) => Ok(hash),
+            Err(refused) => {
+                self.shared.leave_intake();
+                Err(match refused {
+                    TrySendError::Full(_) => SubmitError::Overloaded,
+                    TrySendError::Disconnected(_) => SubmitError::Stopped,
+                })
+            }
+        }
     }
 
     /// Runs `job` on the chain thread, which alone may change the chain, and
-    /// returns what it returns. Waits for what was sent before.
+    /// returns what it returns. Waits for what was sent before; so it never
+    /// returns if a callback on the chain thread calls it.
     pub(crate) fn on_chain_thread<T: Send + 'static>(
         &self,
         job: impl FnOnce(&mut Chain) -> T + Send + 'static,
@@ -258,7 +265,7 @@ impl Threads {
         journal: Option<Journal>,
         remembered: Vec<Remembered>,
     ) -> std::io::Result<Self> {
-        // The intake counts transactions itself, so sending one never blocks.
+        // Transactions are counted, so jobs have room of their own.
         let (incoming, from_callers) = mpsc::sync_channel(shared.config.queue_max + JOBS_MAX);
         let (commands, from_intake) = mpsc::sync_channel(COMMANDS_MAX);
         let intake = thread::Builder::new().name("intake".to_owned()).spawn({

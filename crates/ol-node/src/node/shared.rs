@@ -138,8 +138,13 @@ impl Shared {
     /// on the way.
     pub(crate) fn left_intake(&self, answer: &Answer) {
         if !matches!(answer, Answer::Nobody) {
-            self.n_in_intake.fetch_sub(1, Ordering::AcqRel);
+            self.leave_intake();
         }
+    }
+
+    /// Takes back [`Shared::enter_intake`].
+    pub(crate) fn leave_intake(&self) {
+        self.n_in_intake.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// Tells every subscriber; those that lag too far behind are cut off.
