@@ -20,6 +20,7 @@ mod blocks;
 mod bounded;
 mod calls;
 mod debug;
+mod dev;
 mod errors;
 mod events;
 mod fees;
@@ -31,6 +32,7 @@ mod metered;
 mod method;
 mod net;
 mod overrides;
+mod pool;
 mod shapes;
 mod simulate;
 mod state;
@@ -63,6 +65,7 @@ use crate::edge::{self, Access, BoxError};
 use crate::metrics::Open;
 use args::Args;
 use bounded::LargeReply;
+use dev::Dev;
 use events::Events;
 use fees::TipOracle;
 use filters::Filters;
@@ -96,6 +99,9 @@ pub struct ServeConfig {
     /// The node that this one follows, if it follows one: where transactions
     /// go, and what `eth_syncing` tells.
     pub upstream: Option<Upstream>,
+    /// Whether the helpers of development chains are served too: blocks and
+    /// time by hand, and accounts that are signed for. Default: no.
+    pub is_dev: bool,
 }
 
 impl ServeConfig {
@@ -107,6 +113,7 @@ impl ServeConfig {
             access: Access::default(),
             limits: Limits::default(),
             upstream: None,
+            is_dev: false,
         }
     }
 }
@@ -156,18 +163,21 @@ struct Eth {
     events: Events,
     filters: Filters,
     tips: TipOracle,
+    /// Only on development chains.
+    dev: Option<Dev>,
     limits: Limits,
     upstream: Option<Upstream>,
 }
 
 impl Eth {
-    fn new(node: Node, limits: Limits, upstream: Option<Upstream>) -> Self {
+    fn new(node: Node, limits: Limits, upstream: Option<Upstream>, is_dev: bool) -> Self {
         let clock = Arc::clone(node.clock());
         Self {
             gate: Gate::new(&limits),
             events: Events::new(node.clone()),
             filters: Filters::new(limits.filters_max, limits.filter_expiry_s, clock),
             tips: TipOracle::default(),
+            dev: is_dev.then(Dev::new),
             node,
             limits,
             upstream,
@@ -206,6 +216,7 @@ pub async fn serve(
         access,
         limits,
         upstream,
+        is_dev,
     } = config;
     let bind_error = |source| ServeError::Bind { addr, source };
     let listener = TcpListener::bind(addr).await.map_err(bind_error)?;
@@ -224,12 +235,14 @@ pub async fn serve(
         .enable_ws_ping(pings)
         .build();
     let response_max_size_bytes = limits.response_max_size_bytes;
+    let connections_max = limits.connections_max as usize;
+    let methods = Methods::from(module(Eth::new(node, limits, upstream, is_dev)));
+    let known = methods.clone();
     let send_together = move |service| batch::SendTogether {
         service,
+        methods: known.clone(),
         response_max_size_bytes,
     };
-    let connections_max = limits.connections_max as usize;
-    let methods = Methods::from(module(Eth::new(node, limits, upstream)));
     let metered = Metered::layer(&methods);
     let builder = Server::builder()
         .set_config(config)
@@ -284,36 +297,42 @@ pub async fn serve(
     })
 }
 
-/// All methods over a node, for callers in this process. They need a tokio
+/// All methods over a node, with those of development chains, for callers in this process. They need a tokio
 /// runtime, here and when they are called.
 #[must_use]
 pub fn methods_of(node: Node, limits: Limits) -> Methods {
-    Methods::from(module(Eth::new(node, limits, None)))
+    Methods::from(module(Eth::new(node, limits, None, true)))
 }
 
-/// The names of all methods, in no order.
+/// The names of all methods, in no order; with those of development chains.
 pub fn methods() -> impl Iterator<Item = &'static str> {
-    let others = [
-        "eth_sendRawTransaction",
-        "eth_sendRawTransactionSync",
-        "eth_subscribe",
-        "eth_unsubscribe",
-    ];
-    topics()
+    let large = large_topics().map(|method| method.name);
+    topics(true)
         .map(|method| method.name)
-        .chain(large_topics().map(|method| method.name))
-        .chain(others)
+        .chain(large)
+        .chain(SPECIAL)
 }
+
+/// Methods that wait for events, and so stand in no table.
+const SPECIAL: [&str; 4] = [
+    "eth_sendRawTransaction",
+    "eth_sendRawTransactionSync",
+    "eth_subscribe",
+    "eth_unsubscribe",
+];
 
 /// All methods that answer by themselves.
-fn topics() -> impl Iterator<Item = &'static Method> {
+fn topics(is_dev: bool) -> impl Iterator<Item = &'static Method> {
+    let dev = if is_dev { dev::METHODS } else { &[] };
     [
         blocks::METHODS,
         calls::METHODS,
+        dev,
         fees::METHODS,
         filters::METHODS,
         logs::METHODS,
         net::METHODS,
+        pool::METHODS,
         state::METHODS,
         sync::METHODS,
         transactions::METHODS,
@@ -336,8 +355,9 @@ fn large_topics() -> impl Iterator<Item = &'static LargeMethod> {
 
 fn module(eth: Eth) -> RpcModule<Eth> {
     const UNIQUE: &str = "every method has a name of its own";
+    let is_dev = eth.dev.is_some();
     let mut module = RpcModule::new(eth);
-    for method in topics() {
+    for method in topics(is_dev) {
         module
             .register_async_method(method.name, |params, eth, _| answer(method, params, eth))
             .expect(UNIQUE);

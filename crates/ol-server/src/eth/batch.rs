@@ -7,15 +7,18 @@
 //! order, and then waited for.
 
 use futures::future::join_all;
+use jsonrpsee::Methods;
 use jsonrpsee::core::middleware::{Batch, BatchEntry, Notification};
 use jsonrpsee::core::server::{BatchResponseBuilder, MethodResponse};
 use jsonrpsee::server::middleware::rpc::RpcServiceT;
-use jsonrpsee::types::Request;
+use jsonrpsee::types::error::METHOD_NOT_FOUND_CODE;
+use jsonrpsee::types::{ErrorObject, Request};
 
 /// The service below, with transactions of a batch sent together.
 #[derive(Debug, Clone)]
 pub(super) struct SendTogether<S> {
     pub(super) service: S,
+    pub(super) methods: Methods,
     pub(super) response_max_size_bytes: u32,
 }
 
@@ -35,14 +38,17 @@ where
     type NotificationResponse = MethodResponse;
 
     fn call<'a>(&self, request: Request<'a>) -> impl Future<Output = MethodResponse> + Send + 'a {
-        self.service.call(request)
+        let service = self.service.clone();
+        let methods = self.methods.clone();
+        async move { call(&service, &methods, request).await }
     }
 
     fn batch<'a>(&self, batch: Batch<'a>) -> impl Future<Output = MethodResponse> + Send + 'a {
         let service = self.service.clone();
+        let methods = self.methods.clone();
         let max_size_bytes = usize::try_from(self.response_max_size_bytes).unwrap_or(usize::MAX);
         async move {
-            answer(&service, batch, max_size_bytes)
+            answer(&service, &methods, batch, max_size_bytes)
                 .await
                 .unwrap_or_else(|error| error)
         }
@@ -56,9 +62,27 @@ where
     }
 }
 
+/// Characters of an unknown name that are said back.
+const NAME_MAX: usize = 64;
+
+/// One call; of a method that there is not, with geth's words.
+async fn call<S>(service: &S, methods: &Methods, request: Request<'_>) -> MethodResponse
+where
+    S: RpcServiceT<MethodResponse = MethodResponse> + Send + Sync,
+{
+    if methods.method(&request.method).is_some() {
+        return service.call(request).await;
+    }
+    let name: String = request.method.chars().take(NAME_MAX).collect();
+    let message = format!("the method {name} does not exist/is not available");
+    let error = ErrorObject::owned(METHOD_NOT_FOUND_CODE, message, None::<()>);
+    MethodResponse::error(request.id, error)
+}
+
 /// The answer to a batch; an error if it is too large.
 async fn answer<S>(
     service: &S,
+    methods: &Methods,
     batch: Batch<'_>,
     max_size_bytes: usize,
 ) -> Result<MethodResponse, MethodResponse>
@@ -73,11 +97,11 @@ where
     for entry in batch.into_iter() {
         match entry {
             Ok(BatchEntry::Call(request)) if request.method == "eth_sendRawTransaction" => {
-                sends.push(service.call(request));
+                sends.push(call(service, methods, request));
             }
             Ok(BatchEntry::Call(request)) => {
                 append_all(&mut answers, join_all(sends.drain(..)).await)?;
-                answers.append(service.call(request).await)?;
+                answers.append(call(service, methods, request).await)?;
             }
             Ok(BatchEntry::Notification(notification)) => {
                 has_notification = true;

@@ -11,7 +11,7 @@ use std::thread;
 
 use alloy_primitives::B256;
 use alloy_rpc_types_eth::Log as RpcLog;
-use ol_node::{ChainEvent, LogFilter, Node};
+use ol_node::{ChainEvent, Head, LogFilter, Node};
 use tokio::sync::broadcast;
 
 use super::shapes;
@@ -94,17 +94,19 @@ pub(super) struct Feed {
 }
 
 impl Feed {
-    /// Every event from now on.
+    /// Every event from now on. Some from before may come first: [`Since`]
+    /// tells them apart.
     pub(super) fn subscribe(&self) -> broadcast::Receiver<ChainEvent> {
         self.live.resubscribe()
     }
 
     /// Where the journal ends now.
-    pub(super) fn mark(&self) -> Mark {
+    pub(super) fn mark(&self, head: &Head) -> Mark {
         let journal = self.journal();
         Mark {
             block: journal.blocks.end(),
             transaction: journal.transactions.end(),
+            since: Since::new(head),
         }
     }
 
@@ -119,10 +121,16 @@ impl Feed {
         let mut net = Net::default();
         for change in changes {
             match change {
-                BlockChange::Added { number, hash } => net.added.push((*number, *hash)),
+                BlockChange::Added { number, hash } => {
+                    if mark.since.is_added_after(*number, *hash) {
+                        net.added.push((*number, *hash));
+                    }
+                }
                 BlockChange::Removed { hash, logs } => {
                     // One that was added since the mark leaves no trace.
-                    if net.added.pop_if(|(_, added)| added == hash).is_none() {
+                    if mark.since.is_removed_after(*hash)
+                        && net.added.pop_if(|(_, added)| added == hash).is_none()
+                    {
                         net.removed.push(Arc::clone(logs));
                     }
                 }
@@ -158,6 +166,49 @@ impl Feed {
 pub(super) struct Mark {
     block: u64,
     transaction: u64,
+    since: Since,
+}
+
+/// Tells events after a moment from those before it that come late, because a
+/// node moves its head before its subscribers hear of it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Since {
+    /// The head at that moment, until something after it was seen.
+    head: Option<(u64, B256)>,
+}
+
+impl Since {
+    pub(super) fn new(head: &Head) -> Self {
+        Self {
+            head: Some((head.header.number, head.hash)),
+        }
+    }
+
+    /// Whether a block was added after the moment. To be asked in order.
+    pub(super) fn is_added_after(&mut self, number: u64, hash: B256) -> bool {
+        match self.head {
+            Some((head, head_hash)) if number <= head => {
+                if hash == head_hash {
+                    self.head = None;
+                }
+                false
+            }
+            _ => {
+                self.head = None;
+                true
+            }
+        }
+    }
+
+    /// Whether a block was removed after the moment. To be asked in order.
+    pub(super) fn is_removed_after(&mut self, hash: B256) -> bool {
+        // The first to be removed after the moment is the head of that moment,
+        // or one that was added after it.
+        if self.head.is_some_and(|(_, head_hash)| hash == head_hash) {
+            self.head = None;
+        }
+        self.head.is_none()
+    }
 }
 
 /// What happened to blocks between two moments.

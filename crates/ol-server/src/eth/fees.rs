@@ -53,7 +53,7 @@ pub(super) struct TipOracle {
 
 /// The tip that gets a transaction into a block soon: the middle of what the
 /// cheaper transactions of recent blocks paid.
-fn suggested_tip_wei(eth: &Eth) -> Result<u64, ErrorObjectOwned> {
+pub(super) fn suggested_tip_wei(eth: &Eth) -> Result<u64, ErrorObjectOwned> {
     let mut known = eth
         .tips
         .tips_wei

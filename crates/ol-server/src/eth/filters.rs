@@ -101,7 +101,7 @@ fn begin(eth: &Eth, kind: Kind) -> Reply {
     );
     let filter = Filter {
         kind,
-        seen: feed.mark(),
+        seen: feed.mark(&eth.node.head()),
         feed,
         asked_at_s: eth.filters.clock.monotonic_s(),
     };

@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 
 use super::args::Args;
 use super::method::{Method, Reply, quantity, shown};
-use super::{Eth, topics};
+use super::{Eth, dev, topics};
 
 pub(super) const METHODS: &[Method] = &[
-    Method::free("eth_accounts", 0, |_, _| Ok(json!([]))),
+    Method::free("eth_accounts", 0, dev::accounts),
     Method::free("eth_chainId", 0, |_, eth| quantity(eth.node.chain_id())),
     Method::free("eth_protocolVersion", 0, |_, _| quantity(68)),
     Method::free("eth_syncing", 0, syncing),
@@ -49,8 +49,8 @@ fn syncing(_: &mut Args<'_>, eth: &Eth) -> Reply {
 }
 
 /// The namespaces that are served, each with its version.
-fn modules(_: &mut Args<'_>, _: &Eth) -> Reply {
-    let names = topics().flat_map(|method| method.name.split_once('_'));
+fn modules(_: &mut Args<'_>, eth: &Eth) -> Reply {
+    let names = topics(eth.dev.is_some()).flat_map(|method| method.name.split_once('_'));
     let modules: serde_json::Map<String, Value> = names
         .map(|(namespace, _)| (namespace.to_owned(), json!("1.0")))
         .collect();

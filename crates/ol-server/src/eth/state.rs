@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use alloy_eips::BlockId;
 use alloy_primitives::{Address, B256, U256};
+use alloy_rpc_types_eth::{EIP1186AccountProofResponse, EIP1186StorageProof};
+use alloy_serde::JsonStorageKey;
 use jsonrpsee::types::ErrorObjectOwned;
 use ol_node::{BlockRef, Node, StateReader};
 
@@ -17,6 +19,7 @@ const STORAGE_VALUES_MAX: usize = 1_024;
 pub(super) const METHODS: &[Method] = &[
     Method::read("eth_getBalance", 2, balance),
     Method::read("eth_getCode", 2, code),
+    Method::call("eth_getProof", 3, proof),
     Method::read("eth_getStorageAt", 3, storage),
     Method::read("eth_getStorageValues", 2, storage_values),
     Method::read("eth_getTransactionCount", 2, transaction_count),
@@ -70,7 +73,38 @@ fn storage_values(args: &mut Args<'_>, eth: &Eth) -> Reply {
 fn transaction_count(args: &mut Args<'_>, eth: &Eth) -> Reply {
     let address: Address = args.required()?;
     let at = optional_block(args, &eth.node)?;
-    quantity(eth.node.nonce(address, at).map_err(errors::query)?)
+    quantity(match at {
+        BlockRef::Pending => eth.node.next_nonce(address).map_err(errors::query)?,
+        at => eth.node.nonce(address, at).map_err(errors::query)?,
+    })
+}
+
+/// A proof of an account and of some of its slots (EIP-1186).
+fn proof(args: &mut Args<'_>, eth: &Eth) -> Reply {
+    let address: Address = args.required()?;
+    let keys: Vec<JsonStorageKey> = args.required()?;
+    let at = optional_block(args, &eth.node)?;
+    let slots: Vec<U256> = keys.iter().map(|key| key.as_b256().into()).collect();
+    let found = eth.node.proof(address, &slots, at).map_err(errors::query)?;
+    let storage_proof = keys
+        .into_iter()
+        .zip(found.storage_proof)
+        .map(|(key, slot)| EIP1186StorageProof {
+            // As it was asked for: a hash, or a quantity.
+            key,
+            value: slot.value,
+            proof: slot.proof,
+        })
+        .collect();
+    shown(EIP1186AccountProofResponse {
+        address: found.address,
+        balance: found.balance_wei,
+        code_hash: found.code_hash,
+        nonce: found.nonce,
+        storage_hash: found.storage_root,
+        account_proof: found.account_proof,
+        storage_proof,
+    })
 }
 
 /// The block parameter of a state query; the newest block if it is not given.

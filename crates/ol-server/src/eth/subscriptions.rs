@@ -18,6 +18,7 @@ use tokio::sync::broadcast::error::RecvError;
 use crate::metrics::Open;
 
 use super::args::Args;
+use super::events::Since;
 use super::logs::{checked, find};
 use super::{Eth, errors, shapes, transactions};
 
@@ -135,6 +136,7 @@ async fn subscribe(
     };
     // Before the client knows, so that nothing after its answer is missed.
     let mut events = feed.subscribe();
+    let mut since = Since::new(&eth.node.head());
     drop(feed);
     let sink = pending.accept().await?;
     let _open = Open::subscription();
@@ -144,12 +146,29 @@ async fn subscribe(
             event = events.recv() => event,
         };
         match event {
-            Ok(event) => tell(&sink, &kind, event, &eth).await?,
+            Ok(event) => {
+                if is_after(&mut since, &event) {
+                    tell(&sink, &kind, event, &eth).await?;
+                }
+            }
             Err(RecvError::Lagged(n)) => {
                 return Err(format!("cut off: {n} events were not taken in time").into());
             }
             Err(RecvError::Closed) => return Err("cut off: the node has no more events".into()),
         }
+    }
+}
+
+/// Whether an event is of after the subscription.
+fn is_after(since: &mut Since, event: &ChainEvent) -> bool {
+    match event {
+        ChainEvent::Block(block) => since.is_added_after(block.header.number, block.hash),
+        // Newest first. What goes at once is of before or of after as a whole.
+        ChainEvent::Unwound { blocks } => {
+            let mut removed = blocks.iter();
+            removed.any(|block| since.is_removed_after(block.hash))
+        }
+        _ => true,
     }
 }
 

@@ -81,8 +81,8 @@ pub(super) fn find_anywhere(node: &Node, hash: B256) -> Result<Option<Value>, Er
 fn anywhere(node: &Node, hash: B256) -> Result<Option<Found>, ErrorObjectOwned> {
     // What waits is looked at first: it may go into a block in between, and
     // never the other way.
-    if let Some((_, found)) = node.pending().find(hash) {
-        return Ok(Some(Found::Waiting(Box::new(found.transaction.clone()))));
+    if let Some(pooled) = node.pool_transaction(hash) {
+        return Ok(Some(Found::Waiting(Box::new(pooled.transaction.clone()))));
     }
     let found = node.transaction(hash).map_err(errors::query)?;
     Ok(found.map(|found| Found::InBlock(Box::new(found))))

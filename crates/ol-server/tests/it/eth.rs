@@ -2,8 +2,10 @@
 //! read logs, and every mistake has the error they know.
 //! Method: a node and its server on a free port, asked over HTTP.
 
+mod dev;
 mod every_method;
 mod filters;
+mod pending;
 mod subscriptions;
 mod websocket;
 
@@ -16,7 +18,7 @@ use alloy_eips::eip2718::Encodable2718;
 use alloy_primitives::{Address, Bytes, TxKind, U256, hex};
 use alloy_signer::SignerSync;
 use alloy_signer_local::PrivateKeySigner;
-use ol_node::{Genesis, GenesisAccount, Node};
+use ol_node::{Genesis, GenesisAccount, Node, NodeConfig};
 use ol_runtime::{ManualClock, Shutdown};
 use ol_server::Access;
 use ol_server::eth::{self, Limits, ServeConfig, ServeError};
@@ -38,40 +40,46 @@ pub(crate) struct Server {
 
 impl Server {
     fn start() -> Self {
-        Self::start_with(Limits::default())
+        Self::start_with(|_| {}, NodeConfig::default())
     }
 
-    fn start_with(limits: Limits) -> Self {
+    /// One that has the helpers of development chains.
+    fn start_dev() -> Self {
+        Self::start_with(|config| config.is_dev = true, NodeConfig::default())
+    }
+
+    fn start_with(change: impl FnOnce(&mut ServeConfig), node_config: NodeConfig) -> Self {
         let mut genesis = Genesis::default();
         genesis.config.chain_id = CHAIN_ID;
         let account = GenesisAccount {
             balance: U256::from(FUNDS_WEI),
             ..GenesisAccount::default()
         };
-        genesis.alloc.insert(signer().address(), account);
-        Self::start_on(&genesis, limits)
+        for key in ol_types::DEV_MNEMONIC_KEYS {
+            let signer: PrivateKeySigner = key.parse().unwrap();
+            genesis.alloc.insert(signer.address(), account.clone());
+        }
+        Self::start_on(&genesis, change, node_config)
     }
 
-    pub(crate) fn start_on(genesis: &Genesis, limits: Limits) -> Self {
+    pub(crate) fn start_on(
+        genesis: &Genesis,
+        change: impl FnOnce(&mut ServeConfig),
+        node_config: NodeConfig,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let clock = Arc::new(ManualClock::new(1_700_000_000));
-        let node = Node::open(dir.path(), genesis, clock.clone()).unwrap();
+        let node = Node::open_with(dir.path(), genesis, clock.clone(), node_config).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
             .build()
             .unwrap();
         let shutdown = Shutdown::new();
-        let any_port = "127.0.0.1:0".parse().unwrap();
+        let mut config = local_pages("127.0.0.1:0".parse().unwrap());
+        change(&mut config);
         let running = runtime
-            .block_on(eth::serve(
-                node,
-                ServeConfig {
-                    limits,
-                    ..local_pages(any_port)
-                },
-                shutdown.clone(),
-            ))
+            .block_on(eth::serve(node, config, shutdown.clone()))
             .unwrap();
         Self {
             addr: running.addr,
@@ -337,12 +345,11 @@ fn transfer_deploy_call_and_logs() {
         let error = server.error(method, json!([reverts]), 3, "execution reverted: no");
         assert!(error["data"].as_str().unwrap().starts_with("0x08c379a0"));
     }
-    server.error(
-        "eth_getBalance",
-        json!([contract, "0x1"]),
-        -32_000,
-        "historical state is not kept yet",
-    );
+    // Blocks that were before the contract know nothing of it.
+    for (at, expected) in [("0x1", "0x"), ("0x2", code.as_str().unwrap())] {
+        assert_eq!(server.ok("eth_getCode", json!([contract, at])), expected);
+    }
+    assert_eq!(server.ok("eth_call", json!([message, "0x1"])), "0x");
 }
 
 #[test]
@@ -358,12 +365,6 @@ fn mistakes_have_geths_errors() {
             json!([raw(0)]),
             -32_000,
             "nonce too low",
-        ),
-        (
-            "eth_sendRawTransaction",
-            json!([raw(2)]),
-            -32_000,
-            "nonce too high",
         ),
         (
             "eth_sendRawTransaction",
@@ -436,7 +437,12 @@ fn mistakes_have_geths_errors() {
             -32_000,
             "request beyond head block: requested 119, head 1",
         ),
-        ("eth_sign", json!([to, "0x"]), -32_601, "Method not found"),
+        (
+            "eth_sign",
+            json!([to, "0x"]),
+            -32_601,
+            "the method eth_sign does not exist/is not available",
+        ),
     ];
     for (method, params, code, message) in cases {
         server.error(method, params, code, message);

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 
 use alloy_primitives::{address, hex, keccak256};
-use ol_node::{Genesis, TraceConfig};
+use ol_node::{Genesis, NodeConfig, TraceConfig};
 use ol_server::eth::Limits;
 use serde_json::{Map, Value, json};
 
@@ -39,7 +39,7 @@ fn replayed() -> Server {
     // anvil's block 1 has the base fee of block 0; ours falls by an eighth.
     genesis["baseFeePerGas"] = "0x441e9db6".into();
     let genesis: Genesis = serde_json::from_value(genesis).unwrap();
-    let server = Server::start_on(&genesis, Limits::default());
+    let server = Server::start_on(&genesis, |_| {}, NodeConfig::default());
     for block in golden()["blocks"].as_array().unwrap() {
         let hash = server.ok("eth_sendRawTransaction", json!([block["raw"]]));
         assert_eq!(hash, block["hash"], "{}", block["name"]);
@@ -633,7 +633,11 @@ fn bombs_end_within_the_limits() {
         },
         ..Limits::default()
     };
-    let server = Server::start_on(&genesis, limits);
+    let server = Server::start_on(
+        &genesis,
+        |config| config.limits = limits,
+        NodeConfig::default(),
+    );
     let target = address!("0x00000000000000000000000000000000000b0b0b");
     let trace = |code: &str, options: Value| {
         let mut options = options;

@@ -1,6 +1,8 @@
 //! Goal: a journal tells what changed between two moments, and says when it
 //! does not know any more.
 
+use ol_node::Header;
+
 use super::*;
 
 fn added(number: u64, hash: u8) -> BlockChange {
@@ -17,6 +19,18 @@ fn removed(hash: u8) -> BlockChange {
     }
 }
 
+/// The head when a mark is made: block 5, of hash 5.
+fn head() -> Head {
+    let header = Header {
+        number: 5,
+        ..Header::default()
+    };
+    Head {
+        header,
+        hash: B256::repeat_byte(5),
+    }
+}
+
 fn feed() -> Feed {
     Feed {
         live: broadcast::channel(1).1,
@@ -29,7 +43,7 @@ fn what_came_and_went_leaves_no_trace() {
     #[track_caller]
     fn check(changes: Vec<BlockChange>, n_removed: usize, expected: &[(u64, u8)]) {
         let feed = feed();
-        let mut mark = feed.mark();
+        let mut mark = feed.mark(&head());
         for change in changes {
             feed.journal().blocks.push(change);
         }
@@ -44,16 +58,25 @@ fn what_came_and_went_leaves_no_trace() {
         assert!(nothing.added.is_empty() && nothing.removed.is_empty());
     }
     check(vec![], 0, &[]);
-    check(vec![added(1, 1), added(2, 2)], 0, &[(1, 1), (2, 2)]);
-    check(vec![added(1, 1), removed(1), added(1, 9)], 0, &[(1, 9)]);
+    check(vec![added(6, 6), added(7, 7)], 0, &[(6, 6), (7, 7)]);
+    check(vec![added(6, 6), removed(6), added(6, 9)], 0, &[(6, 9)]);
     check(vec![removed(5), removed(4), added(4, 6)], 2, &[(4, 6)]);
     check(vec![added(6, 6), removed(6), removed(5)], 1, &[]);
+    // What was before the mark, and comes late.
+    check(vec![added(4, 4), added(5, 5), added(6, 6)], 0, &[(6, 6)]);
+    check(vec![added(5, 9), removed(9), added(5, 5)], 0, &[]);
+    check(
+        vec![removed(8), removed(7), added(5, 5), removed(5)],
+        1,
+        &[],
+    );
+    check(vec![added(6, 7), removed(7), added(6, 6)], 0, &[(6, 6)]);
 }
 
 #[test]
 fn what_fell_out_of_the_journal_is_not_known() {
     let feed = feed();
-    let mut old = feed.mark();
+    let mut old = feed.mark(&head());
     for n in 0..JOURNAL_MAX {
         feed.journal().transactions.push(B256::ZERO);
         assert_eq!(feed.journal().transactions.end(), n as u64 + 1);

@@ -64,7 +64,7 @@ fn hostile() -> Vec<Value> {
 
 #[test]
 fn no_parameters_break_a_method() {
-    let server = Server::start();
+    let server = Server::start_dev();
     let mut socket = WebSocket::connect(server.addr);
     let params = hostile();
     for method in ol_server::eth::methods() {

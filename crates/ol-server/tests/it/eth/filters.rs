@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use alloy_primitives::{Address, TxKind, hex};
+use ol_node::NodeConfig;
 use ol_server::eth::Limits;
 use serde_json::{Value, json};
 
@@ -76,7 +77,7 @@ fn filters_are_bounded_in_number_and_in_time() {
         filter_expiry_s: 100,
         ..Limits::default()
     };
-    let server = Server::start_with(limits);
+    let server = Server::start_with(|config| config.limits = limits, NodeConfig::default());
     let ids: Vec<Value> = (0..3)
         .map(|_| server.ok("eth_newBlockFilter", json!([])))
         .collect();
