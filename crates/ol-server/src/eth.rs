@@ -297,20 +297,22 @@ pub async fn serve(
     })
 }
 
-/// All methods over a node, with those of development chains, for callers in this process. They need a tokio
-/// runtime, here and when they are called.
+/// All methods over a node, but for those of development chains, for callers
+/// in this process. They need a tokio runtime, here and when they are called.
 #[must_use]
 pub fn methods_of(node: Node, limits: Limits) -> Methods {
-    Methods::from(module(Eth::new(node, limits, None, true)))
+    Methods::from(module(Eth::new(node, limits, None, false)))
 }
 
 /// The names of all methods, in no order; with those of development chains.
 pub fn methods() -> impl Iterator<Item = &'static str> {
+    names(true)
+}
+
+fn names(is_dev: bool) -> impl Iterator<Item = &'static str> {
     let large = large_topics().map(|method| method.name);
-    topics(true)
-        .map(|method| method.name)
-        .chain(large)
-        .chain(SPECIAL)
+    let others = topics(is_dev).map(|method| method.name);
+    others.chain(large).chain(SPECIAL)
 }
 
 /// Methods that wait for events, and so stand in no table.

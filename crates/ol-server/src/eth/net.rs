@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::args::Args;
 use super::method::{Method, Reply, quantity, shown};
-use super::{Eth, dev, topics};
+use super::{Eth, dev, names};
 
 pub(super) const METHODS: &[Method] = &[
     Method::free("eth_accounts", 0, dev::accounts),
@@ -50,8 +50,8 @@ fn syncing(_: &mut Args<'_>, eth: &Eth) -> Reply {
 
 /// The namespaces that are served, each with its version.
 fn modules(_: &mut Args<'_>, eth: &Eth) -> Reply {
-    let names = topics(eth.dev.is_some()).flat_map(|method| method.name.split_once('_'));
-    let modules: serde_json::Map<String, Value> = names
+    let namespaces = names(eth.dev.is_some()).filter_map(|name| name.split_once('_'));
+    let modules: serde_json::Map<String, Value> = namespaces
         .map(|(namespace, _)| (namespace.to_owned(), json!("1.0")))
         .collect();
     shown(modules)

@@ -403,12 +403,6 @@ fn mistakes_have_geths_errors() {
         ),
         (
             "eth_call",
-            json!([{"to": to}, "latest", {"0x1111111111111111111111111111111111111111": {"balance": "0x1"}}]),
-            -32_602,
-            "overrides are not supported",
-        ),
-        (
-            "eth_call",
             json!([{"to": to, "gasPrice": "0x1", "maxFeePerGas": "0x1"}]),
             -32_602,
             "both gasPrice and",

@@ -62,6 +62,7 @@ pub(crate) fn run(layout: &Layout, args: &UpArgs, out: Out<'_>) -> anyhow::Resul
             node.clone(),
             ServeConfig {
                 access: access.clone(),
+                is_dev: true,
                 ..ServeConfig::new(rpc_addr)
             },
             shutdown.clone(),

@@ -28,9 +28,13 @@ fn outside_of_development_there_are_no_helpers() {
     }
     assert_eq!(server.ok("eth_accounts", json!([])), json!([]));
     let modules = server.ok("rpc_modules", json!([]));
+    let mut names: Vec<_> = modules.as_object().unwrap().keys().collect();
+    names.sort();
     assert_eq!(
-        modules,
-        json!({"eth": "1.0", "net": "1.0", "rpc": "1.0", "txpool": "1.0", "web3": "1.0"})
+        names,
+        [
+            "debug", "eth", "net", "ol", "rpc", "trace", "txpool", "web3"
+        ]
     );
 }
 
@@ -158,16 +162,15 @@ fn going_back_to_a_snapshot_takes_logs_away() {
     let all = server.ok("eth_newFilter", json!([{"address": contract}]));
     let blocks = server.ok("eth_newBlockFilter", json!([]));
     let hash = emit(2, 6);
-    let (id, added) = socket.told();
-    assert_eq!((&id, &added["removed"]), (&logs, &json!(false)));
+    let added = socket.told(&logs);
+    assert_eq!(added["removed"], false);
     assert_eq!(
         server.ok("eth_getFilterChanges", json!([all])),
         json!([added])
     );
 
     assert_eq!(server.ok("evm_revert", json!([snapshot])), true);
-    let (id, removed) = socket.told();
-    assert_eq!(id, logs);
+    let removed = socket.told(&logs);
     let mut expected = added.clone();
     expected["removed"] = json!(true);
     assert_eq!(removed, expected);
@@ -200,7 +203,7 @@ fn going_back_to_a_snapshot_takes_logs_away() {
     }
     // The chain goes on, with the same nonce in another block.
     emit(2, 8);
-    let (_, again) = socket.told();
+    let again = socket.told(&logs);
     assert_eq!(again["blockNumber"], added["blockNumber"]);
     assert_ne!(again["blockHash"], added["blockHash"]);
 }

@@ -63,6 +63,21 @@ fn hostile() -> Vec<Value> {
 }
 
 #[test]
+fn the_page_of_methods_has_each_of_them_once() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/rpc.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let (by_hand, _) = page.split_once("<!-- clients: begin -->").unwrap();
+    let mut described: Vec<&str> = by_hand
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
+        .collect();
+    let mut served: Vec<&str> = ol_server::eth::methods().collect();
+    described.sort_unstable();
+    served.sort_unstable();
+    assert_eq!(described, served);
+}
+
+#[test]
 fn no_parameters_break_a_method() {
     let server = Server::start_dev();
     let mut socket = WebSocket::connect(server.addr);

@@ -109,15 +109,28 @@ impl WebSocket {
         reply["result"].clone()
     }
 
-    /// What is told next: the subscription, and the result or error.
-    pub(super) fn told(&mut self) -> (Value, Value) {
-        let message = match self.notified.pop_front() {
-            Some(message) => message,
-            None => self.next(),
+    /// What a subscription is told next: a result, or an error. Subscriptions
+    /// of one connection are told in no order.
+    pub(super) fn told(&mut self, subscription: &Value) -> Value {
+        let mine = |message: &Value| {
+            assert_eq!(message["method"], "eth_subscription", "{message}");
+            message["params"]["subscription"] == *subscription
         };
-        assert_eq!(message["method"], "eth_subscription", "{message}");
+        let message = match self.notified.iter().position(mine) {
+            Some(position) => self.notified.remove(position).unwrap(),
+            None => loop {
+                let message = self.next();
+                if mine(&message) {
+                    break message;
+                }
+                self.notified.push_back(message);
+            },
+        };
         let params = &message["params"];
-        let what = params.get("result").or(params.get("error")).unwrap();
-        (params["subscription"].clone(), what.clone())
+        params
+            .get("result")
+            .or(params.get("error"))
+            .unwrap()
+            .clone()
     }
 }

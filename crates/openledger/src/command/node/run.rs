@@ -61,6 +61,7 @@ pub(crate) fn run(
     let serve = ServeConfig {
         access,
         upstream: upstream.clone(),
+        is_dev: args.dev,
         ..ServeConfig::new(args.rpc_addr())
     };
     let server = runtime
