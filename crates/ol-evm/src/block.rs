@@ -3,19 +3,20 @@
 use alloy_consensus::{Header, transaction::Recovered};
 use alloy_evm::EvmEnv;
 use alloy_evm::block::{BlockExecutionError, BlockValidationError, InternalBlockExecutionError};
-use alloy_op_hardforks::{ForkCondition, OpChainHardforks, OpHardfork};
 use alloy_primitives::{B256, Bloom, U256};
 use op_revm::OpSpecId;
-use revm::context::{BlockEnv, CfgEnv};
-use revm::context_interface::block::BlobExcessGasAndPrice;
 use revm::context_interface::result::InvalidTransaction;
 
 pub use builder::{BlockBuilder, TransactionOutcome};
+pub use executor::Closing;
 
+use crate::rules::{BlockRules, Rules};
+use crate::stateless::refused_before;
 use crate::transaction::{Transaction, TransactionReceipt};
-use crate::{SEQUENCER_FEE_VAULT, StateDiff, StateReader, header};
+use crate::{StateDiff, StateReader, header};
 
 mod builder;
+mod executor;
 
 /// Everything that execution knows of its block besides the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,12 +33,14 @@ pub struct BlockContext {
     pub base_fee_wei: u64,
     /// Hash of the parent block.
     pub parent_hash: B256,
+    /// The rules of the block, and what they ask of its header.
+    pub rules: BlockRules,
 }
 
 impl BlockContext {
-    /// The context in which the transactions of a block were executed.
+    /// The context in which the transactions of a block are executed.
     #[must_use]
-    pub fn of(header: &Header, chain_id: u64) -> Self {
+    pub fn of(header: &Header, chain_id: u64, rules: &Rules) -> Self {
         Self {
             chain_id,
             number: header.number,
@@ -45,45 +48,43 @@ impl BlockContext {
             gas_limit: header.gas_limit,
             base_fee_wei: header.base_fee_per_gas.unwrap_or_default(),
             parent_hash: header.parent_hash,
+            rules: rules.for_block(header),
         }
     }
 
     /// The context of the block after `parent`.
     ///
     /// The timestamp never runs backwards: a `timestamp_s` below the parent's
-    /// is raised to it.
+    /// is raised to it, and past it under Ethereum's rules. There the block is
+    /// one of proof of stake with the parent's beneficiary and randomness.
     #[must_use]
-    pub fn after(parent: &Header, parent_hash: B256, chain_id: u64, timestamp_s: u64) -> Self {
-        Self {
-            chain_id,
-            number: parent.number + 1,
-            timestamp_s: timestamp_s.max(parent.timestamp),
-            gas_limit: parent.gas_limit,
-            base_fee_wei: header::next_base_fee_wei(parent),
-            parent_hash,
+    pub fn after(
+        parent: &Header,
+        parent_hash: B256,
+        chain_id: u64,
+        timestamp_s: u64,
+        rules: &Rules,
+    ) -> Self {
+        match rules {
+            Rules::OpenLedger => Self {
+                chain_id,
+                number: parent.number + 1,
+                timestamp_s: timestamp_s.max(parent.timestamp),
+                gas_limit: parent.gas_limit,
+                base_fee_wei: header::next_base_fee_wei(parent),
+                parent_hash,
+                rules: BlockRules::OpenLedger,
+            },
+            Rules::Ethereum(ethereum) => {
+                let timestamp_s = timestamp_s.max(parent.timestamp.saturating_add(1));
+                let draft = header::draft_after(parent, parent_hash, timestamp_s, ethereum);
+                Self::of(&draft, chain_id, rules)
+            }
         }
     }
 
     pub(crate) fn evm_env(&self) -> EvmEnv<OpSpecId> {
-        let cfg_env = CfgEnv::new()
-            .with_chain_id(self.chain_id)
-            .with_spec_and_mainnet_gas_params(OpSpecId::JOVIAN);
-        let block_env = BlockEnv {
-            number: U256::from(self.number),
-            beneficiary: SEQUENCER_FEE_VAULT,
-            timestamp: U256::from(self.timestamp_s),
-            gas_limit: self.gas_limit,
-            basefee: self.base_fee_wei,
-            difficulty: U256::ZERO,
-            // There is no beacon to take randomness from.
-            prevrandao: Some(B256::ZERO),
-            blob_excess_gas_and_price: Some(BlobExcessGasAndPrice {
-                excess_blob_gas: 0,
-                blob_gasprice: 1,
-            }),
-            slot_num: 0,
-        };
-        EvmEnv::new(cfg_env, block_env)
+        executor::call_env(self)
     }
 }
 
@@ -151,6 +152,12 @@ pub enum ExecuteError {
         /// Why.
         reason: String,
     },
+    /// A system call fails that the rules ask for: the block is invalid.
+    #[error("the block is invalid: {reason}")]
+    Block {
+        /// Why.
+        reason: String,
+    },
     /// The state could not be read or does not add up; no block can be made.
     #[error("the block could not be executed")]
     Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -159,6 +166,16 @@ pub enum ExecuteError {
 impl ExecuteError {
     pub(crate) fn internal(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Internal(error.into())
+    }
+
+    /// What an error outside of any transaction means.
+    fn of_block(error: BlockExecutionError) -> Self {
+        match error {
+            BlockExecutionError::Validation(error) => Self::Block {
+                reason: error.to_string(),
+            },
+            BlockExecutionError::Internal(error) => Self::internal(error),
+        }
     }
 }
 
@@ -172,11 +189,26 @@ pub fn execute_block<S: StateReader>(
     context: &BlockContext,
     transactions: &[Recovered<Transaction>],
 ) -> Result<Execution, ExecuteError> {
-    let built = build_block(state, context, transactions)?;
-    match built.left_out.into_iter().next() {
-        None => Ok(built.execution),
-        Some((position, left_out)) => Err(left_out.at(position)),
+    execute_block_with(state, context, transactions, Closing::default())
+}
+
+/// [`execute_block`], with what the block does after its transactions.
+///
+/// # Errors
+/// As [`execute_block`]; [`ExecuteError::Block`] if a system call fails that
+/// the rules ask for.
+pub fn execute_block_with<S: StateReader>(
+    state: &S,
+    context: &BlockContext,
+    transactions: &[Recovered<Transaction>],
+    closing: Closing<'_>,
+) -> Result<Execution, ExecuteError> {
+    let mut builder = BlockBuilder::new(state, context)?;
+    for (position, transaction) in transactions.iter().enumerate() {
+        let executed = builder.execute(transaction)?;
+        executed.map_err(|left_out| left_out.at(position))?;
     }
+    builder.finish_with(closing)
 }
 
 /// Makes a block from candidates, in order, leaving out what does not fit.
@@ -204,36 +236,18 @@ pub fn build_block<S: StateReader>(
     })
 }
 
-/// Every fork up to Jovian, active from genesis.
-fn hardforks() -> OpChainHardforks {
-    let always = [
-        OpHardfork::Bedrock,
-        OpHardfork::Regolith,
-        OpHardfork::Canyon,
-        OpHardfork::Ecotone,
-        OpHardfork::Fjord,
-        OpHardfork::Granite,
-        OpHardfork::Holocene,
-        OpHardfork::Isthmus,
-        OpHardfork::Jovian,
-    ];
-    OpChainHardforks::new(always.into_iter().map(|fork| {
-        let condition = match fork {
-            OpHardfork::Bedrock => ForkCondition::Block(0),
-            _ => ForkCondition::Timestamp(0),
-        };
-        (fork, condition)
-    }))
-}
-
-/// The transaction types that no block may hold for now: deposits mint coins
-/// and need a portal to stand against them, and a layer 2 keeps no blobs.
-fn refused_type(transaction: &Transaction) -> Option<String> {
-    match transaction {
-        Transaction::Deposit(_) => Some("deposits are not accepted".to_owned()),
-        Transaction::Eip4844(_) => Some("blob transactions are not accepted".to_owned()),
-        _ => None,
-    }
+/// Why the rules have no place for a transaction, whatever the state.
+///
+/// Ours take no deposits for now (they mint coins, and need a portal to stand
+/// against them), and a layer 2 keeps no blobs.
+fn refused(transaction: &Transaction, rules: &BlockRules) -> Option<String> {
+    let reason = match (transaction, rules) {
+        (Transaction::Deposit(_), BlockRules::OpenLedger) => "deposits are not accepted",
+        (Transaction::Eip4844(_), BlockRules::OpenLedger) => "blob transactions are not accepted",
+        (_, BlockRules::OpenLedger) => return None,
+        (_, BlockRules::Ethereum(block)) => refused_before(transaction, block.fork)?,
+    };
+    Some(reason.to_owned())
 }
 
 fn left_out_reason(error: BlockExecutionError) -> Result<LeftOut, ExecuteError> {

@@ -7,10 +7,13 @@ use op_revm::{OpHaltReason, OpSpecId};
 use revm::Inspector;
 use revm::context::BlockEnv;
 use revm::inspector::NoOpInspector;
+use revm::precompile::{PrecompileSpecId, Precompiles};
 
 use crate::precompiles;
 
-/// Makes OP Stack EVMs that know our precompiles.
+/// Makes OP Stack EVMs. At Jovian, the fork of our rules, they know our
+/// precompiles; at any other they stand for Ethereum's EVM of that fork, and
+/// know its precompiles alone.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct OpenEvmFactory {
     inner: OpEvmFactory,
@@ -32,8 +35,9 @@ impl EvmFactory for OpenEvmFactory {
         db: DB,
         env: EvmEnv<OpSpecId, BlockEnv>,
     ) -> Self::Evm<DB, NoOpInspector> {
+        let spec_id = env.cfg_env.spec;
         let mut evm = self.inner.create_evm(db, env);
-        precompiles::install(evm.precompiles_mut());
+        set_precompiles(evm.precompiles_mut(), spec_id);
         evm
     }
 
@@ -43,8 +47,18 @@ impl EvmFactory for OpenEvmFactory {
         env: EvmEnv<OpSpecId, BlockEnv>,
         inspector: I,
     ) -> Self::Evm<DB, I> {
+        let spec_id = env.cfg_env.spec;
         let mut evm = self.inner.create_evm_with_inspector(db, env, inspector);
-        precompiles::install(evm.precompiles_mut());
+        set_precompiles(evm.precompiles_mut(), spec_id);
         evm
+    }
+}
+
+fn set_precompiles(map: &mut PrecompilesMap, spec_id: OpSpecId) {
+    if spec_id == OpSpecId::JOVIAN {
+        precompiles::install(map);
+    } else {
+        let spec_id = PrecompileSpecId::from_spec_id(spec_id.into_eth_spec());
+        *map = PrecompilesMap::from_static(Precompiles::new(spec_id));
     }
 }

@@ -45,6 +45,7 @@ mod overlay;
 mod rules;
 mod simulate;
 mod state;
+mod stateless;
 mod trace;
 mod transaction;
 mod validate;
@@ -53,8 +54,8 @@ pub use access_list::{AccessListOutput, create_access_list};
 pub use alloy_consensus::{BlockBody, Header, transaction::Recovered};
 pub use alloy_hardforks::EthereumHardfork;
 pub use block::{
-    BlockBuilder, BlockContext, BuiltBlock, ExecuteError, Execution, LeftOut, TransactionOutcome,
-    build_block, execute_block,
+    BlockBuilder, BlockContext, BuiltBlock, Closing, ExecuteError, Execution, LeftOut,
+    TransactionOutcome, build_block, execute_block, execute_block_with,
 };
 pub use call::{CallError, CallOutput, CallRequest, CallStatus, call, estimate_gas};
 pub use intrinsic::{INIT_CODE_MAX_SIZE_BYTES, intrinsic_gas};
@@ -65,6 +66,7 @@ pub use simulate::{
     SimulatedCall, simulate,
 };
 pub use state::{AccountChange, AccountState, MemoryState, StateDiff, StateReader};
+pub use stateless::{StatelessError, check_transaction, recover_sender};
 pub use trace::{
     Fault, Frame, FrameKind, FrameLog, FrameOptions, LimitPassed, Step, StepOptions,
     TouchedAccount, Trace, TraceError, TraceLimits, TraceParts, opcode_name, trace_block,

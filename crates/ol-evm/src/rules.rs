@@ -50,12 +50,21 @@ pub enum RulesError {
 }
 
 impl Rules {
-    /// The rules that a genesis asks for: Ethereum's if it names a fork of
-    /// Ethereum, else ours.
+    /// The rules that a genesis asks for: ours if it names the forks of the OP
+    /// Stack or none at all, Ethereum's if it names only forks of Ethereum.
     ///
     /// # Errors
     /// [`RulesError`] if they cannot be followed.
     pub fn of_genesis(config: &ChainConfig) -> Result<Self, RulesError> {
+        if config.extra_fields.contains_key("bedrockBlock") {
+            let jovian = config.extra_fields.get("jovianTime");
+            if jovian.and_then(|time| time.as_u64()) == Some(0) {
+                return Ok(Self::OpenLedger);
+            }
+            return Err(RulesError::Unsupported {
+                name: "an OP Stack chain that does not begin at Jovian",
+            });
+        }
         let names_a_fork = config.terminal_total_difficulty.is_some()
             || BLOCK_FORKS.iter().any(|(_, at)| at(config).is_some())
             || TIME_FORKS.iter().any(|(_, at)| at(config).is_some());
@@ -239,14 +248,18 @@ impl EthereumRules {
         EthereumBlock {
             fork,
             beneficiary: header.beneficiary,
-            difficulty: header.difficulty,
-            prevrandao: header.mix_hash,
+            randomness: if fork >= EthereumHardfork::Paris {
+                header.mix_hash
+            } else {
+                header.difficulty.into()
+            },
             blobs: self.blob_params(fork).map(|params| {
                 let excess_gas = header.excess_blob_gas.unwrap_or_default();
                 BlockBlobs {
                     excess_gas,
                     base_fee_wei: params.calc_blob_fee(excess_gas),
                     per_transaction_max: params.max_blobs_per_tx,
+                    block_gas_max: params.max_blob_gas_per_block(),
                 }
             }),
             parent_beacon_block_root: header.parent_beacon_block_root,
@@ -309,10 +322,9 @@ pub struct EthereumBlock {
     pub fork: EthereumHardfork,
     /// Who gets the tips, and the block reward of proof of work.
     pub beneficiary: Address,
-    /// Difficulty, for `DIFFICULTY` before the merge.
-    pub difficulty: U256,
-    /// Randomness of the beacon chain, for `PREVRANDAO` since the merge.
-    pub prevrandao: B256,
+    /// What opcode 0x44 gives: the difficulty, and since the merge the
+    /// randomness of the beacon chain.
+    pub randomness: B256,
     /// What blobs cost; `None` before Cancun.
     pub blobs: Option<BlockBlobs>,
     /// Root of the parent beacon block (EIP-4788).
@@ -332,38 +344,37 @@ pub struct BlockBlobs {
     pub base_fee_wei: u128,
     /// Most blobs of one transaction.
     pub per_transaction_max: u64,
+    /// Most blob gas of the block.
+    pub block_gas_max: u64,
 }
 
 impl EthereumBlock {
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "execution under these rules is next")
-    )]
-    pub(crate) fn spec_id(&self) -> SpecId {
-        match self.fork {
-            EthereumHardfork::Frontier => SpecId::FRONTIER,
-            EthereumHardfork::Homestead | EthereumHardfork::Dao => SpecId::HOMESTEAD,
-            EthereumHardfork::Tangerine => SpecId::TANGERINE,
-            EthereumHardfork::SpuriousDragon => SpecId::SPURIOUS_DRAGON,
-            EthereumHardfork::Byzantium => SpecId::BYZANTIUM,
-            // The EVM has no EIP-1283, which was never active on a public
-            // network: Constantinople runs as Petersburg.
-            EthereumHardfork::Constantinople | EthereumHardfork::Petersburg => SpecId::PETERSBURG,
-            EthereumHardfork::Istanbul | EthereumHardfork::MuirGlacier => SpecId::ISTANBUL,
-            EthereumHardfork::Berlin => SpecId::BERLIN,
-            EthereumHardfork::London
-            | EthereumHardfork::ArrowGlacier
-            | EthereumHardfork::GrayGlacier => SpecId::LONDON,
-            EthereumHardfork::Paris => SpecId::MERGE,
-            EthereumHardfork::Shanghai => SpecId::SHANGHAI,
-            EthereumHardfork::Cancun => SpecId::CANCUN,
-            // Nothing after Prague gets here: `EthereumRules::new` refuses it.
-            _ => SpecId::PRAGUE,
-        }
-    }
-
     pub(crate) fn is_active(&self, fork: EthereumHardfork) -> bool {
         self.fork >= fork
+    }
+}
+
+/// The EVM of a fork.
+pub(crate) const fn spec_id(fork: EthereumHardfork) -> SpecId {
+    match fork {
+        EthereumHardfork::Frontier => SpecId::FRONTIER,
+        EthereumHardfork::Homestead | EthereumHardfork::Dao => SpecId::HOMESTEAD,
+        EthereumHardfork::Tangerine => SpecId::TANGERINE,
+        EthereumHardfork::SpuriousDragon => SpecId::SPURIOUS_DRAGON,
+        EthereumHardfork::Byzantium => SpecId::BYZANTIUM,
+        // The EVM has no EIP-1283, which was never active on a public
+        // network: Constantinople runs as Petersburg.
+        EthereumHardfork::Constantinople | EthereumHardfork::Petersburg => SpecId::PETERSBURG,
+        EthereumHardfork::Istanbul | EthereumHardfork::MuirGlacier => SpecId::ISTANBUL,
+        EthereumHardfork::Berlin => SpecId::BERLIN,
+        EthereumHardfork::London
+        | EthereumHardfork::ArrowGlacier
+        | EthereumHardfork::GrayGlacier => SpecId::LONDON,
+        EthereumHardfork::Paris => SpecId::MERGE,
+        EthereumHardfork::Shanghai => SpecId::SHANGHAI,
+        EthereumHardfork::Cancun => SpecId::CANCUN,
+        // Nothing after Prague gets here: `EthereumRules::new` refuses it.
+        _ => SpecId::PRAGUE,
     }
 }
 

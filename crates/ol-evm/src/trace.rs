@@ -200,11 +200,11 @@ impl TraceParts {
 
     /// The trace of what was executed. `before` is the state before it.
     /// Returns the budget for the next transaction too.
-    pub(crate) fn finish<D: Database>(
+    pub(crate) fn finish<D: Database, H: Clone + Into<OpHaltReason>>(
         &self,
         recorder: Recorder,
         before: &mut D,
-        executed: &ResultAndState<OpHaltReason>,
+        executed: &ResultAndState<H>,
         gas_limit: u64,
     ) -> Result<(Result<Trace, LimitPassed>, Budget), D::Error> {
         let Recorder {
@@ -223,7 +223,8 @@ impl TraceParts {
         if let Some(limit) = budget.passed() {
             return Ok((Err(limit), budget));
         }
-        let (status, output) = crate::call::ending(executed.result.clone());
+        let (status, output) =
+            crate::call::ending(executed.result.clone().map_haltreason(Into::into));
         let trace = Trace {
             status,
             output,

@@ -330,12 +330,7 @@ fn validate_blob_gas(
         return Err(BlockError::BlobGasUsed { used, limit });
     }
     let excess = present("excessBlobGas", header.excess_blob_gas)?;
-    // A parent from before the fork counts as one without blobs.
-    let expected = parent
-        .excess_blob_gas
-        .unwrap_or_default()
-        .saturating_add(parent.blob_gas_used.unwrap_or_default())
-        .saturating_sub(params.target_blob_gas_per_block());
+    let expected = header::next_excess_blob_gas(parent, &params);
     number("excessBlobGas", excess, expected)
 }
 

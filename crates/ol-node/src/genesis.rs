@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use alloy_genesis::Genesis;
 use alloy_primitives::{B256, U256, keccak256};
 use alloy_trie::TrieAccount;
-use ol_evm::{AccountChange, AccountState, Header, StateDiff};
+use ol_evm::{AccountChange, AccountState, Header, Rules, StateDiff, header};
 
 /// The state of block 0, as a change to nothing, and its header.
 ///
-/// Accounts that EIP-161 calls empty are left out. `None` if the base fee does
-/// not fit.
-pub(crate) fn block_zero(genesis: &Genesis) -> Option<(StateDiff, Header)> {
+/// Under our rules, accounts that EIP-161 calls empty are left out; an Ethereum
+/// genesis keeps them. `None` if the base fee does not fit.
+pub(crate) fn block_zero(genesis: &Genesis, rules: &Rules) -> Option<(StateDiff, Header)> {
     let mut diff = StateDiff::default();
     for (&address, given) in &genesis.alloc {
         let code = given.code.clone().unwrap_or_default();
@@ -20,7 +20,7 @@ pub(crate) fn block_zero(genesis: &Genesis) -> Option<(StateDiff, Header)> {
             balance_wei: given.balance,
             code_hash: keccak256(&code),
         };
-        if account == AccountState::default() {
+        if account == AccountState::default() && *rules == Rules::OpenLedger {
             continue;
         }
         if !code.is_empty() {
@@ -45,13 +45,17 @@ pub(crate) fn block_zero(genesis: &Genesis) -> Option<(StateDiff, Header)> {
         .map(u64::try_from)
         .transpose()
         .ok()?;
-    let header = ol_evm::header::genesis(
-        genesis.timestamp,
-        genesis.gas_limit,
-        base_fee_wei,
-        genesis.extra_data.clone(),
-        state_root(&diff),
-    );
+    let root = state_root(&diff);
+    let header = match rules {
+        Rules::OpenLedger => header::genesis(
+            genesis.timestamp,
+            genesis.gas_limit,
+            base_fee_wei,
+            genesis.extra_data.clone(),
+            root,
+        ),
+        Rules::Ethereum(rules) => header::ethereum_genesis(genesis, rules, base_fee_wei, root),
+    };
     Some((diff, header))
 }
 

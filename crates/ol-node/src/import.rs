@@ -18,10 +18,9 @@ mod side;
 
 use std::sync::Arc;
 
-use alloy_consensus::transaction::SignerRecoverable;
 use alloy_eips::eip4895::Withdrawals;
 use alloy_primitives::{B256, Signature, U256};
-use ol_evm::{Header, Recovered, Rules, Transaction};
+use ol_evm::{EthereumHardfork, Header, Recovered, Rules, Transaction, recover_sender};
 use rayon::prelude::*;
 use signet_libmdbx::Rw;
 
@@ -140,17 +139,21 @@ fn read(shared: &Shared, position: usize, wire: &WireBlock) -> Result<Candidate,
         fault: Box::new(fault),
     };
     check_signature(shared, hash, wire.signature.as_ref()).map_err(refused)?;
+    let fork = match &shared.rules {
+        Rules::OpenLedger => EthereumHardfork::Prague,
+        Rules::Ethereum(rules) => rules.fork(&header),
+    };
     let transactions = block
         .body
         .transactions
         .into_par_iter()
         .enumerate()
         .map(|(index, transaction)| {
-            transaction
-                .try_into_recovered()
-                .map_err(|_| BlockFault::Transaction {
+            recover_sender(&transaction, fork)
+                .map(|sender| Recovered::new_unchecked(transaction, sender))
+                .map_err(|error| BlockFault::Transaction {
                     position: index,
-                    reason: "its signature gives no sender".to_owned(),
+                    reason: error.to_string(),
                 })
         })
         .collect::<Result<Vec<_>, _>>()

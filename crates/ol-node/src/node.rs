@@ -85,8 +85,11 @@ impl Node {
         clock: Arc<dyn Clock>,
         config: NodeConfig,
     ) -> Result<Self, OpenError> {
+        let rules = Rules::of_genesis(&genesis.config).map_err(|error| OpenError::Genesis {
+            reason: error.to_string(),
+        })?;
         let store = Store::open(path, config.store_max_size_bytes, |txn| {
-            check_or_begin(txn, genesis)
+            check_or_begin(txn, genesis, &rules)
         })?;
         let sequencer = sequencer(genesis, &config)?;
         let (header, hash) = store.read()?.head()?;
@@ -99,7 +102,7 @@ impl Node {
             chain_id,
             clock,
             config,
-            Rules::OpenLedger,
+            rules,
             genesis_hash,
             sequencer,
             Head { header, hash },
@@ -115,6 +118,12 @@ impl Node {
     #[must_use]
     pub fn chain_id(&self) -> u64 {
         self.shared.chain_id
+    }
+
+    /// The rules that the chain follows.
+    #[must_use]
+    pub fn rules(&self) -> &Rules {
+        &self.shared.rules
     }
 
     /// The clock that the node was given.
@@ -339,7 +348,7 @@ fn sequencer(genesis: &Genesis, config: &NodeConfig) -> Result<Option<Address>, 
 }
 
 /// Checks that a database is ours, or begins the chain in an empty one.
-fn check_or_begin(txn: &Txn<Rw>, genesis: &Genesis) -> Result<(), OpenError> {
+fn check_or_begin(txn: &Txn<Rw>, genesis: &Genesis, rules: &Rules) -> Result<(), OpenError> {
     let unusable = |reason: &str| OpenError::Genesis {
         reason: reason.to_owned(),
     };
@@ -347,7 +356,7 @@ fn check_or_begin(txn: &Txn<Rw>, genesis: &Genesis) -> Result<(), OpenError> {
         return Err(unusable("the chain id is 0"));
     }
     let (state, header) =
-        block_zero(genesis).ok_or_else(|| unusable("the base fee is too large"))?;
+        block_zero(genesis, rules).ok_or_else(|| unusable("the base fee is too large"))?;
     let expected = header.hash_slow();
     match txn.format_version()? {
         None => {

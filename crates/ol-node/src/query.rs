@@ -475,7 +475,11 @@ impl Node {
         }
         let found = find_header(&self.read()?, at)?;
         let (header, _) = found.ok_or(QueryError::UnknownBlock)?;
-        Ok(BlockContext::of(&header, self.shared.chain_id))
+        Ok(BlockContext::of(
+            &header,
+            self.shared.chain_id,
+            &self.shared.rules,
+        ))
     }
 
     /// [`Node::state`] and [`Node::context`] of the same moment.
@@ -496,12 +500,12 @@ impl Node {
             // It became durable in between, and what is in the next does not
             // show yet.
             let now_s = self.shared.time().now_s(&*self.shared.clock);
-            let context = BlockContext::after(&head, head_hash, self.shared.chain_id, now_s);
+            let context = self.shared.context_after(&head, head_hash, now_s);
             let durable = Snapshot::at(txn, head.number)?;
             return Ok((StateView::durable(durable), context));
         }
         let (asked, _) = find_header(&txn, at)?.ok_or(QueryError::UnknownBlock)?;
-        let context = BlockContext::of(&asked, self.shared.chain_id);
+        let context = BlockContext::of(&asked, self.shared.chain_id, &self.shared.rules);
         let durable = Snapshot::at(txn, asked.number)?;
         Ok((StateView::durable(durable), context))
     }

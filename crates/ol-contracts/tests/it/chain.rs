@@ -5,8 +5,8 @@ use alloy_primitives::{Address, B256, Log, Signature, U256};
 use alloy_sol_types::{Revert, SolCall, SolError};
 use ol_contracts::genesis;
 use ol_evm::{
-    BlockContext, CallRequest, CallStatus, Header, MemoryState, Recovered, call, execute_block,
-    header,
+    BlockContext, CallRequest, CallStatus, Header, MemoryState, Recovered, Rules, call,
+    execute_block, header,
 };
 use ol_types::DEV_CHAIN_ID;
 
@@ -51,7 +51,8 @@ impl Chain {
 
     fn next(&self) -> BlockContext {
         let time_s = self.head.timestamp + 1;
-        BlockContext::after(&self.head, self.head.hash_slow(), DEV_CHAIN_ID, time_s)
+        let hash = self.head.hash_slow();
+        BlockContext::after(&self.head, hash, DEV_CHAIN_ID, time_s, &Rules::OpenLedger)
     }
 
     /// Executes one transaction in a block of its own.

@@ -4,35 +4,23 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use alloy_consensus::{Transaction as _, TxReceipt, transaction::Recovered};
-use alloy_eips::eip7685::EMPTY_REQUESTS_HASH;
-use alloy_evm::block::{BlockExecutor, OnStateHook, StateChangeSource, TxResult};
-use alloy_evm::precompiles::PrecompilesMap;
-use alloy_evm::{Evm, EvmFactory};
-use alloy_op_evm::{OpBlockExecutionCtx, OpBlockExecutor, OpEvm, OpTx};
-use alloy_op_hardforks::OpChainHardforks;
+use alloy_evm::Evm;
+use alloy_evm::block::{
+    BlockExecutionError, BlockExecutor, OnStateHook, StateChangeSource, TxResult,
+};
 use alloy_primitives::{Address, B256, Bloom, Bytes, U256};
-use op_revm::OpHaltReason;
 use revm::Database;
 use revm::context_interface::result::ResultAndState;
-use revm::database::{
-    DatabaseCommitExt, State, WrapDatabaseRef, states::bundle_state::BundleRetention,
-};
+use revm::database::{DatabaseCommitExt, states::bundle_state::BundleRetention};
 use revm::state::{AccountInfo, EvmState};
 
-use super::{
-    BlockContext, ExecuteError, Execution, LeftOut, hardforks, left_out_reason, refused_type,
-};
-use crate::factory::OpenEvmFactory;
-use crate::state::{AccountChange, AccountState, Reader};
+use super::executor::{BlockState, Closing, Executor, with_executor};
+use super::{BlockContext, ExecuteError, Execution, LeftOut, left_out_reason, refused};
+use crate::rules::BlockRules;
+use crate::state::{AccountChange, AccountState};
 use crate::trace::{Budget, Recorder, Trace, TraceError, TraceParts};
-use crate::transaction::{Receipts, Transaction, TransactionReceipt};
+use crate::transaction::{Transaction, TransactionReceipt};
 use crate::{BASE_FEE_VAULT, BlockOverrides, StateDiff, StateReader};
-
-type BlockState<S> = State<WrapDatabaseRef<Reader<S>>>;
-
-/// The recorder is there always and looks only while a transaction is traced:
-/// there is one way to execute.
-type BlockEvm<S> = OpEvm<BlockState<S>, Recorder, PrecompilesMap, OpTx>;
 
 /// A block that is being made: transactions go in one after the other, and
 /// each sees what those before it did.
@@ -40,17 +28,18 @@ type BlockEvm<S> = OpEvm<BlockState<S>, Recorder, PrecompilesMap, OpTx>;
 /// `S` may be a reference, or own what it reads, so that a block can stay open
 /// between two arrivals.
 pub struct BlockBuilder<S: StateReader> {
-    executor: OpBlockExecutor<BlockEvm<S>, Receipts, OpChainHardforks>,
+    executor: Executor<S>,
     context: BlockContext,
     opening: StateDiff,
     fees_wei: U256,
+    blob_gas_used: u64,
 }
 
 impl<S: StateReader> fmt::Debug for BlockBuilder<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BlockBuilder")
             .field("context", &self.context)
-            .field("n_transactions", &self.executor.receipts.len())
+            .field("n_transactions", &self.executor.receipts().len())
             .finish_non_exhaustive()
     }
 }
@@ -73,37 +62,32 @@ impl<S: StateReader> BlockBuilder<S> {
     /// # Errors
     /// [`ExecuteError::Internal`] if the state cannot be read.
     pub fn new(state: S, context: &BlockContext) -> Result<Self, ExecuteError> {
-        let database = State::builder()
-            .with_database_ref(Reader(state))
-            .with_bundle_update()
-            .build();
-        let mut evm = OpenEvmFactory::default().create_evm_with_inspector(
-            database,
-            context.evm_env(),
-            Recorder::off(),
-        );
-        evm.set_inspector_enabled(false);
-        let execution_context = OpBlockExecutionCtx {
-            parent_hash: context.parent_hash,
-            parent_beacon_block_root: Some(B256::ZERO),
-            extra_data: Bytes::new(),
-        };
-        let mut executor = OpBlockExecutor::new(evm, execution_context, hardforks(), Receipts);
+        let mut executor = Executor::new(state, context);
         let seen = Seen::default();
-        executor.set_state_hook(Some(Box::new(seen.clone())));
-        executor
-            .apply_pre_execution_changes()
-            .map_err(ExecuteError::internal)?;
-        executor.set_state_hook(None);
+        with_executor!(&mut executor, executor => {
+            executor.set_state_hook(Some(Box::new(seen.clone())));
+            executor
+                .apply_pre_execution_changes()
+                .map_err(ExecuteError::of_block)?;
+            executor.set_state_hook(None);
+        });
         let mut opening = StateDiff::default();
         for state in seen.take() {
-            collect_changes(executor.evm_mut().db_mut(), &state, &mut opening)?;
+            collect_changes(executor.state(), &state, &mut opening)?;
+        }
+        for address in executor.move_dao_coins()? {
+            let change = AccountChange {
+                account: account(executor.state(), address)?,
+                ..AccountChange::default()
+            };
+            opening.accounts.insert(address, change);
         }
         Ok(Self {
             executor,
             context: *context,
             opening,
             fees_wei: U256::ZERO,
+            blob_gas_used: 0,
         })
     }
 
@@ -132,16 +116,15 @@ impl<S: StateReader> BlockBuilder<S> {
 
     /// Gas of the transactions so far.
     #[must_use]
-    pub const fn gas_used(&self) -> u64 {
-        self.executor.gas_used
+    pub fn gas_used(&self) -> u64 {
+        let last = self.executor.receipts().last();
+        last.map_or(0, TransactionReceipt::cumulative_gas_used)
     }
 
     /// Gas that is left for more transactions.
     #[must_use]
-    pub const fn gas_left(&self) -> u64 {
-        self.context
-            .gas_limit
-            .saturating_sub(self.executor.gas_used)
+    pub fn gas_left(&self) -> u64 {
+        self.context.gas_limit.saturating_sub(self.gas_used())
     }
 
     /// The account at an address after the transactions so far.
@@ -149,17 +132,7 @@ impl<S: StateReader> BlockBuilder<S> {
     /// # Errors
     /// [`ExecuteError::Internal`] if the state cannot be read.
     pub fn account(&mut self, address: Address) -> Result<Option<AccountState>, ExecuteError> {
-        let account = self
-            .executor
-            .evm_mut()
-            .db_mut()
-            .basic(address)
-            .map_err(ExecuteError::internal)?;
-        Ok(account.map(|info| AccountState {
-            nonce: info.nonce,
-            balance_wei: info.balance,
-            code_hash: info.code_hash,
-        }))
+        account(self.executor.state(), address)
     }
 
     /// The code of an account after the transactions so far.
@@ -167,7 +140,7 @@ impl<S: StateReader> BlockBuilder<S> {
     /// # Errors
     /// [`ExecuteError::Internal`] if the state cannot be read.
     pub fn code(&mut self, address: Address) -> Result<Bytes, ExecuteError> {
-        let database = self.executor.evm_mut().db_mut();
+        let database = self.executor.state();
         let account = database.basic(address).map_err(ExecuteError::internal)?;
         let code = match account {
             None => return Ok(Bytes::new()),
@@ -192,7 +165,14 @@ impl<S: StateReader> BlockBuilder<S> {
         &mut self,
         transaction: &Recovered<Transaction>,
     ) -> Result<Result<TransactionOutcome, LeftOut>, ExecuteError> {
-        let executed = self.execute_and(transaction, |_, _, _, _| Ok(()))?;
+        if let Some(left_out) = self.leaves_out(transaction) {
+            return Ok(Err(left_out));
+        }
+        let executed = with_executor!(&mut self.executor, executor => {
+            let rules = &self.context.rules;
+            execute_on(executor, transaction, rules, |_, _, _, _| Ok(()))
+        });
+        let executed = self.count(transaction, executed?)?;
         Ok(executed.map(|(outcome, ())| outcome))
     }
 
@@ -212,108 +192,173 @@ impl<S: StateReader> BlockBuilder<S> {
         (position, n_logs_before): (usize, u64),
         budget: Budget,
     ) -> Result<(TransactionOutcome, Trace, Budget), TraceError> {
-        *self.executor.evm.inspector_mut() = parts.recorder(budget, n_logs_before);
-        self.executor.evm.set_inspector_enabled(true);
+        if let Some(left_out) = self.leaves_out(transaction) {
+            return Err(left_out.at(position).into());
+        }
         let gas_limit = transaction.gas_limit();
-        let executed = self.execute_and(transaction, |recorder, database, executed, burnt_wei| {
-            let recorder = std::mem::replace(recorder, Recorder::off());
-            let (mut trace, budget) = parts
-                .finish(recorder, database, executed, gas_limit)
-                .map_err(ExecuteError::internal)?;
-            if let Ok(trace) = &mut trace {
-                trace.add_burnt(burnt_wei);
-            }
-            Ok((trace, budget))
+        let (executed, passed) = with_executor!(&mut self.executor, executor => {
+            *executor.evm.inspector_mut() = parts.recorder(budget, n_logs_before);
+            executor.evm.set_inspector_enabled(true);
+            let rules = &self.context.rules;
+            let executed = execute_on(executor, transaction, rules, |recorder, state, after, burnt_wei| {
+                let recorder = std::mem::replace(recorder, Recorder::off());
+                let (mut trace, budget) = parts
+                    .finish(recorder, state, after, gas_limit)
+                    .map_err(ExecuteError::internal)?;
+                if let Ok(trace) = &mut trace {
+                    trace.add_burnt(burnt_wei);
+                }
+                Ok((trace, budget))
+            });
+            executor.evm.set_inspector_enabled(false);
+            (executed, executor.evm.inspector().budget.passed())
         });
-        self.executor.evm.set_inspector_enabled(false);
         // A limit that was passed fails the execution: it is the reason.
-        if let Some(limit) = self.executor.evm.inspector().budget.passed() {
+        if let Some(limit) = passed {
             return Err(limit.into());
         }
-        match executed? {
+        match self.count(transaction, executed?)? {
             Ok((outcome, (trace, budget))) => Ok((outcome, trace?, budget)),
             Err(left_out) => Err(left_out.at(position).into()),
         }
     }
 
-    /// Executes one more transaction and looks at what it did before that
-    /// becomes part of the block.
-    fn execute_and<T>(
+    /// Why a transaction is not even tried.
+    fn leaves_out(&self, transaction: &Recovered<Transaction>) -> Option<LeftOut> {
+        if let Some(reason) = refused(transaction.inner(), &self.context.rules) {
+            return Some(LeftOut::Invalid { reason });
+        }
+        let BlockRules::Ethereum(block) = &self.context.rules else {
+            return None;
+        };
+        let blob_gas = transaction.blob_gas_used().unwrap_or_default();
+        let blob_gas_max = block.blobs?.block_gas_max;
+        (self.blob_gas_used.saturating_add(blob_gas) > blob_gas_max).then_some(LeftOut::NoRoom)
+    }
+
+    /// Adds what an executed transaction paid and used.
+    fn count<T>(
         &mut self,
         transaction: &Recovered<Transaction>,
-        look: impl FnOnce(
-            &mut Recorder,
-            &mut BlockState<S>,
-            &ResultAndState<OpHaltReason>,
-            u128,
-        ) -> Result<T, ExecuteError>,
+        executed: Result<(TransactionOutcome, T), BlockExecutionError>,
     ) -> Result<Result<(TransactionOutcome, T), LeftOut>, ExecuteError> {
-        if let Some(reason) = refused_type(transaction.inner()) {
-            return Ok(Err(LeftOut::Invalid { reason }));
-        }
-        let executed = match self
-            .executor
-            .execute_transaction_without_commit(transaction)
-        {
+        let (outcome, seen) = match executed {
             Ok(executed) => executed,
             Err(error) => return Ok(Err(left_out_reason(error)?)),
         };
-        let after = executed.result();
-        let gas_used = after.result.tx_gas_used();
-        let (database, recorder, _) = self.executor.evm.components_mut();
-        let burnt_wei = burnt_wei(database, &after.state)?;
-        let mut changes = StateDiff::default();
-        collect_changes(database, &after.state, &mut changes)?;
-        let seen = look(recorder, database, after, burnt_wei)?;
-        self.executor
-            .commit_transaction(executed)
-            .map_err(ExecuteError::internal)?;
-        if burnt_wei > 0 {
-            self.executor
-                .evm
-                .db_mut()
-                .increment_balances([(BASE_FEE_VAULT, burnt_wei)])
-                .map_err(ExecuteError::internal)?;
-            let vault = AccountChange {
-                account: self.account(BASE_FEE_VAULT)?,
-                ..AccountChange::default()
-            };
-            changes.accounts.insert(BASE_FEE_VAULT, vault);
-        }
         let price_wei = transaction.effective_gas_price(Some(self.context.base_fee_wei));
-        self.fees_wei += U256::from(gas_used) * U256::from(price_wei);
-        let receipt = self.executor.receipts.last().cloned().ok_or_else(|| {
-            ExecuteError::internal("a transaction was executed and left no receipt")
-        })?;
-        let outcome = TransactionOutcome {
-            receipt,
-            gas_used,
-            changes,
-        };
+        self.fees_wei += U256::from(outcome.gas_used) * U256::from(price_wei);
+        let blob_gas = transaction.blob_gas_used().unwrap_or_default();
+        self.blob_gas_used = self.blob_gas_used.saturating_add(blob_gas);
         Ok(Ok((outcome, seen)))
+    }
+
+    /// Closes a block that does nothing after its transactions.
+    ///
+    /// # Errors
+    /// As [`BlockBuilder::finish_with`].
+    pub fn finish(self) -> Result<Execution, ExecuteError> {
+        self.finish_with(Closing::default())
     }
 
     /// Closes the block.
     ///
     /// # Errors
+    /// [`ExecuteError::Block`] if a system call fails that the rules ask for,
     /// [`ExecuteError::Internal`] if the state cannot be read.
-    pub fn finish(self) -> Result<Execution, ExecuteError> {
-        let (evm, result) = self.executor.finish().map_err(ExecuteError::internal)?;
-        let mut database = evm.into_db();
-        database.merge_transitions(BundleRetention::PlainState);
-        let logs_bloom = result
+    pub fn finish_with(self, closing: Closing<'_>) -> Result<Execution, ExecuteError> {
+        let mut closed = self.executor.finish(closing)?;
+        closed.state.merge_transitions(BundleRetention::PlainState);
+        let logs_bloom = closed
             .receipts
             .iter()
             .fold(Bloom::ZERO, |bloom, receipt| bloom | receipt.bloom());
         Ok(Execution {
-            receipts: result.receipts,
-            gas_used: result.gas_used,
-            diff: StateDiff::from_bundle(database.take_bundle()),
+            receipts: closed.receipts,
+            gas_used: closed.gas_used,
+            diff: StateDiff::from_bundle(closed.state.take_bundle()),
             logs_bloom,
             fees_wei: self.fees_wei,
-            requests_hash: Some(EMPTY_REQUESTS_HASH),
+            requests_hash: closed.requests_hash,
         })
     }
+}
+
+/// Executes a transaction with the executor of either rule set, and looks at
+/// what it did before that becomes part of the block.
+#[expect(
+    clippy::type_complexity,
+    reason = "what went wrong with the block, what with the transaction"
+)]
+fn execute_on<S, E, T>(
+    executor: &mut E,
+    transaction: &Recovered<Transaction>,
+    rules: &BlockRules,
+    look: impl FnOnce(
+        &mut Recorder,
+        &mut BlockState<S>,
+        &ResultAndState<<E::Evm as Evm>::HaltReason>,
+        u128,
+    ) -> Result<T, ExecuteError>,
+) -> Result<Result<(TransactionOutcome, T), BlockExecutionError>, ExecuteError>
+where
+    S: StateReader,
+    E: BlockExecutor<
+            Transaction = Transaction,
+            Receipt = TransactionReceipt,
+            Evm: Evm<DB = BlockState<S>, Inspector = Recorder>,
+        >,
+{
+    let executed = match executor.execute_transaction_without_commit(transaction) {
+        Ok(executed) => executed,
+        Err(error) => return Ok(Err(error)),
+    };
+    let after = executed.result();
+    let gas_used = after.result.tx_gas_used();
+    let (state, recorder, _) = executor.evm_mut().components_mut();
+    let burnt_wei = match rules {
+        BlockRules::OpenLedger => burnt_wei(state, &after.state)?,
+        BlockRules::Ethereum(_) => 0,
+    };
+    let mut changes = StateDiff::default();
+    collect_changes(state, &after.state, &mut changes)?;
+    let seen = look(recorder, state, after, burnt_wei)?;
+    executor
+        .commit_transaction(executed)
+        .map_err(ExecuteError::internal)?;
+    if burnt_wei > 0 {
+        let state = executor.evm_mut().db_mut();
+        state
+            .increment_balances([(BASE_FEE_VAULT, burnt_wei)])
+            .map_err(ExecuteError::internal)?;
+        let vault = AccountChange {
+            account: account(state, BASE_FEE_VAULT)?,
+            ..AccountChange::default()
+        };
+        changes.accounts.insert(BASE_FEE_VAULT, vault);
+    }
+    let receipt =
+        executor.receipts().last().cloned().ok_or_else(|| {
+            ExecuteError::internal("a transaction was executed and left no receipt")
+        })?;
+    let outcome = TransactionOutcome {
+        receipt,
+        gas_used,
+        changes,
+    };
+    Ok(Ok((outcome, seen)))
+}
+
+fn account<D: Database>(
+    state: &mut D,
+    address: Address,
+) -> Result<Option<AccountState>, ExecuteError> {
+    let account = state.basic(address).map_err(ExecuteError::internal)?;
+    Ok(account.map(|info| AccountState {
+        nonce: info.nonce,
+        balance_wei: info.balance,
+        code_hash: info.code_hash,
+    }))
 }
 
 /// Keeps the changes that the executor makes by itself.
@@ -343,8 +388,9 @@ fn collect_changes<D: Database>(
     changes: &mut StateDiff,
 ) -> Result<(), ExecuteError> {
     for (&address, account) in after.iter().filter(|(_, account)| account.is_touched()) {
-        // EIP-161: an empty account that was touched is no more.
-        if account.is_selfdestructed() || account.is_empty() {
+        // EIP-161: an empty account that was touched is no more. Before that fork
+        // it is marked as created, and stays.
+        if account.is_selfdestructed() || (account.is_empty() && !account.is_created()) {
             let gone = AccountChange {
                 account: None,
                 is_storage_wiped: true,

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::header::{genesis, next_base_fee_wei, seal};
-use crate::{BASE_FEE_VAULT, MemoryState};
+use crate::{BASE_FEE_VAULT, MemoryState, SEQUENCER_FEE_VAULT};
 
 const CHAIN_ID: u64 = 161_200;
 const GWEI: u128 = 1_000_000_000;
@@ -35,6 +35,7 @@ fn context(number: u64) -> BlockContext {
         gas_limit: crate::BLOCK_GAS_LIMIT,
         base_fee_wei: 1_000_000_000,
         parent_hash: B256::repeat_byte(9),
+        rules: crate::BlockRules::OpenLedger,
     }
 }
 
@@ -191,7 +192,13 @@ fn headers_chain_and_the_base_fee_follows_the_load() {
         875_000_000,
         "an empty block: 7/8"
     );
-    let next = BlockContext::after(&parent, parent.hash_slow(), CHAIN_ID, 3);
+    let next = BlockContext::after(
+        &parent,
+        parent.hash_slow(),
+        CHAIN_ID,
+        3,
+        &crate::Rules::OpenLedger,
+    );
     assert_eq!(next.timestamp_s, 5, "time does not run backwards");
     let transaction = transfer(0, 0, 1, 1);
     let execution = execute_block(&state(2), &next, std::slice::from_ref(&transaction)).unwrap();

@@ -16,6 +16,7 @@ fn context() -> BlockContext {
         gas_limit: crate::BLOCK_GAS_LIMIT,
         base_fee_wei: 1_000_000_000,
         parent_hash: B256::ZERO,
+        rules: crate::BlockRules::OpenLedger,
     }
 }
 

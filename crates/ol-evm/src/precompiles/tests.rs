@@ -31,6 +31,7 @@ fn context() -> BlockContext {
         gas_limit: crate::BLOCK_GAS_LIMIT,
         base_fee_wei: 7,
         parent_hash: B256::ZERO,
+        rules: crate::BlockRules::OpenLedger,
     }
 }
 

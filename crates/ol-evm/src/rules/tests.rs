@@ -111,7 +111,7 @@ fn mainnet_has_its_forks() {
     for (number, timestamp, difficulty, fork, spec_id) in cases {
         let block = rules.for_block(&header(number, timestamp, difficulty));
         assert_eq!(block.fork, fork, "block {number}");
-        assert_eq!(block.spec_id(), spec_id, "block {number}");
+        assert_eq!(super::spec_id(block.fork), spec_id, "block {number}");
         assert_eq!(block.is_dao_fork, number == 1_920_000);
     }
     assert_eq!(rules.dao_extra_data(1_919_999), None);
@@ -132,6 +132,16 @@ fn a_genesis_without_forks_is_ours() {
     );
     let rules = Rules::of_genesis(&mainnet()).unwrap();
     assert!(matches!(rules, Rules::Ethereum(_)));
+    let mut config = mainnet();
+    config
+        .extra_fields
+        .insert("bedrockBlock".to_owned(), 0.into());
+    let error = Rules::of_genesis(&config).unwrap_err();
+    assert!(error.to_string().contains("Jovian"), "{error}");
+    config
+        .extra_fields
+        .insert("jovianTime".to_owned(), 0.into());
+    assert_eq!(Rules::of_genesis(&config), Ok(Rules::OpenLedger));
 }
 
 #[test]

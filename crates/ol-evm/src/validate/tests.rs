@@ -12,7 +12,7 @@ use crate::{BlockContext, MemoryState, execute_block};
 
 fn ours() -> (Header, Header, Execution) {
     let parent = header::genesis(100, 0, None, Bytes::new(), B256::repeat_byte(1));
-    let context = BlockContext::after(&parent, parent.hash_slow(), 7, 101);
+    let context = BlockContext::after(&parent, parent.hash_slow(), 7, 101, &Rules::OpenLedger);
     let execution = execute_block(&MemoryState::default(), &context, &[]).unwrap();
     let header = header::seal(&context, &[], &execution, B256::repeat_byte(2));
     (parent, header, execution)

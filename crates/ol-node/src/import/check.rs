@@ -5,9 +5,9 @@ use std::sync::Arc;
 use alloy_consensus::BlockBody;
 use alloy_primitives::{B256, U256};
 use ol_evm::{
-    Ancestor, BlockContext, BlockError, ExecuteError, Header, OMMER_GENERATIONS_MAX, Rules,
-    StateDiff, execute_block, validate_body, validate_execution, validate_header, validate_ommers,
-    validate_terminal_difficulty,
+    Ancestor, BlockContext, BlockError, Closing, ExecuteError, Header, OMMER_GENERATIONS_MAX,
+    Rules, StateDiff, execute_block_with, validate_body, validate_execution, validate_header,
+    validate_ommers, validate_terminal_difficulty,
 };
 use signet_libmdbx::Rw;
 
@@ -98,14 +98,20 @@ pub(super) fn append(
         validate_ommers(header, &block.ommers, &ancestors(txn, parent)?, rules)?;
     }
 
-    let context = BlockContext::of(header, shared.chain_id);
-    let execution =
-        execute_block(txn, &context, &block.transactions).map_err(|error| match error {
+    let context = BlockContext::of(header, shared.chain_id, rules);
+    let closing = Closing {
+        ommers: &block.ommers,
+        withdrawals: block.withdrawals.as_ref().map(|list| list.as_slice()),
+    };
+    let execution = execute_block_with(txn, &context, &block.transactions, closing).map_err(
+        |error| match error {
             ExecuteError::Invalid { position, reason } => {
                 AppendError::Fault(BlockFault::Transaction { position, reason })
             }
+            ExecuteError::Block { reason } => AppendError::Fault(BlockFault::System { reason }),
             other => AppendError::Internal(Arc::new(other)),
-        })?;
+        },
+    )?;
     validate_execution(header, &execution, rules)?;
     let update = txn.state_update(&execution.diff)?;
     if update.root != header.state_root {

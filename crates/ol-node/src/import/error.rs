@@ -29,6 +29,12 @@ pub enum BlockFault {
     /// Its header, its body or what its execution gives is not what the rules say.
     #[error(transparent)]
     Rule(#[from] BlockError),
+    /// A system call that the rules ask for fails.
+    #[error("system call: {reason}")]
+    System {
+        /// Why.
+        reason: String,
+    },
     /// A transaction does not belong in it.
     #[error("transaction {position}: {reason}")]
     Transaction {
@@ -47,6 +53,7 @@ impl BlockFault {
         match self {
             Self::Unsigned | Self::Signer { .. } => "signature",
             Self::Transaction { .. } => "transactions",
+            Self::System { .. } => "system",
             Self::Rule(error) => match error {
                 BlockError::Number { field, .. }
                 | BlockError::Hash { field, .. }

@@ -102,7 +102,17 @@ impl Shared {
     pub(crate) fn next_context(&self) -> BlockContext {
         let head = self.head();
         let now_s = self.time().now_s(&*self.clock);
-        BlockContext::after(&head.header, head.hash, self.chain_id, now_s)
+        self.context_after(&head.header, head.hash, now_s)
+    }
+
+    /// The context of a block made on `parent`.
+    pub(crate) fn context_after(
+        &self,
+        parent: &Header,
+        parent_hash: B256,
+        timestamp_s: u64,
+    ) -> BlockContext {
+        BlockContext::after(parent, parent_hash, self.chain_id, timestamp_s, &self.rules)
     }
 
     /// Moves the head without telling anybody.

@@ -83,7 +83,7 @@ impl Node {
         let Some(block) = self.block(block)? else {
             return Ok(None);
         };
-        let context = BlockContext::of(&block.header, self.shared.chain_id);
+        let context = BlockContext::of(&block.header, self.shared.chain_id, &self.shared.rules);
         let count = block.transactions.len();
         let traces = self.replay(&context, &block.transactions, 0..count, parts, limits)?;
         Ok(Some(TracedBlock { block, traces }))
@@ -107,7 +107,7 @@ impl Node {
         let (header, block_hash) = known_header(&txn, number)?;
         let transactions = txn.body(number)?;
         drop(txn);
-        let context = BlockContext::of(&header, self.shared.chain_id);
+        let context = BlockContext::of(&header, self.shared.chain_id, &self.shared.rules);
         let wanted = position..position + 1;
         let traces = self.replay(&context, &transactions, wanted, parts, limits)?;
         let found = transactions.into_iter().nth(position);

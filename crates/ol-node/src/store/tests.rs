@@ -191,7 +191,7 @@ fn the_root_of_a_foreign_chain_is_met() {
         };
         genesis.alloc.insert(address.parse().unwrap(), account);
     }
-    let (state, header) = crate::genesis::block_zero(&genesis).unwrap();
+    let (state, header) = crate::genesis::block_zero(&genesis, &ol_evm::Rules::OpenLedger).unwrap();
     assert_eq!(header.state_root, expected);
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path(), |_| ());

@@ -139,7 +139,7 @@ fn trace_given_block(args: &mut Args<'_>, eth: &Eth) -> LargeReply {
             Ok(Recovered::new_unchecked(transaction, sender))
         })
         .collect::<Result<Vec<_>, ErrorObjectOwned>>()?;
-    let context = BlockContext::of(&block.header, eth.node.chain_id());
+    let context = BlockContext::of(&block.header, eth.node.chain_id(), eth.node.rules());
     let traces = eth
         .node
         .trace_given_block(&context, &transactions, &tracer.parts(), &limits)
