@@ -23,6 +23,9 @@ Usage: cargo xtask <task>
   test               everything CI runs: tidy, fmt, clippy, contracts, unit,
                      property and integration tests, documentation, the loop,
                      clients
+  test --nightly     the same, with the random tests at full length
+  test --full DIR... every public test of Ethereum below these folders (see
+                     docs/conformance.md)
   tidy               layering, file sizes, invariants that name no test
   contracts          rebuild the committed contract artifacts
   contracts --check  run the Solidity tests, fail if the artifacts are stale
@@ -32,12 +35,18 @@ Usage: cargo xtask <task>
                      docs/benchmarks/ROOM.json and docs/benchmarks.md
 ";
 
+/// By how much the random tests do more at night: 10^6 operations on the state
+/// trie, and as much of everything else.
+const NIGHTLY_SCALE: &str = "100";
+
 fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     let root = root();
     let done = match words.as_slice() {
-        ["test"] => test(&root),
+        ["test"] => test(&root, &[]),
+        ["test", "--nightly"] => test(&root, &[("OPENLEDGER_TEST_SCALE", NIGHTLY_SCALE)]),
+        ["test", "--full", folders @ ..] if !folders.is_empty() => conformance(&root, folders),
         ["tidy"] => tidy::check(&root),
         ["contracts"] => contracts(&root, false),
         ["contracts", "--check"] => contracts(&root, true),
@@ -69,7 +78,8 @@ fn root() -> PathBuf {
         .to_owned()
 }
 
-fn test(root: &Path) -> Done {
+/// What CI runs; the tests see `env` too.
+fn test(root: &Path, env: &[(&str, &str)]) -> Done {
     step("tidy", || tidy::check(root))?;
     step("format", || {
         run(root, "cargo", &["fmt", "--all", "--check"])
@@ -106,7 +116,7 @@ fn test(root: &Path) -> Done {
     step("tests", || {
         if quiet(root, "cargo", &["nextest", "--version"]) {
             let nextest = ["nextest", "run", "--release", "--workspace", "--locked"];
-            run(root, "cargo", &nextest)
+            run_with(root, "cargo", &nextest, env)
         } else {
             let test = [
                 "test",
@@ -115,10 +125,23 @@ fn test(root: &Path) -> Done {
                 "--locked",
                 "--all-targets",
             ];
-            run(root, "cargo", &test)
+            run_with(root, "cargo", &test, env)
         }
     })?;
     step("clients", || clients(root, &[]))
+}
+
+/// Every public test of Ethereum below some folders.
+fn conformance(root: &Path, folders: &[&str]) -> Done {
+    let run_tests = ["run", "--release", "--locked", "-p", "ol-conformance", "--"];
+    // The program runs in the repository root, the folders are named from here.
+    let here = env::current_dir().map_err(|error| error.to_string())?;
+    let folders: Vec<String> = folders
+        .iter()
+        .map(|folder| here.join(folder).to_string_lossy().into_owned())
+        .collect();
+    let folders: Vec<&str> = folders.iter().map(String::as_str).collect();
+    run(root, "cargo", &[&run_tests[..], &folders].concat())
 }
 
 /// Solidity tests and artifacts. Needs Node.js; the compiler, forge and
@@ -174,8 +197,14 @@ fn step(name: &str, work: impl FnOnce() -> Done) -> Done {
 
 /// Runs a program in `folder`, its output going where ours goes.
 fn run(folder: &Path, program: &str, args: &[&str]) -> Done {
+    run_with(folder, program, args, &[])
+}
+
+/// [`run`], with more in the environment.
+fn run_with(folder: &Path, program: &str, args: &[&str], env: &[(&str, &str)]) -> Done {
     let status = Command::new(program)
         .args(args)
+        .envs(env.iter().copied())
         .current_dir(folder)
         .status()
         .map_err(|error| format!("could not start `{program}`: {error}"))?;

@@ -19,6 +19,8 @@ const EDGES: &[(&str, &[&str])] = &[
         "ol-node",
         &["ol-evm", "ol-contracts", "ol-runtime", "ol-types"],
     ),
+    // Tests only: nothing may depend on it.
+    ("ol-conformance", &["ol-evm", "ol-node", "ol-runtime"]),
     ("ol-datanet", &["ol-poa", "ol-runtime", "ol-types"]),
     ("ol-model", &["ol-types"]),
     ("ol-train", &["ol-model", "ol-runtime", "ol-types"]),

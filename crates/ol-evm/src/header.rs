@@ -11,7 +11,7 @@ use alloy_hardforks::EthereumHardfork;
 use alloy_primitives::{B64, B256, Bloom, Bytes, U256};
 
 use crate::block::{BlockContext, Execution};
-use crate::rules::{BlockRules, EthereumBlock, EthereumRules};
+use crate::rules::{BlockRules, EthereumBlock, EthereumRules, difficulty};
 use crate::transaction::{Transaction, TransactionReceipt};
 use crate::{BLOCK_GAS_LIMIT, SEQUENCER_FEE_VAULT};
 
@@ -24,6 +24,15 @@ pub fn next_base_fee_wei(parent: &Header) -> u64 {
     parent
         .next_block_base_fee(BaseFeeParams::ethereum())
         .unwrap_or(INITIAL_BASE_FEE)
+}
+
+/// The difficulty of proof of work of the block after `parent`, under a fork.
+///
+/// # Source
+/// Yellow Paper, section 4.3.4, and the EIPs that changed it up to EIP-5133.
+#[must_use]
+pub fn next_difficulty(parent: &Header, timestamp_s: u64, fork: EthereumHardfork) -> U256 {
+    difficulty::next(parent, timestamp_s, fork)
 }
 
 /// The header of a block that was executed.

@@ -9,7 +9,7 @@ use crate::block::{BlockBuilder, BlockContext, ExecuteError};
 use crate::call::{CallRequest, CallStatus};
 use crate::overlay::{Overlay, Overrides};
 use crate::trace::{Budget, LimitPassed, TraceError, TraceLimits, TraceParts};
-use crate::{StateReader, Transaction, header};
+use crate::{Rules, StateReader, Transaction, header};
 
 /// Most blocks of one simulation, with those that fill gaps.
 pub const SIMULATED_BLOCKS_MAX: u64 = 256;
@@ -136,7 +136,7 @@ impl From<TraceError> for SimulateError {
 pub fn simulate<S: StateReader>(
     state: &S,
     (parent, parent_hash): (&Header, B256),
-    chain_id: u64,
+    (chain_id, rules): (u64, &Rules),
     blocks: Vec<BlockToSimulate>,
     options: &SimulateOptions,
 ) -> Result<Vec<SimulatedBlock>, SimulateError> {
@@ -145,6 +145,7 @@ pub fn simulate<S: StateReader>(
         parent: parent.clone(),
         parent_hash,
         chain_id,
+        rules,
         gas_left: options.gas_max,
         budget: Budget::new(options.limits.clone()),
         options,
@@ -174,6 +175,7 @@ struct Simulation<'a, S> {
     parent: Header,
     parent_hash: B256,
     chain_id: u64,
+    rules: &'a Rules,
     gas_left: u64,
     budget: Budget,
     options: &'a SimulateOptions,
@@ -266,8 +268,13 @@ impl<S: StateReader> Simulation<'_, S> {
                 before_s,
             });
         }
-        let mut context =
-            BlockContext::after(&self.parent, self.parent_hash, self.chain_id, timestamp_s);
+        let mut context = BlockContext::after(
+            &self.parent,
+            self.parent_hash,
+            self.chain_id,
+            timestamp_s,
+            self.rules,
+        );
         context.gas_limit = wanted.gas_limit.unwrap_or(context.gas_limit);
         context.base_fee_wei = match wanted.base_fee_wei {
             Some(base_fee_wei) => base_fee_wei,

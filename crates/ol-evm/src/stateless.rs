@@ -3,7 +3,7 @@
 use alloy_consensus::transaction::{Recovered, SignerRecoverable};
 use alloy_hardforks::EthereumHardfork;
 use alloy_primitives::Address;
-use revm::context::{Context, Transaction as _, TxEnv};
+use revm::context::{Context, TxEnv};
 use revm::context_interface::result::InvalidTransaction;
 use revm::database::EmptyDB;
 use revm::handler::MainContext;
@@ -66,9 +66,6 @@ pub fn check_transaction(
     }
     let sender = recover_sender(&transaction, fork)?;
     let env = TxEnv::from_recovered_tx(&transaction, sender);
-    // What it must own: gas at its highest price, and what it sends.
-    env.max_balance_spending()
-        .map_err(|error| invalid(&refusal(&error)))?;
     let spec_id = spec_id(fork);
     let mut context = Context::mainnet()
         .with_db(EmptyDB::new())

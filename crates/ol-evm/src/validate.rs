@@ -15,7 +15,6 @@ use alloy_eips::eip7685::EMPTY_REQUESTS_HASH;
 use alloy_hardforks::EthereumHardfork;
 use alloy_primitives::{Address, B64, B256, U256};
 
-use crate::rules::difficulty;
 use crate::transaction::Transaction;
 use crate::{EthereumRules, Execution, Rules, SEQUENCER_FEE_VAULT, header};
 
@@ -279,7 +278,7 @@ fn validate_ethereum(parent: &Header, header: &Header, rules: &EthereumRules) ->
         zero_nonce(header)?;
         hash("sha3Uncles", header.ommers_hash, EMPTY_OMMER_ROOT_HASH)?;
     } else {
-        let expected = difficulty::next(parent, header.timestamp, fork);
+        let expected = header::next_difficulty(parent, header.timestamp, fork);
         number("difficulty", header.difficulty, expected)?;
     }
     if fork >= EthereumHardfork::Shanghai {

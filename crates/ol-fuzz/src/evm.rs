@@ -27,7 +27,7 @@ pub fn execute(bytes: &[u8]) {
         base_fee_per_gas: Some(7),
         ..Header::default()
     };
-    let context = BlockContext::of(&header, 161_200);
+    let context = BlockContext::of(&header, 161_200, &ol_evm::Rules::OpenLedger);
     let request = CallRequest {
         to: Some(CONTRACT),
         gas_limit: Some(GAS),

@@ -8,7 +8,7 @@ use alloy_evm::Evm;
 use alloy_evm::block::{
     BlockExecutionError, BlockExecutor, OnStateHook, StateChangeSource, TxResult,
 };
-use alloy_primitives::{Address, B256, Bloom, Bytes, U256};
+use alloy_primitives::{Address, Bloom, Bytes, U256};
 use revm::Database;
 use revm::context_interface::result::ResultAndState;
 use revm::database::{DatabaseCommitExt, states::bundle_state::BundleRetention};
@@ -95,11 +95,13 @@ impl<S: StateReader> BlockBuilder<S> {
     /// signed, nor have the right nonce unless it `validates`, and may come
     /// from a contract.
     pub(crate) fn simulate(&mut self, validates: bool, wanted: &BlockOverrides) {
-        let evm = self.executor.evm.ctx_mut();
-        evm.cfg.disable_nonce_check = !validates;
-        evm.cfg.disable_eip3607 = true;
-        evm.block.beneficiary = wanted.beneficiary.unwrap_or(evm.block.beneficiary);
-        evm.block.prevrandao = wanted.prevrandao.or(evm.block.prevrandao);
+        with_executor!(&mut self.executor, executor => {
+            let evm = executor.evm.ctx_mut();
+            evm.cfg.disable_nonce_check = !validates;
+            evm.cfg.disable_eip3607 = true;
+            evm.block.beneficiary = wanted.beneficiary.unwrap_or(evm.block.beneficiary);
+            evm.block.prevrandao = wanted.prevrandao.or(evm.block.prevrandao);
+        });
     }
 
     /// The block's context.
@@ -286,10 +288,6 @@ impl<S: StateReader> BlockBuilder<S> {
 
 /// Executes a transaction with the executor of either rule set, and looks at
 /// what it did before that becomes part of the block.
-#[expect(
-    clippy::type_complexity,
-    reason = "what went wrong with the block, what with the transaction"
-)]
 fn execute_on<S, E, T>(
     executor: &mut E,
     transaction: &Recovered<Transaction>,

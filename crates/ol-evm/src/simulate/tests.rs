@@ -41,7 +41,13 @@ fn run(
 ) -> Result<Vec<SimulatedBlock>, SimulateError> {
     let (header, hash) = parent();
     let parent = (&header, hash);
-    simulate(&state(), parent, 161_200, blocks, options)
+    simulate(
+        &state(),
+        parent,
+        (161_200, &crate::Rules::OpenLedger),
+        blocks,
+        options,
+    )
 }
 
 fn call(from: Address, to: Address, value: u64) -> CallRequest {

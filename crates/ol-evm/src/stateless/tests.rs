@@ -35,8 +35,8 @@ fn each_fork_takes_what_it_knows() {
     let fee: Transaction = TxEip1559 {
         chain_id: 7,
         gas_limit: 21_000,
-        max_fee_per_gas: u128::MAX,
-        value: U256::MAX,
+        max_fee_per_gas: 1,
+        max_priority_fee_per_gas: 2,
         ..TxEip1559::default()
     }
     .into_signed(Signature::test_signature())
@@ -53,8 +53,8 @@ fn each_fork_takes_what_it_knows() {
             EthereumHardfork::Cancun,
             "intrinsic gas too low",
         ),
-        (fee.clone(), EthereumHardfork::Cancun, "overflow"),
-        (fee, EthereumHardfork::Berlin, "overflow"),
+        (fee.clone(), EthereumHardfork::Cancun, "priority fee"),
+        (fee, EthereumHardfork::Berlin, "not supported"),
     ];
     for (transaction, fork, named) in refused {
         let error = check(transaction, fork).unwrap_err();

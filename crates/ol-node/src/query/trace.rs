@@ -200,7 +200,7 @@ impl Node {
         let simulated = ol_evm::simulate(
             &state,
             (&header, hash),
-            self.shared.chain_id,
+            (self.shared.chain_id, &self.shared.rules),
             blocks,
             &options,
         )?;
