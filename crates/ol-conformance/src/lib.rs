@@ -14,6 +14,7 @@ pub mod network;
 pub mod skip;
 pub mod subset;
 
+mod blockchain;
 mod difficulty;
 mod fields;
 mod report;
@@ -33,6 +34,8 @@ pub use report::{Report, Tally};
 /// A kind of tests, named as its folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Suite {
+    /// A genesis and blocks, through the node's import.
+    BlockchainTests,
     /// One transaction on one state, through the block builder.
     GeneralStateTests,
     /// Raw transactions: validity, sender, hash and intrinsic gas by fork.
@@ -48,12 +51,13 @@ impl Suite {
     #[must_use]
     pub fn of(path: &Path) -> Option<Self> {
         path.iter().find_map(|folder| match folder.to_str()? {
+            "BlockchainTests" => Some(Some(Self::BlockchainTests)),
             "GeneralStateTests" | "StateTests" => Some(Some(Self::GeneralStateTests)),
             "TransactionTests" => Some(Some(Self::TransactionTests)),
             "RLPTests" => Some(Some(Self::RlpTests)),
             "DifficultyTests" => Some(Some(Self::DifficultyTests)),
             // Tests of other suites lie below, in folders of the same names.
-            "BlockchainTests" | "EOFTests" | "src" => Some(None),
+            "EOFTests" | "src" => Some(None),
             _ => None,
         })?
     }
@@ -80,6 +84,7 @@ pub type CaseResult = (String, Verdict);
 #[must_use]
 pub fn run_file(suite: Suite, path: &Path, content: &[u8]) -> Vec<CaseResult> {
     let run = || match suite {
+        Suite::BlockchainTests => blockchain::run(path, content),
         Suite::GeneralStateTests => state::run(path, content),
         Suite::TransactionTests => transaction::run(path, content),
         Suite::RlpTests => rlp::run(content),

@@ -14,6 +14,7 @@ const SKIPPED: &[(&str, Option<&str>, &str)] = &[
         None,
         COLLISION,
     ),
+    ("bcStateTests/refundReset", Some("Constantinople"), EIP_1283),
     ("ttGasPrice/TransactionWithHighGasPrice", None, FEE),
     ("ttVValue/V_equals38", None, FEE),
     ("ttEIP1559/GasLimitPriceProductOverflowtMinusOne", None, FEE),
@@ -23,6 +24,9 @@ const SKIPPED: &[(&str, Option<&str>, &str)] = &[
 /// revm does not look for storage when a contract is made at an address.
 const COLLISION: &str = "EIP-7610: a contract at an address with storage but no nonce and no code, which cannot come \
      to be; revm 38 does not look for it";
+
+/// The fork was never active with it on a public network.
+const EIP_1283: &str = "EIP-1283, which revm does not have";
 
 /// 2^128 wei are more than there will ever be.
 const FEE: &str = "a fee of more than 128 bits, which nobody can pay, does not decode";

@@ -91,7 +91,7 @@ impl Node {
         let store = Store::open(path, config.store_max_size_bytes, |txn| {
             check_or_begin(txn, genesis, &rules)
         })?;
-        let sequencer = sequencer(genesis, &config)?;
+        let sequencer = sequencer(genesis, &rules, &config)?;
         let (header, hash) = store.read()?.head()?;
         let (_, genesis_hash) = store.read()?.known_header(0)?;
         tracing::info!(number = header.number, %hash, "chain opened");
@@ -334,8 +334,16 @@ fn open_journal(
     }
 }
 
-/// Whose blocks are taken, and whether a key may sign them.
-fn sequencer(genesis: &Genesis, config: &NodeConfig) -> Result<Option<Address>, OpenError> {
+/// Whose blocks are taken, and whether a key may sign them. Ethereum's blocks
+/// are not signed.
+fn sequencer(
+    genesis: &Genesis,
+    rules: &Rules,
+    config: &NodeConfig,
+) -> Result<Option<Address>, OpenError> {
+    if *rules != Rules::OpenLedger {
+        return Ok(None);
+    }
     let named = config.sequencer.or_else(|| sequencer_of(genesis));
     let signer = config.block_signer.as_ref().map(BlockSigner::address);
     match (config.role, named, signer) {

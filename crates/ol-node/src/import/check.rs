@@ -89,7 +89,10 @@ pub(super) fn append(
     let total_difficulty = match rules {
         Rules::OpenLedger => None,
         Rules::Ethereum(_) => {
-            let total = txn.total_difficulty(parent.number)?;
+            let total = match parent.number {
+                0 => parent.difficulty,
+                number => txn.total_difficulty(number)?,
+            };
             validate_terminal_difficulty(total, header, rules)?;
             Some(total.saturating_add(header.difficulty))
         }

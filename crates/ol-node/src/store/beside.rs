@@ -44,7 +44,7 @@ impl<K: TransactionKind> Txn<K> {
     }
 
     /// Difficulty of an Ethereum chain's blocks up to and with this one; zero
-    /// on ours.
+    /// on ours, and for block 0, whose header says it.
     pub(crate) fn total_difficulty(&self, number: u64) -> Result<U256, StoreError> {
         self.get(self.tables.total_difficulties, &number.to_be_bytes())?
             .map_or(Ok(U256::ZERO), |bytes| {
