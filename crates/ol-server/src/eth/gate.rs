@@ -108,3 +108,6 @@ impl Gate {
             .map_err(|_| errors::timed_out())?
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 //! read logs, and every mistake has the error they know.
 //! Method: a node and its server on a free port, asked over HTTP.
 
+mod anvil;
 mod dev;
 mod every_method;
 mod filters;
@@ -236,7 +237,7 @@ fn a_wallet_finds_the_chain() {
         ),
         ("eth_maxPriorityFeePerGas", json!([]), json!("0xf4240")),
         // The base fee after an empty block at 1 gwei, and the tip.
-        ("eth_gasPrice", json!([]), json!("0x3436b300")),
+        ("eth_gasPrice", json!([]), json!("0x3baa0c40")),
         ("eth_getTransactionReceipt", json!([word(1)]), Value::Null),
         ("eth_getTransactionByHash", json!([word(1)]), Value::Null),
         ("eth_getBlockByNumber", json!(["0x5", false]), Value::Null),

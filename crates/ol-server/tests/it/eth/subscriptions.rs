@@ -93,3 +93,35 @@ fn what_cannot_be_subscribed_to_has_geths_errors() {
     let reply = server.reply("eth_subscribe", json!(["newHeads"]));
     assert!(reply.get("error").is_some(), "{reply}");
 }
+
+#[test]
+fn one_that_reads_nothing_is_cut_off_with_words() {
+    let server = Server::start();
+    let mut deaf = WebSocket::connect(server.addr);
+    let deployed = deaf.ok(
+        "eth_sendRawTransactionSync",
+        json!([signed(0, TxKind::Create, 0, init_code(&contract_code()))]),
+    );
+    let contract: Address = deployed["contractAddress"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    let logs = deaf.ok("eth_subscribe", json!(["logs"]));
+    // More than the buffers of the socket, the messages that wait for the
+    // connection and the events that wait for the subscription hold together.
+    let large = vec![0; 30_000];
+    for nonce in 1..=900 {
+        let raw = signed(nonce, contract.into(), 0, large.clone().into());
+        server.ok("eth_sendRawTransaction", json!([raw]));
+    }
+    loop {
+        let told = deaf.told(&logs);
+        if let Some(words) = told.as_str() {
+            assert!(words.starts_with("cut off:"), "{words}");
+            break;
+        }
+        assert_eq!(told["removed"], false);
+    }
+    assert_eq!(deaf.ok("eth_unsubscribe", json!([logs])), false);
+}
