@@ -236,7 +236,7 @@ fn a_wallet_finds_the_chain() {
             json!(word(0)),
         ),
         ("eth_maxPriorityFeePerGas", json!([]), json!("0xf4240")),
-        // The base fee after an empty block at 1 gwei, and the tip.
+        // The higher of the base fees of the newest block and the next, and the tip.
         ("eth_gasPrice", json!([]), json!("0x3baa0c40")),
         ("eth_getTransactionReceipt", json!([word(1)]), Value::Null),
         ("eth_getTransactionByHash", json!([word(1)]), Value::Null),
