@@ -25,7 +25,7 @@ struct RlpTest {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Item {
     String(Vec<u8>),
-    List(Vec<Item>),
+    List(Vec<Self>),
 }
 
 impl Encodable for Item {

@@ -61,7 +61,9 @@ pub use follow::{
     StatusHandle, spawn_follower,
 };
 pub use import::{BlockFault, IMPORT_MAX_BLOCKS, IMPORT_MAX_SIZE_BYTES, ImportError, Imported};
-pub use mempool::{BySender, PoolConfig, PoolContent, PoolError, PoolStatus, PooledTransaction};
+pub use mempool::{
+    BySender, PoolConfig, PoolContent, PoolError, PoolStatus, PooledTransaction, Shortfall,
+};
 pub use node::{BlockMode, Head, Node, NodeConfig, OpenError, Role};
 pub use ol_evm::{
     AccessListOutput, AccountOverride, BlockContext, BlockOverrides, BlockToSimulate, CallError,

@@ -111,6 +111,17 @@ impl PooledTransaction {
     }
 }
 
+/// What a sender has, and what that has to pay for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shortfall {
+    /// What the sender has.
+    pub balance_wei: U256,
+    /// What the transaction may cost.
+    pub cost_wei: U256,
+    /// What the sender's other transactions in the pool may cost.
+    pub queued_wei: U256,
+}
+
 /// Why the pool does not take a transaction, or no longer keeps it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -146,16 +157,10 @@ pub enum PoolError {
     },
     /// The sender cannot pay for it and for what waits already.
     #[error(
-        "insufficient funds for gas * price + value: balance {balance_wei}, tx cost {cost_wei}, queued cost {queued_wei}"
+        "insufficient funds for gas * price + value: balance {}, tx cost {}, queued cost {}",
+        .0.balance_wei, .0.cost_wei, .0.queued_wei
     )]
-    InsufficientFunds {
-        /// What the sender has.
-        balance_wei: U256,
-        /// What it may cost.
-        cost_wei: U256,
-        /// What the sender's other transactions in the pool may cost.
-        queued_wei: U256,
-    },
+    InsufficientFunds(Box<Shortfall>),
     /// The sender is a contract (EIP-3607).
     #[error("sender not an eoa")]
     SenderHasCode,

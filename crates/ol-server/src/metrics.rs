@@ -234,12 +234,15 @@ pub struct ExporterError {
     reason: String,
 }
 
+/// A node whose metrics are looked up when they are read, and the node that it
+/// follows.
+type Watched = (Node, Option<Upstream>);
+
 /// Collects the metrics of this process and shows them. Clones show the same.
 #[derive(Clone)]
 pub struct Exporter {
     handle: PrometheusHandle,
-    /// Whose metrics are looked up when they are read.
-    watched: Arc<Mutex<Option<(Node, Option<Upstream>)>>>,
+    watched: Arc<Mutex<Option<Watched>>>,
 }
 
 impl Exporter {
@@ -287,7 +290,7 @@ impl Exporter {
         *self.watched() = None;
     }
 
-    fn watched(&self) -> std::sync::MutexGuard<'_, Option<(Node, Option<Upstream>)>> {
+    fn watched(&self) -> std::sync::MutexGuard<'_, Option<Watched>> {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -82,7 +82,10 @@ fn traced(state: &MemoryState, request: &CallRequest, parts: &TraceParts) -> Tra
     trace_call(state, &context(), request, parts, &TraceLimits::default()).unwrap()
 }
 
-fn shape(trace: &Trace) -> Vec<(Option<usize>, &'static str, Option<Address>, Option<Fault>)> {
+/// Parent, kind, target and fault of a frame.
+type Shape = (Option<usize>, &'static str, Option<Address>, Option<Fault>);
+
+fn shape(trace: &Trace) -> Vec<Shape> {
     let frames = trace.frames.iter();
     frames
         .map(|frame| (frame.parent, frame.kind.name(), frame.to, frame.fault))

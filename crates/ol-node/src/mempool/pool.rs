@@ -9,7 +9,7 @@ use alloy_primitives::{Address, B256, U256};
 use ol_evm::Transaction;
 
 use super::queue::{Entry, Queue};
-use super::{PoolConfig, PoolContent, PoolError, PoolStatus, PooledTransaction};
+use super::{PoolConfig, PoolContent, PoolError, PoolStatus, PooledTransaction, Shortfall};
 
 /// What the pool must know of the sender of a transaction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -180,11 +180,11 @@ impl Pool {
         let replaced_wei = same_nonce.map_or(U256::ZERO, |entry| entry.pooled.cost_wei);
         let queued_wei = queue.map_or(U256::ZERO, |queue| queue.cost_wei() - replaced_wei);
         if queued_wei.saturating_add(pooled.cost_wei) > sender.balance_wei {
-            return Err(PoolError::InsufficientFunds {
+            return Err(PoolError::InsufficientFunds(Box::new(Shortfall {
                 balance_wei: sender.balance_wei,
                 cost_wei: pooled.cost_wei,
                 queued_wei,
-            });
+            })));
         }
         let may_change = sender.is_delegated || self.authorities.contains_key(&pooled.sender());
         if may_change && same_nonce.is_none() {
@@ -297,11 +297,11 @@ impl Pool {
             .collect();
         for nonce in unpayable {
             if let Some(entry) = queue.remove(nonce) {
-                let error = PoolError::InsufficientFunds {
+                let error = PoolError::InsufficientFunds(Box::new(Shortfall {
                     balance_wei,
                     cost_wei: entry.pooled.cost_wei,
                     queued_wei: U256::ZERO,
-                };
+                }));
                 dropped.push((entry.pooled, error));
             }
         }

@@ -259,7 +259,7 @@ fn rests_grow_to_a_limit() {
     let source = Source::new(&chain);
     source.lie(Lie::Away);
     let ours = Chain::follower();
-    let mut follower = Follower::new(ours.node.clone(), source, config(5));
+    let mut follower = Follower::new(ours.node, source, config(5));
     let mut rests = Vec::new();
     for _ in 0..40 {
         match follower.step() {
@@ -315,7 +315,7 @@ fn a_follower_stops_when_it_is_told() {
     let source = Source::new(&chain);
     source.lie(Lie::Away);
     let ours = Chain::follower();
-    let follower = Follower::new(ours.node.clone(), source, config(8));
+    let follower = Follower::new(ours.node, source, config(8));
     let shutdown = Shutdown::new();
     let thread = ol_node::spawn_follower(follower, shutdown.clone()).unwrap();
     shutdown.trigger();

@@ -42,7 +42,7 @@ fn a_transaction_sees_those_before_it() {
         assert_eq!(trace.frames[0].logs[0].index, position as u64);
         let (_, after) = trace.touched[&MAIN].storage[&U256::ZERO];
         assert_eq!(after, count);
-        assert_eq!(replay(position..position + 1), [trace.clone()]);
+        assert_eq!(replay(position..position + 1), std::slice::from_ref(trace));
     }
 }
 

@@ -132,11 +132,11 @@ impl Model {
             .filter(|(known, _)| known.nonce() != nonce);
         let queued_wei: U256 = others.map(|(known, _)| known.cost_wei).sum();
         if queued_wei + new.cost_wei > sender.balance_wei {
-            return Err(PoolError::InsufficientFunds {
+            return Err(PoolError::InsufficientFunds(Box::new(Shortfall {
                 balance_wei: sender.balance_wei,
                 cost_wei: new.cost_wei,
                 queued_wei,
-            });
+            })));
         }
         let is_authority = self
             .all
