@@ -14,6 +14,11 @@ const SKIPPED: &[(&str, Option<&str>, &str)] = &[
         None,
         COLLISION,
     ),
+    (
+        "BlockchainTests/GeneralStateTests/Pyspecs/paris/security/tx_selfdestruct_balance_bug",
+        Some("Constantinople"),
+        EIP_1283,
+    ),
     ("bcStateTests/refundReset", Some("Constantinople"), EIP_1283),
     ("ttGasPrice/TransactionWithHighGasPrice", None, FEE),
     ("ttVValue/V_equals38", None, FEE),

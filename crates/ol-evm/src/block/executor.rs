@@ -17,8 +17,10 @@ use alloy_primitives::{Address, B256, Bytes, U256};
 use op_revm::OpSpecId;
 use revm::context::{BlockEnv, CfgEnv};
 use revm::context_interface::block::BlobExcessGasAndPrice;
-use revm::database::{DatabaseCommitExt, State, WrapDatabaseRef};
+use revm::database::{State, WrapDatabaseRef};
 use revm::primitives::hardfork::SpecId;
+use revm::state::{Account, EvmState};
+use revm::{Database, DatabaseCommit};
 
 use super::{BlockContext, ExecuteError};
 use crate::factory::OpenEvmFactory;
@@ -123,9 +125,11 @@ impl<S: StateReader> Executor<S> {
         with_executor!(self, executor => &executor.receipts)
     }
 
-    /// Moves the coins of the DAO, if this is the block for it: before the
-    /// transactions (the library does it after them, which differs if one of
-    /// them touches these accounts). Answers whose balances changed.
+    /// Moves the coins of the DAO, if this is the block for it. Answers whose
+    /// balances changed.
+    ///
+    /// The library does it after the transactions, and lets accounts that are
+    /// left empty vanish, which they do not before EIP-161.
     pub(super) fn move_dao_coins(&mut self) -> Result<Vec<Address>, ExecuteError> {
         let Self::Ethereum(executor) = self else {
             return Ok(Vec::new());
@@ -134,18 +138,30 @@ impl<S: StateReader> Executor<S> {
             return Ok(Vec::new());
         }
         let state = executor.evm.db_mut();
-        let drained = state
-            .drain_balances(DAO_HARDFORK_ACCOUNTS)
+        let mut sum = U256::ZERO;
+        let mut changes = EvmState::default();
+        for address in DAO_HARDFORK_ACCOUNTS {
+            let found = state.basic(address).map_err(ExecuteError::internal)?;
+            let mut info = found.unwrap_or_default();
+            sum = sum.saturating_add(std::mem::take(&mut info.balance));
+            let mut account = Account::from(info);
+            account.mark_touch();
+            if account.is_empty() {
+                account.mark_created();
+            }
+            changes.insert(address, account);
+        }
+        let found = state
+            .basic(DAO_HARDFORK_BENEFICIARY)
             .map_err(ExecuteError::internal)?;
-        let sum = drained
-            .into_iter()
-            .try_fold(0_u128, u128::checked_add)
-            .ok_or_else(|| ExecuteError::internal("the DAO holds more than there can be"))?;
-        state
-            .increment_balances([(DAO_HARDFORK_BENEFICIARY, sum)])
-            .map_err(ExecuteError::internal)?;
-        let touched = DAO_HARDFORK_ACCOUNTS.into_iter();
-        Ok(touched.chain([DAO_HARDFORK_BENEFICIARY]).collect())
+        let mut info = found.unwrap_or_default();
+        info.balance = info.balance.saturating_add(sum);
+        let mut beneficiary = Account::from(info);
+        beneficiary.mark_touch();
+        changes.insert(DAO_HARDFORK_BENEFICIARY, beneficiary);
+        let touched = changes.keys().copied().collect();
+        state.commit(changes);
+        Ok(touched)
     }
 
     pub(super) fn finish(self, closing: Closing<'_>) -> Result<Closed<S>, ExecuteError> {
