@@ -17,7 +17,7 @@ mod nodes;
 mod rpc;
 mod work;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nodes::{Kind, Running};
 use rpc::Connection;
@@ -143,8 +143,15 @@ fn send(node: &Running, load: &Load, n_connections: usize) -> Took {
     while work::n_successes(connection.post(&last)) < N_SENDERS {
         n_asked += 1;
         assert!(n_asked < ASKED_MAX, "the transactions are in no block");
-        if node.kind == Kind::AnvilOnCall {
-            connection.call("evm_mine", &json!([]));
+        match node.kind {
+            // Sent in a batch, some transactions wait even where each makes a block.
+            Kind::AnvilOnCall | Kind::AnvilAutomine => {
+                connection.call("evm_mine", &json!([]));
+            }
+            Kind::Ours => {}
+            Kind::OursInterval | Kind::AnvilInterval => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
         }
     }
     let took = Took {
