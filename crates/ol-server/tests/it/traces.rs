@@ -136,15 +136,14 @@ fn as_geth(key: &str, block: &Value, anvils: &Value, ours: &Value) -> Value {
     let mut expected = anvils.clone();
     match key {
         "structLogs" | "structLogsFull" | "structLogsBare" => {
-            for step in expected["structLogs"].as_array_mut().unwrap() {
-                step_as_geth(step.as_object_mut().unwrap());
-            }
+            steps_as_geth(&mut expected["structLogs"]);
         }
-        "call" | "callTop" | "callLogs" => expected = as_geth_call(block, anvils),
+        "callTop" => expected = as_geth_top(block),
+        "call" | "callLogs" => expected = as_geth_call(block, anvils),
         // anvil answers these two with nothing.
         "flatCall" => expected = flat_as_geth(block, ours),
         "mux" => {
-            let top = as_geth_call(block, &block["traces"]["callTop"]);
+            let top = as_geth_top(block);
             expected = json!({"4byteTracer": block["traces"]["fourByte"], "callTracer": top});
         }
         "prestate" => drop_empty(&mut expected),
@@ -152,6 +151,18 @@ fn as_geth(key: &str, block: &Value, anvils: &Value, ours: &Value) -> Value {
         _ => {}
     }
     without_vaults(key, expected)
+}
+
+/// geth's refund counter is the transaction's; anvil's is each frame's own.
+fn steps_as_geth(steps: &mut Value) {
+    let mut refunds = Vec::new();
+    for step in steps.as_array_mut().unwrap() {
+        let depth = usize::try_from(step["depth"].as_u64().unwrap()).unwrap();
+        refunds.resize(depth, 0);
+        refunds[depth - 1] = step["refund"].as_u64().unwrap();
+        step["refund"] = json!(refunds.iter().sum::<u64>());
+        step_as_geth(step.as_object_mut().unwrap());
+    }
 }
 
 /// geth leaves out what is empty, and shows a fault at the instruction only if
@@ -187,6 +198,19 @@ fn as_geth_call(block: &Value, anvils: &Value) -> Value {
     let mut expected = anvils.clone();
     expected["gas"] = gas_limit(block).into();
     call_as_geth(&mut expected);
+    // anvil counts a log before it that was undone.
+    if let Some(index) = expected.pointer_mut("/logs/2/index") {
+        assert_eq!(*index, "0x4");
+        *index = "0x3".into();
+    }
+    expected
+}
+
+/// geth shows nothing below the top frame if so asked, no self-destruction
+/// either.
+fn as_geth_top(block: &Value) -> Value {
+    let mut expected = as_geth_call(block, &block["traces"]["callTop"]);
+    expected.as_object_mut().unwrap().remove("calls");
     expected
 }
 
@@ -226,7 +250,10 @@ fn gas_limit(block: &Value) -> String {
 /// geth leaves out accounts with nothing in them.
 fn drop_empty(accounts: &mut Value) {
     let accounts = accounts.as_object_mut().unwrap();
-    accounts.retain(|_, account| *account != json!({"balance": "0x0"}));
+    accounts.retain(|_, account| {
+        let is_bare = account.get("nonce").is_none() && account.get("code").is_none();
+        !is_bare || account["balance"] != "0x0"
+    });
 }
 
 fn without_vaults(key: &str, mut trace: Value) -> Value {
@@ -331,6 +358,12 @@ fn frame_as_parity(frame: &mut Value) {
 fn diff_as_parity(anvils: &Value, ours: &Value) -> Value {
     let mut expected = anvils.as_object().unwrap().clone();
     for (address, account) in &mut expected {
+        // anvil does not see that an account delegates its code.
+        let code = &ours[address]["code"];
+        let new_code = code["*"]["to"].as_str().unwrap_or_default();
+        if new_code.starts_with("0xef0100") {
+            account["code"] = code.clone();
+        }
         let is_new = ours[address]["balance"].get("+").is_some();
         if !is_new {
             continue;
@@ -374,9 +407,7 @@ fn calls_with_overrides_are_those_of_anvil() {
         let (found, expected) = ask(name);
         let mut expected = expected.clone();
         if let Some(steps) = expected.get_mut("structLogs") {
-            for step in steps.as_array_mut().unwrap() {
-                step_as_geth(step.as_object_mut().unwrap());
-            }
+            steps_as_geth(steps);
         } else {
             call_as_geth(&mut expected);
             expected["gas"] = "0xf4240".into();
@@ -400,9 +431,10 @@ fn simulated_blocks_do_what_anvils_do() {
     let parent = server.ok("eth_getBlockByNumber", json!(["latest", false]));
     let mut parent_hash = &parent["hash"];
     for (found, expected) in found.iter().zip(expected) {
-        // anvil keeps the base fee of the last block, knows no parent here, and
-        // has the logs that stand for transfers in its bloom.
-        for key in ["number", "gasUsed", "gasLimit", "miner"] {
+        // anvil begins at the number of the last block and keeps its base fee,
+        // knows no parent here, and has the logs that stand for transfers in its
+        // bloom.
+        for key in ["gasUsed", "gasLimit", "miner"] {
             assert_eq!(found[key], expected[key], "{key}");
         }
         assert_eq!(found["parentHash"], *parent_hash);
