@@ -19,6 +19,27 @@ const SKIPPED: &[(&str, Option<&str>, &str)] = &[
         Some("Constantinople"),
         EIP_1283,
     ),
+    (
+        "stCreate2/CREATE2_HighNonce",
+        Some("Constantinople"),
+        EIP_1283,
+    ),
+    (
+        "stCreateTest/CREATE_HighNonce",
+        Some("Constantinople"),
+        EIP_1283,
+    ),
+    (
+        "stPreCompiledContracts2/CallEcrecover_Overflow",
+        Some("Constantinople"),
+        EIP_1283,
+    ),
+    (
+        "stPreCompiledContracts2/ecrecoverShortBuff",
+        Some("Constantinople"),
+        EIP_1283,
+    ),
+    ("stSStoreTest/sstoreGas", Some("Constantinople"), EIP_1283),
     ("bcStateTests/refundReset", Some("Constantinople"), EIP_1283),
     ("ttGasPrice/TransactionWithHighGasPrice", None, FEE),
     ("ttVValue/V_equals38", None, FEE),
