@@ -6,6 +6,7 @@ mod anvil;
 mod dev;
 mod every_method;
 mod filters;
+mod hostile;
 mod pending;
 mod subscriptions;
 mod websocket;
