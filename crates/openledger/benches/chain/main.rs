@@ -60,13 +60,12 @@ struct Took {
 }
 
 fn race(work: &Work) -> Vec<Value> {
-    let peers = [Kind::AnvilOnCall, Kind::AnvilAutomine];
     let mut rows = Vec::new();
-    for (peer, n_connections) in [(peers[0], 1), (peers[0], 5), (peers[1], 1)] {
+    for n_connections in [1, 5] {
         let mut ours = [Vec::new(), Vec::new()];
         let mut theirs = [Vec::new(), Vec::new()];
         for round in 0..ROUNDS {
-            let mut order = [Kind::Ours, peer];
+            let mut order = [Kind::Ours, Kind::AnvilOnCall];
             if round % 2 == 1 {
                 order.reverse();
             }
@@ -95,11 +94,9 @@ fn race(work: &Work) -> Vec<Value> {
                 "{N_TRANSACTIONS} {load}, batches of {BATCH} over {n_connections} connection{}",
                 if n_connections == 1 { "" } else { "s" }
             );
-            rows.push(row(&work, "tx/s", peer, ours, theirs, |took| took.wall_s));
-            rows.push(row(&work, "tx/CPU-s", peer, ours, theirs, |took| {
-                took.node_cpu_s
-            }));
-            if (peer, n_connections) == (Kind::AnvilOnCall, 1) {
+            rows.push(row(&work, "tx/s", ours, theirs, |took| took.wall_s));
+            rows.push(row(&work, "tx/CPU-s", ours, theirs, |took| took.node_cpu_s));
+            if n_connections == 1 {
                 rows.extend(stage_rows(&work, ours));
             }
         }
@@ -144,8 +141,7 @@ fn send(node: &Running, load: &Load, n_connections: usize) -> Took {
         n_asked += 1;
         assert!(n_asked < ASKED_MAX, "the transactions are in no block");
         match node.kind {
-            // Sent in a batch, some transactions wait even where each makes a block.
-            Kind::AnvilOnCall | Kind::AnvilAutomine => {
+            Kind::AnvilOnCall => {
                 connection.call("evm_mine", &json!([]));
             }
             Kind::Ours => {}
@@ -209,7 +205,6 @@ fn median(values: &[f64]) -> f64 {
 fn row(
     work: &str,
     unit: &str,
-    peer: Kind,
     ours: &[Took],
     theirs: &[Took],
     seconds: impl Fn(&Took) -> f64,
@@ -229,10 +224,7 @@ fn row(
         "unit": unit,
         "ours": median(&ours).round(),
         "peer": median(&theirs).round(),
-        "peer_name": match peer {
-            Kind::AnvilOnCall => "anvil 1.7.1 --no-mining, then evm_mine",
-            _ => "anvil 1.7.1",
-        },
+        "peer_name": "anvil 1.7.1 --no-mining, then evm_mine",
         "ratio": (median(&ours) / median(&theirs) * 100.0).round() / 100.0,
         "rounds": ROUNDS,
         "spread": format!("{} / {}", spread(&ours), spread(&theirs)),

@@ -28,10 +28,9 @@ pub(crate) enum Kind {
     Ours,
     /// Ours: a block a second.
     OursInterval,
-    /// anvil that takes transactions and makes a block when told to.
+    /// anvil that takes transactions and makes a block when told to. A block for
+    /// each transaction, its default, does not get through these batches.
     AnvilOnCall,
-    /// anvil as it starts by default: a block for each transaction.
-    AnvilAutomine,
     /// anvil with a block a second.
     AnvilInterval,
 }
@@ -55,7 +54,6 @@ impl Running {
             Kind::Ours => ours(dir.path(), "on-demand"),
             Kind::OursInterval => ours(dir.path(), "1"),
             Kind::AnvilOnCall => anvil(&["--no-mining"]),
-            Kind::AnvilAutomine => anvil(&[]),
             Kind::AnvilInterval => anvil(&["--block-time", "1"]),
         };
         let mut child = command
