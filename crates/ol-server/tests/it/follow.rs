@@ -299,6 +299,10 @@ fn restarts_of_either_side_are_survived() {
         source.transfer(100 + value_wei);
     }
     follower.wait_for(&source.node);
+    // The head moves before the follower counts what it did.
+    while follower.status().n_reorgs == 0 {
+        std::thread::yield_now();
+    }
     assert_eq!(follower.status().n_reorgs, 1);
     follower.stop(&runtime);
     source.stop(&runtime);
