@@ -1,6 +1,6 @@
 //! The sketch of an answer: what it is paid by.
 
-use ol_model::{ForwardError, Labels, Llama, Lora, Pool, Sequence};
+use ol_model::{ForwardError, Labels, Lora, Model, Pool, Sequence};
 use ol_poa::QuerySketch;
 use ol_types::B256;
 
@@ -23,7 +23,7 @@ impl QuerySketcher {
     ///
     /// # Errors
     /// [`SketcherError`] if the map was not made for this base and adapter.
-    pub fn new(map: SketchMap, model: &Llama, adapter: &Lora) -> Result<Self, SketcherError> {
+    pub fn new(map: SketchMap, model: &Model, adapter: &Lora) -> Result<Self, SketcherError> {
         let method = Method::from_context(map.context()).ok_or(SketcherError::Method)?;
         let (base, adapter_hash) = (model.hash(), adapter.hash());
         if !method.is_for(base, adapter_hash) {
@@ -65,7 +65,7 @@ impl QuerySketcher {
     /// made for, or the tokens do not fit it.
     pub fn sketch(
         &self,
-        model: &Llama,
+        model: &Model,
         pool: &Pool,
         adapter: &Lora,
         prompt: &[u32],

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use ol_model::{ForwardError, Labels, Llama, Lora, Pool, Sequence};
+use ol_model::{ForwardError, Labels, Lora, Model, Pool, Sequence};
 use ol_poa::{Entry, Index, IndexError};
 use ol_types::{Address, B256};
 
@@ -108,7 +108,7 @@ pub struct Sketches {
 /// [`SketchRecordsError`] if a record does not fit the model or the index, or
 /// nothing can be fitted.
 pub fn sketch_records(
-    model: &Llama,
+    model: &Model,
     pool: &Pool,
     adapter: &Lora,
     records: &[RecordInput],
@@ -210,7 +210,7 @@ const FISHER_STREAM: u64 = u64::MAX;
 
 /// Backward passes over the records, in batches.
 struct Pass<'a> {
-    model: &'a Llama,
+    model: &'a Model,
     pool: &'a Pool,
     adapter: &'a Lora,
     reducer: Reducer,

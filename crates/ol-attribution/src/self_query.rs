@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ol_model::{ForwardError, KvCache, Llama, Lora, Pool, Random, Segment};
+use ol_model::{ForwardError, KvCache, Lora, Model, Pool, Random, Segment};
 use ol_poa::Index;
 use ol_types::Address;
 
@@ -61,7 +61,7 @@ pub struct SelfQueryReport {
 /// # Errors
 /// [`ForwardError`] if the prompt or the adapter does not fit the model.
 pub fn greedy_answer(
-    model: &Llama,
+    model: &Model,
     pool: &Pool,
     adapter: &Lora,
     prompt: &[u32],
@@ -105,7 +105,7 @@ pub fn greedy_answer(
 /// [`QueryError`] if a record does not fit the model, or the sketcher is for
 /// another.
 pub fn evaluate_self_query(
-    model: &Llama,
+    model: &Model,
     pool: &Pool,
     adapter: &Lora,
     sketcher: &QuerySketcher,

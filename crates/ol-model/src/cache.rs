@@ -1,6 +1,6 @@
 //! Keys and values of the tokens a sequence has seen.
 
-use crate::config::LlamaConfig;
+use crate::config::ModelConfig;
 use crate::kernels::{Line, PANEL, PanelsRef};
 
 /// Keys and values of one sequence, stored as the panels that the attention
@@ -22,7 +22,7 @@ impl KvCache {
     /// An empty cache for at most `capacity_tokens` tokens, or the model's
     /// longest context if that is less.
     #[must_use]
-    pub fn new(config: &LlamaConfig, capacity_tokens: usize) -> Self {
+    pub fn new(config: &ModelConfig, capacity_tokens: usize) -> Self {
         let capacity = capacity_tokens.min(config.max_position_embeddings);
         let mut cache = Self {
             keys: Vec::new(),
@@ -68,7 +68,7 @@ impl KvCache {
         (self.keys.len() + self.values.len()) * size_of::<Line>()
     }
 
-    pub(crate) fn fits(&self, config: &LlamaConfig) -> bool {
+    pub(crate) fn fits(&self, config: &ModelConfig) -> bool {
         self.layers == config.num_hidden_layers
             && self.heads == config.num_key_value_heads
             && self.head_dim == config.head_dim

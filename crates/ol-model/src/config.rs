@@ -19,7 +19,7 @@ pub enum ConfigError {
 
 /// Hyper-parameters of a Llama model; field names are those of `config.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct LlamaConfig {
+pub struct ModelConfig {
     /// Rows of the embedding.
     pub vocab_size: usize,
     /// Width of the residual stream.
@@ -79,7 +79,7 @@ fn default_positions() -> usize {
     2048
 }
 
-impl LlamaConfig {
+impl ModelConfig {
     /// The embedded default: 3.1 million parameters, 512 tokens of context.
     #[must_use]
     pub fn default_base() -> Self {
@@ -273,15 +273,15 @@ mod tests {
 
     #[test]
     fn json_round_trips_and_reads_both_rope_styles() {
-        let config = LlamaConfig::default_base();
+        let config = ModelConfig::default_base();
         assert_eq!(
-            LlamaConfig::from_json(config.to_json().as_bytes()).unwrap(),
+            ModelConfig::from_json(config.to_json().as_bytes()).unwrap(),
             config
         );
         assert_eq!(config.n_params(), 3_148_224);
         let old = r#"{"vocab_size":10,"hidden_size":8,"intermediate_size":16,"num_hidden_layers":1,
             "num_attention_heads":2,"rope_theta":500.0}"#;
-        let read = LlamaConfig::from_json(old.as_bytes()).unwrap();
+        let read = ModelConfig::from_json(old.as_bytes()).unwrap();
         assert_eq!(
             (read.rope_theta, read.head_dim, read.num_key_value_heads),
             (500.0, 4, 2)
@@ -291,7 +291,7 @@ mod tests {
     #[test]
     fn what_cannot_be_run_is_refused_by_name() {
         let base: serde_json::Value =
-            serde_json::from_str(&LlamaConfig::default_base().to_json()).unwrap();
+            serde_json::from_str(&ModelConfig::default_base().to_json()).unwrap();
         for (field, value, word) in [
             ("model_type", serde_json::json!("gpt2"), "gpt2"),
             ("hidden_act", serde_json::json!("gelu"), "gelu"),
@@ -310,7 +310,7 @@ mod tests {
         ] {
             let mut bad = base.clone();
             bad[field] = value;
-            let error = LlamaConfig::from_json(bad.to_string().as_bytes())
+            let error = ModelConfig::from_json(bad.to_string().as_bytes())
                 .unwrap_err()
                 .to_string();
             assert!(error.contains(word), "{field}: {error}");

@@ -1,6 +1,6 @@
 //! Where each tensor lies in the flat parameter vector.
 
-use crate::config::LlamaConfig;
+use crate::config::ModelConfig;
 
 /// One tensor of the model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +54,7 @@ pub struct Layout {
 impl Layout {
     /// The layout of `config`.
     #[must_use]
-    pub fn new(config: &LlamaConfig) -> Self {
+    pub fn new(config: &ModelConfig) -> Self {
         let (h, f) = (config.hidden_size, config.intermediate_size);
         let (q, kv) = (config.query_size(), config.key_value_size());
         let mut this = Self {

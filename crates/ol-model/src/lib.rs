@@ -4,9 +4,9 @@
 //! `kernels` module), so losses, gradients, logits and tokens have the same bits
 //! on every machine, at every batch size and on any number of threads.
 //!
-//! * [`Llama`]: load, save, [`Llama::forward`] for mixed-adapter batches with
-//!   [`KvCache`]s, [`Llama::losses`], [`Llama::lora_gradients`] per sequence,
-//!   [`Llama::full_gradient`].
+//! * [`Model`]: load, save, [`Model::forward`] for mixed-adapter batches with
+//!   [`KvCache`]s, [`Model::losses`], [`Model::lora_gradients`] per sequence,
+//!   [`Model::full_gradient`].
 //! * [`Lora`]: adapters in PEFT's format.
 //! * [`Tokenizer`]: byte-level BPE, chat format, streaming decoder.
 //! * [`Pool`]: the threads it all runs on.
@@ -16,23 +16,23 @@ mod config;
 mod isa;
 pub(crate) mod kernels;
 mod layout;
-mod llama;
 mod lora;
+mod model;
 mod pool;
 mod random;
 mod tokenizer;
 mod weights;
 
 pub use cache::KvCache;
-pub use config::{ConfigError, LlamaConfig};
+pub use config::{ConfigError, ModelConfig};
 pub use isa::Isa;
 pub use layout::{Layout, TensorSpec};
-pub use llama::{
-    ForwardError, Labels, Llama, LoadError, MAX_MODEL_SIZE_BYTES, Segment, Sequence,
-    SequenceGradient,
-};
 pub use lora::{
     Lora, LoraBlock, LoraConfig, LoraError, MAX_ADAPTER_SIZE_BYTES, MAX_RANK, PeftError, Projection,
+};
+pub use model::{
+    ForwardError, Labels, LoadError, MAX_MODEL_SIZE_BYTES, Model, Segment, Sequence,
+    SequenceGradient,
 };
 pub use pool::Pool;
 pub use random::Random;

@@ -10,7 +10,7 @@ use ol_types::{B256, keccak256};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::config::LlamaConfig;
+use crate::config::ModelConfig;
 use crate::isa::Isa;
 use crate::kernels::{Mat, MatMut, Panels, math, matmul_here};
 use crate::random::Random;
@@ -81,7 +81,7 @@ impl Projection {
 
     /// Output and input width.
     #[must_use]
-    pub const fn shape(self, config: &LlamaConfig) -> (usize, usize) {
+    pub const fn shape(self, config: &ModelConfig) -> (usize, usize) {
         let (h, f) = (config.hidden_size, config.intermediate_size);
         match self {
             Self::Q => (config.query_size(), h),
@@ -203,7 +203,7 @@ pub struct Lora {
     hash: OnceLock<B256>,
 }
 
-fn dims(c: &LlamaConfig) -> [usize; 5] {
+fn dims(c: &ModelConfig) -> [usize; 5] {
     [
         c.num_hidden_layers,
         c.hidden_size,
@@ -214,7 +214,7 @@ fn dims(c: &LlamaConfig) -> [usize; 5] {
 }
 
 /// Blocks of an adapter in flat order, and the number of parameters.
-fn blocks(model: &LlamaConfig, config: &LoraConfig) -> (Vec<LoraBlock>, usize) {
+fn blocks(model: &ModelConfig, config: &LoraConfig) -> (Vec<LoraBlock>, usize) {
     let mut targets = config.target_modules.clone();
     targets.sort_unstable();
     targets.dedup();
@@ -243,7 +243,7 @@ impl Lora {
     ///
     /// # Errors
     /// [`LoraError`] when `config` is out of its limits.
-    pub fn init(model: &LlamaConfig, config: LoraConfig, seed: u64) -> Result<Self, LoraError> {
+    pub fn init(model: &ModelConfig, config: LoraConfig, seed: u64) -> Result<Self, LoraError> {
         check(&config)?;
         let (blocks, n) = blocks(model, &config);
         let mut params = vec![0.0_f32; n];
@@ -268,7 +268,7 @@ impl Lora {
     /// # Errors
     /// [`LoraError`] when `config` is out of its limits or the parameters do not fit it.
     pub fn from_parameters(
-        model: &LlamaConfig,
+        model: &ModelConfig,
         mut config: LoraConfig,
         params: Vec<f32>,
     ) -> Result<Self, LoraError> {
@@ -384,7 +384,7 @@ impl Lora {
 
     /// Whether the adapter was made for models of this shape.
     #[must_use]
-    pub fn fits(&self, config: &LlamaConfig) -> bool {
+    pub fn fits(&self, config: &ModelConfig) -> bool {
         self.dims == dims(config)
     }
 

@@ -3,14 +3,14 @@
 use std::path::Path;
 
 use ol_model::{
-    ChatMessage, KvCache, Llama, LlamaConfig, Pool, Role, Segment, Sequence, Tokenizer,
+    ChatMessage, KvCache, Model, ModelConfig, Pool, Role, Segment, Sequence, Tokenizer,
 };
 
 #[test]
 fn the_default_base_loads_has_the_published_hash_and_knows_its_text() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/base");
-    let model = Llama::load(&dir).unwrap();
-    assert_eq!(*model.config(), LlamaConfig::default_base());
+    let model = Model::load(&dir).unwrap();
+    assert_eq!(*model.config(), ModelConfig::default_base());
     let card = std::fs::read_to_string(dir.join("README.md")).unwrap();
     assert!(
         card.contains(&model.hash().to_string()),

@@ -7,7 +7,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ol_model::{KvCache, Labels, Llama, Lora, Pool, Segment, Sequence};
+use ol_model::{KvCache, Labels, Lora, Model, Pool, Segment, Sequence};
 use serde_json::Value;
 
 fn folder(name: &str) -> PathBuf {
@@ -58,7 +58,7 @@ fn argmax(logits: &[f32]) -> u32 {
 }
 
 /// All sequences as one batch, prompts first, then token by token.
-fn check_outputs(model: &Llama, adapter: Option<&Lora>, seqs: &[Sequence], want: &Value) {
+fn check_outputs(model: &Model, adapter: Option<&Lora>, seqs: &[Sequence], want: &Value) {
     let pool = Pool::new(2);
     let mut caches: Vec<KvCache> = seqs
         .iter()
@@ -140,7 +140,7 @@ fn base_models_agree_with_transformers() {
     for name in ["tied", "untied"] {
         let (golden, model) = (
             golden(name),
-            Llama::load(&folder(name).join("base")).unwrap(),
+            Model::load(&folder(name).join("base")).unwrap(),
         );
         let (seqs, want) = (sequences(&golden), &golden["base"]);
         check_outputs(&model, None, &seqs, want);
@@ -159,7 +159,7 @@ fn adapters_agree_with_peft() {
     for name in ["tied", "untied"] {
         let (golden, model) = (
             golden(name),
-            Llama::load(&folder(name).join("base")).unwrap(),
+            Model::load(&folder(name).join("base")).unwrap(),
         );
         let lora = Lora::load(&folder(name).join("adapter"), model.config()).unwrap();
         let (seqs, want) = (sequences(&golden), &golden["adapter"]);
@@ -198,7 +198,7 @@ fn adapters_agree_with_peft() {
 
 #[test]
 fn a_saved_adapter_is_what_peft_wrote() {
-    let model = Llama::load(&folder("tied/base")).unwrap();
+    let model = Model::load(&folder("tied/base")).unwrap();
     let lora = Lora::load(&folder("tied/adapter"), model.config()).unwrap();
     let dir = tempfile::tempdir().unwrap();
     lora.save(dir.path(), "tied").unwrap();

@@ -6,7 +6,7 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use ol_model::{Llama, Pool, Tokenizer};
+use ol_model::{Model, Pool, Tokenizer};
 use tokio::sync::mpsc;
 
 use self::batch::Batch;
@@ -86,7 +86,7 @@ pub struct EngineHandle {
 
 struct Inner {
     shared: Arc<Shared>,
-    llama: Arc<Llama>,
+    base: Arc<Model>,
     tokenizer: Arc<Tokenizer>,
     options: EngineOptions,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -106,7 +106,7 @@ impl EngineHandle {
     /// # Errors
     /// [`StartError`] if a bound makes no sense or no thread is to be had.
     pub fn start(
-        llama: Arc<Llama>,
+        base: Arc<Model>,
         tokenizer: Arc<Tokenizer>,
         n_pool_threads: usize,
         options: EngineOptions,
@@ -121,19 +121,19 @@ impl EngineHandle {
         }
         let shared = Arc::new(Shared::default());
         let thread = {
-            let (llama, tokenizer) = (Arc::clone(&llama), Arc::clone(&tokenizer));
+            let (base, tokenizer) = (Arc::clone(&base), Arc::clone(&tokenizer));
             let (shared, options) = (Arc::clone(&shared), options.clone());
             thread::Builder::new()
                 .name("ol-serve".to_owned())
                 .spawn(move || {
                     let pool = Pool::new(n_pool_threads);
-                    run(&shared, Batch::new(&llama, &tokenizer, pool, options));
+                    run(&shared, Batch::new(&base, &tokenizer, pool, options));
                 })
                 .map_err(StartError::Thread)?
         };
         let inner = Inner {
             shared,
-            llama,
+            base,
             tokenizer,
             options,
             thread: Mutex::new(Some(thread)),
@@ -173,7 +173,7 @@ impl EngineHandle {
     #[must_use]
     pub fn context_tokens(&self) -> usize {
         self.inner
-            .llama
+            .base
             .config()
             .max_position_embeddings
             .min(self.inner.options.n_kv_tokens_max)
@@ -181,8 +181,8 @@ impl EngineHandle {
 
     /// The base model that is served.
     #[must_use]
-    pub fn llama(&self) -> &Arc<Llama> {
-        &self.inner.llama
+    pub fn base(&self) -> &Arc<Model> {
+        &self.inner.base
     }
 
     /// The tokenizer of the base model.
@@ -245,7 +245,7 @@ impl EngineHandle {
                 context_tokens,
             });
         }
-        let config = self.inner.llama.config();
+        let config = self.inner.base.config();
         if request
             .adapter
             .as_ref()

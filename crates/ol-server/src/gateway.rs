@@ -281,7 +281,7 @@ impl Gateway {
         models: Vec<ServedModel>,
     ) -> Result<Self, StartError> {
         let chain = Arc::new(chain);
-        let base_hash = engine.llama().hash();
+        let base_hash = engine.base().hash();
         for served in &models {
             check_model(&chain, served, base_hash)?;
         }
@@ -493,7 +493,7 @@ impl Inner {
         let model = model.ok_or_else(|| RequestError::UnknownModel {
             model: served.name.clone(),
         })?;
-        let is_current = model.params.baseHash == self.engine.llama().hash()
+        let is_current = model.params.baseHash == self.engine.base().hash()
             && model.params.adapterHash == served.adapter.hash();
         if !is_current {
             return Err(RequestError::Outdated {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use ol_model::{
-    ForwardError, Labels, Llama, Lora, LoraConfig, LoraError, PeftError, Pool, Random, Sequence,
+    ForwardError, Labels, Lora, LoraConfig, LoraError, Model, PeftError, Pool, Random, Sequence,
     Tokenizer, TokenizerError, WeightsError,
 };
 use ol_runtime::Clock;
@@ -43,7 +43,7 @@ pub enum AdapterError {
 #[derive(Debug)]
 pub struct LoraObjective<'a> {
     /// The base, which stays as it is.
-    pub model: &'a Llama,
+    pub model: &'a Model,
     /// The adapter.
     pub adapter: Lora,
     /// Threads it runs on.
@@ -107,7 +107,7 @@ impl TrainingRecord {
 #[derive(Debug)]
 pub struct AdapterJob<'a> {
     /// Base model.
-    pub model: &'a Llama,
+    pub model: &'a Model,
     /// Its tokenizer.
     pub tokenizer: &'a Tokenizer,
     /// Name of the base, recorded in the adapter's configuration.

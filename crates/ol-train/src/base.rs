@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use ol_model::{
-    Dtype, ForwardError, Llama, LlamaConfig, LoadError, Pool, Sequence, Tokenizer, TokenizerError,
+    Dtype, ForwardError, LoadError, Model, ModelConfig, Pool, Sequence, Tokenizer, TokenizerError,
     WeightsError,
 };
 use ol_runtime::Clock;
@@ -45,7 +45,7 @@ pub enum BaseError {
 #[derive(Debug)]
 pub struct BaseObjective<'a> {
     /// The model.
-    pub model: Llama,
+    pub model: Model,
     /// Threads it runs on.
     pub pool: &'a Pool,
 }
@@ -76,7 +76,7 @@ impl Objective for BaseObjective<'_> {
 #[derive(Debug)]
 pub struct BaseJob<'a> {
     /// Shape; its vocabulary size is that of the tokenizer trained on the corpus.
-    pub config: LlamaConfig,
+    pub config: ModelConfig,
     /// Text.
     pub corpus: &'a Corpus,
     /// How to train; the seed also chooses initial weights and held-out documents.
@@ -138,12 +138,12 @@ pub fn train_base<'p>(
     };
     let seed = job.options.seed;
     let (training, held_out) = job.corpus.sequences(&tokenizer, context, seed)?;
-    let config = LlamaConfig {
+    let config = ModelConfig {
         vocab_size: tokenizer.vocab_size(),
         ..job.config.clone()
     };
     let mut objective = BaseObjective {
-        model: Llama::random(config, seed)?,
+        model: Model::random(config, seed)?,
         pool,
     };
     let checkpoint = job.work_dir.join("checkpoint.bin");
@@ -161,7 +161,7 @@ pub fn train_base<'p>(
     objective.model.save(job.out_dir, Dtype::F16)?;
     // Done means: what was written loads and is as good.
     let read = BaseObjective {
-        model: Llama::load(job.out_dir)?,
+        model: Model::load(job.out_dir)?,
         pool,
     };
     let read_back = mean_loss(&read, &held_out)?;

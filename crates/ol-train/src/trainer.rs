@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ol_model::{Llama, LoadError, LoraError, Random, Sequence};
+use ol_model::{LoadError, LoraError, Model, Random, Sequence};
 use ol_runtime::Clock;
 use ol_types::keccak256;
 use serde::{Deserialize, Serialize};
@@ -463,7 +463,7 @@ impl From<LoadError> for TrainError {
 }
 
 /// The whole of a model's tensors that decay: matrices, not norms.
-pub(crate) fn matrix_decay(model: &Llama) -> Vec<bool> {
+pub(crate) fn matrix_decay(model: &Model) -> Vec<bool> {
     let mut decays = vec![false; model.layout().len()];
     for spec in model
         .layout()

@@ -10,7 +10,7 @@ use indicatif::ProgressBar;
 use ol_attribution::map::SketchMap;
 use ol_attribution::record::{RecordInput, SketchOptions, sketch_records};
 use ol_datanet::{CommittedRecord, Datanets, cluster_owners};
-use ol_model::{Llama, Lora, LoraConfig, Pool, Tokenizer, write_atomic};
+use ol_model::{Lora, LoraConfig, Model, Pool, Tokenizer, write_atomic};
 use ol_poa::Index;
 use ol_runtime::{Objects, SystemClock};
 use ol_train::{
@@ -83,7 +83,7 @@ pub(crate) struct TrainedModel {
 /// The base model with its tokenizer and the threads they run on.
 #[derive(Debug)]
 pub(crate) struct Base {
-    pub(crate) llama: Llama,
+    pub(crate) model: Model,
     pub(crate) tokenizer: Tokenizer,
     pub(crate) pool: Pool,
 }
@@ -92,7 +92,7 @@ impl Base {
     pub(crate) fn load(dir: &Path, threads: Option<usize>) -> anyhow::Result<Self> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
-            llama: Llama::load(dir).context("the base model")?,
+            model: Model::load(dir).context("the base model")?,
             tokenizer: Tokenizer::load(dir).context("the tokenizer of the base model")?,
             pool: Pool::new(threads.unwrap_or(cores)),
         })
@@ -104,7 +104,7 @@ impl TrainedModel {
     ///
     /// # Errors
     /// If a file is missing, damaged, or not the one that the description names.
-    pub(crate) fn load(dir: &Path, base: &Llama) -> anyhow::Result<Self> {
+    pub(crate) fn load(dir: &Path, base: &Model) -> anyhow::Result<Self> {
         let path = |name: &str| dir.join(name);
         let read = |name: &str| read_limited(&path(name));
         let description: Description = serde_json::from_slice(&read("model.json")?)
@@ -196,7 +196,7 @@ pub(crate) fn train_model(
         .collect();
     let checkpoint = dir.join("checkpoint");
     let job = AdapterJob {
-        model: &base.llama,
+        model: &base.model,
         tokenizer: &base.tokenizer,
         base_name: "openledger-base",
         records: &texts,
@@ -254,7 +254,7 @@ fn training_manifest(
     let source = datanets.manifest(version)?;
     Ok(TrainingManifest {
         format: TrainingManifest::FORMAT.to_owned(),
-        base: base.llama.hash(),
+        base: base.model.hash(),
         adapter: report.adapter_hash,
         datanets: vec![DatanetUse {
             name: source.name,
@@ -286,7 +286,7 @@ fn finish(
     let inputs = record_inputs(base, records)?;
     let progress = bar(inputs.len() as u64, &format!("sketch {name}"));
     let sketches = sketch_records(
-        &base.llama,
+        &base.model,
         &base.pool,
         &report.adapter,
         &inputs,
@@ -303,7 +303,7 @@ fn finish(
     let description = Description {
         name: name.to_owned(),
         datanet: datanet.to_owned(),
-        base_hash: base.llama.hash(),
+        base_hash: base.model.hash(),
         adapter_hash: report.adapter_hash,
         manifest_hash: keccak256(&manifest_bytes),
         sketch_root: sketches.index.root(),

@@ -2,7 +2,7 @@
 //! repeats; the sketches do not depend on threads; nothing foreign is accepted.
 //! Method: a small random model and adapter; the record's own answer as query.
 
-use ol_model::{Llama, LlamaConfig, Lora, LoraConfig, Pool, Random};
+use ol_model::{Lora, LoraConfig, Model, ModelConfig, Pool, Random};
 use ol_poa::QuerySketch;
 use ol_types::{Address, B256};
 
@@ -16,8 +16,8 @@ use crate::self_query::{SelfQueryOptions, evaluate_self_query, greedy_answer};
 
 const VOCAB: usize = 96;
 
-fn config() -> LlamaConfig {
-    LlamaConfig {
+fn config() -> ModelConfig {
+    ModelConfig {
         vocab_size: VOCAB,
         hidden_size: 32,
         intermediate_size: 48,
@@ -26,13 +26,13 @@ fn config() -> LlamaConfig {
         num_key_value_heads: 1,
         head_dim: 16,
         max_position_embeddings: 40,
-        ..LlamaConfig::default_base()
+        ..ModelConfig::default_base()
     }
 }
 
 /// A model, and an adapter both of whose factors are random: as if trained.
-fn model_and_adapter(seed: u64) -> (Llama, Lora) {
-    let model = Llama::random(config(), seed).unwrap();
+fn model_and_adapter(seed: u64) -> (Model, Lora) {
+    let model = Model::random(config(), seed).unwrap();
     let mut adapter = Lora::init(&config(), LoraConfig::all_linear(2), seed).unwrap();
     let mut random = Random::new(seed);
     let params: Vec<f32> = adapter

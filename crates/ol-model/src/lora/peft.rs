@@ -7,7 +7,7 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use super::{Lora, LoraBlock, LoraConfig, LoraError, Projection, blocks, check};
-use crate::config::LlamaConfig;
+use crate::config::ModelConfig;
 use crate::weights::{Dtype, Tensors, WeightsError, read_limited, serialize, write_atomic};
 
 /// Longest `adapter_model.safetensors` accepted.
@@ -131,7 +131,7 @@ impl Lora {
     ///
     /// # Errors
     /// [`PeftError`] that names the file, and the tensor where there is one.
-    pub fn load(dir: &Path, model: &LlamaConfig) -> Result<Self, PeftError> {
+    pub fn load(dir: &Path, model: &ModelConfig) -> Result<Self, PeftError> {
         let config = read_limited(&dir.join("adapter_config.json"), MAX_CONFIG_SIZE_BYTES)?;
         let path = dir.join("adapter_model.safetensors");
         let weights = read_limited(&path, MAX_ADAPTER_SIZE_BYTES)?;
@@ -146,7 +146,7 @@ impl Lora {
     pub fn from_bytes(
         config_json: &[u8],
         weights: &[u8],
-        model: &LlamaConfig,
+        model: &ModelConfig,
     ) -> Result<Self, PeftError> {
         Self::parse(
             Path::new("adapter_model.safetensors"),
@@ -160,7 +160,7 @@ impl Lora {
         path: &Path,
         config_json: &[u8],
         weights: &[u8],
-        model: &LlamaConfig,
+        model: &ModelConfig,
     ) -> Result<Self, PeftError> {
         let size_bytes = weights.len() as u64;
         if size_bytes > MAX_ADAPTER_SIZE_BYTES {

@@ -1,8 +1,8 @@
 use super::*;
 use crate::weights::{Dtype, serialize};
 
-fn model() -> LlamaConfig {
-    LlamaConfig {
+fn model() -> ModelConfig {
+    ModelConfig {
         vocab_size: 20,
         hidden_size: 8,
         intermediate_size: 12,
@@ -11,7 +11,7 @@ fn model() -> LlamaConfig {
         num_key_value_heads: 1,
         head_dim: 4,
         max_position_embeddings: 16,
-        ..LlamaConfig::default_base()
+        ..ModelConfig::default_base()
     }
 }
 
@@ -137,7 +137,7 @@ fn configurations_out_of_limits_are_refused_by_name() {
 fn tensors_that_do_not_fit_are_refused_by_name() {
     let lora = lora();
     let (config, weights) = lora.to_bytes("b");
-    let wide = LlamaConfig {
+    let wide = ModelConfig {
         hidden_size: 10,
         ..model()
     };
@@ -148,7 +148,7 @@ fn tensors_that_do_not_fit_are_refused_by_name() {
         error.contains("adapter_model.safetensors: tensor") && error.contains("lora_A"),
         "{error}"
     );
-    let deep = LlamaConfig {
+    let deep = ModelConfig {
         num_hidden_layers: 3,
         ..model()
     };
@@ -165,7 +165,7 @@ fn tensors_that_do_not_fit_are_refused_by_name() {
         alpha: 1.0,
         target_modules: vec![Projection::V],
     };
-    let shallow = LlamaConfig {
+    let shallow = ModelConfig {
         num_hidden_layers: 1,
         ..model()
     };

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ol_model::{ForwardError, KvCache, Llama, Lora, Pool, Segment, TokenStream, Tokenizer};
+use ol_model::{ForwardError, KvCache, Lora, Model, Pool, Segment, TokenStream, Tokenizer};
 use tokio::sync::mpsc;
 
 use super::{EngineOptions, EngineStats};
@@ -12,7 +12,7 @@ use crate::stop::StopFilter;
 
 /// The requests decoded together, and what they run on.
 pub(super) struct Batch<'a> {
-    llama: &'a Llama,
+    base: &'a Model,
     tokenizer: &'a Tokenizer,
     pool: Pool,
     options: EngineOptions,
@@ -42,13 +42,13 @@ struct Row<'a> {
 
 impl<'a> Batch<'a> {
     pub(super) fn new(
-        llama: &'a Llama,
+        base: &'a Model,
         tokenizer: &'a Tokenizer,
         pool: Pool,
         options: EngineOptions,
     ) -> Self {
         Self {
-            llama,
+            base,
             tokenizer,
             pool,
             options,
@@ -79,7 +79,7 @@ impl<'a> Batch<'a> {
     pub(super) fn admit(&mut self, request: GenerateRequest, events: mpsc::Sender<Event>) {
         let n_kv_tokens = n_kv_tokens(&request);
         self.rows.push(Row {
-            cache: KvCache::new(self.llama.config(), n_kv_tokens),
+            cache: KvCache::new(self.base.config(), n_kv_tokens),
             n_kv_tokens,
             adapter: request.adapter,
             tokens_in: request.prompt_tokens.len(),
@@ -103,7 +103,7 @@ impl<'a> Batch<'a> {
             Ok(logits) => logits,
             Err(error) => return self.fail(&error),
         };
-        let n_vocab = self.llama.config().vocab_size;
+        let n_vocab = self.base.config().vocab_size;
         let mut logits = logits.chunks_exact(n_vocab);
         let tokenizer = self.tokenizer;
         let stats = &mut self.stats;
@@ -162,7 +162,7 @@ impl<'a> Batch<'a> {
                 adapter: row.adapter.as_deref(),
             })
             .collect();
-        self.llama.forward(&self.pool, &mut segments)
+        self.base.forward(&self.pool, &mut segments)
     }
 }
 

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use ol_model::{LlamaConfig, Lora, LoraConfig};
+use ol_model::{Lora, LoraConfig, ModelConfig};
 use ol_serve::{
     Adapters, EngineOptions, Event, GenerateError, GenerateRequest, MAX_STOP_STRING_BYTES,
     MAX_STOP_STRINGS, Sampling, SamplingError, StartError, SubmitError,
 };
 
-use crate::support::{CONTEXT_TOKENS, adapter, llama, oracle, request, start, tokenizer};
+use crate::support::{CONTEXT_TOKENS, adapter, base, oracle, request, start, tokenizer};
 
 fn narrow() -> EngineOptions {
     EngineOptions {
@@ -29,9 +29,9 @@ fn bad_requests_are_refused_before_anything_is_computed() {
     let engine = start(narrow());
     let good = request("the quick", 4);
     let n_vocab = tokenizer().vocab_size();
-    let misfit = LlamaConfig {
+    let misfit = ModelConfig {
         hidden_size: 64,
-        ..llama().config().clone()
+        ..base().config().clone()
     };
     let misfit = Arc::new(Lora::init(&misfit, LoraConfig::all_linear(2), 1).unwrap());
     let nan = Sampling {
@@ -155,7 +155,7 @@ fn senseless_bounds_are_refused() {
             ..good
         },
     ] {
-        let started = ol_serve::EngineHandle::start(llama(), tokenizer(), 1, options);
+        let started = ol_serve::EngineHandle::start(base(), tokenizer(), 1, options);
         assert!(matches!(started, Err(StartError::Options { .. })));
     }
 }

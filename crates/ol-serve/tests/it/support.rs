@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use ol_model::{KvCache, Llama, LlamaConfig, Lora, LoraConfig, Pool, Segment, Tokenizer};
+use ol_model::{KvCache, Lora, LoraConfig, Model, ModelConfig, Pool, Segment, Tokenizer};
 use ol_serve::{
     Completion, EngineHandle, EngineOptions, FinishReason, GenerateRequest, Sampler, Sampling,
     StopFilter,
@@ -23,10 +23,10 @@ pub(crate) fn tokenizer() -> Arc<Tokenizer> {
     Arc::clone(TOKENIZER.get_or_init(make))
 }
 
-pub(crate) fn llama() -> Arc<Llama> {
-    static LLAMA: OnceLock<Arc<Llama>> = OnceLock::new();
+pub(crate) fn base() -> Arc<Model> {
+    static BASE: OnceLock<Arc<Model>> = OnceLock::new();
     let make = || {
-        let config = LlamaConfig {
+        let config = ModelConfig {
             vocab_size: tokenizer().vocab_size(),
             hidden_size: 32,
             intermediate_size: 48,
@@ -39,21 +39,21 @@ pub(crate) fn llama() -> Arc<Llama> {
             max_position_embeddings: CONTEXT_TOKENS,
             tie_word_embeddings: false,
         };
-        let random = Llama::random(config.clone(), 1).unwrap();
+        let random = Model::random(config.clone(), 1).unwrap();
         // Peaked logits, so that answers differ; and a logit of 0 for the end
         // token, which then never is the likeliest: answers are as long as asked.
         let mut params: Vec<f32> = random.parameters().iter().map(|p| p * 20.0).collect();
         let first = params.len() - config.vocab_size * config.hidden_size;
         let end = first + tokenizer().end_id() as usize * config.hidden_size;
         params[end..end + config.hidden_size].fill(0.0);
-        Arc::new(Llama::from_parameters(config, &params).unwrap())
+        Arc::new(Model::from_parameters(config, &params).unwrap())
     };
-    Arc::clone(LLAMA.get_or_init(make))
+    Arc::clone(BASE.get_or_init(make))
 }
 
 /// An adapter with both factors random; a fresh one has no effect.
 pub(crate) fn adapter(rank: usize, seed: u32) -> Arc<Lora> {
-    let config = llama().config().clone();
+    let config = base().config().clone();
     let fresh = Lora::init(&config, LoraConfig::all_linear(rank), u64::from(seed)).unwrap();
     let param = |i: u32| {
         let bits = (i ^ seed.wrapping_mul(0x85eb_ca6b)).wrapping_mul(0x9e37_79b1);
@@ -66,7 +66,7 @@ pub(crate) fn adapter(rank: usize, seed: u32) -> Arc<Lora> {
 }
 
 pub(crate) fn start(options: EngineOptions) -> EngineHandle {
-    EngineHandle::start(llama(), tokenizer(), 2, options).unwrap()
+    EngineHandle::start(base(), tokenizer(), 2, options).unwrap()
 }
 
 pub(crate) fn request(prompt: &str, max_tokens: usize) -> GenerateRequest {
@@ -81,13 +81,13 @@ pub(crate) fn request(prompt: &str, max_tokens: usize) -> GenerateRequest {
 
 /// The logits after `tokens`, from scratch.
 pub(crate) fn logits(tokens: &[u32], adapter: Option<&Lora>) -> Vec<f32> {
-    let mut cache = KvCache::new(llama().config(), tokens.len());
+    let mut cache = KvCache::new(base().config(), tokens.len());
     let mut segments = [Segment {
         tokens,
         cache: &mut cache,
         adapter,
     }];
-    llama().forward(&Pool::new(1), &mut segments).unwrap()
+    base().forward(&Pool::new(1), &mut segments).unwrap()
 }
 
 /// What a request must give: decoded alone, on one thread, without a cache, the

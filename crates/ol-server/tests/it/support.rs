@@ -13,7 +13,7 @@ use alloy_signer_local::PrivateKeySigner;
 use alloy_sol_types::SolCall;
 use ol_contracts::address;
 use ol_contracts::bindings::{DatanetRegistry, InferenceSettlement, ModelRegistry, SketchStore};
-use ol_model::{Llama, LlamaConfig, Lora, LoraConfig, Tokenizer};
+use ol_model::{Lora, LoraConfig, Model, ModelConfig, Tokenizer};
 use ol_node::{BlockRef, CallRequest, CallStatus, Node};
 use ol_poa::{Entry, Index, K, QuerySketch};
 use ol_runtime::{ManualClock, Objects, Shutdown};
@@ -56,10 +56,10 @@ fn tokenizer() -> Arc<Tokenizer> {
     Arc::clone(TOKENIZER.get_or_init(make))
 }
 
-fn llama() -> Arc<Llama> {
-    static LLAMA: OnceLock<Arc<Llama>> = OnceLock::new();
+fn base() -> Arc<Model> {
+    static BASE: OnceLock<Arc<Model>> = OnceLock::new();
     let make = || {
-        let config = LlamaConfig {
+        let config = ModelConfig {
             vocab_size: tokenizer().vocab_size(),
             hidden_size: 32,
             intermediate_size: 48,
@@ -72,20 +72,20 @@ fn llama() -> Arc<Llama> {
             max_position_embeddings: CONTEXT_TOKENS,
             tie_word_embeddings: false,
         };
-        let random = Llama::random(config.clone(), 1).unwrap();
+        let random = Model::random(config.clone(), 1).unwrap();
         // Peaked logits, so that answers differ; and a logit of 0 for the end
         // token, which then never is the likeliest: answers are as long as asked.
         let mut params: Vec<f32> = random.parameters().iter().map(|p| p * 20.0).collect();
         let end_row = params.len() - config.vocab_size * config.hidden_size
             + tokenizer().end_id() as usize * config.hidden_size;
         params[end_row..end_row + config.hidden_size].fill(0.0);
-        Arc::new(Llama::from_parameters(config, &params).unwrap())
+        Arc::new(Model::from_parameters(config, &params).unwrap())
     };
-    Arc::clone(LLAMA.get_or_init(make))
+    Arc::clone(BASE.get_or_init(make))
 }
 
 fn adapter(seed: u32) -> Arc<Lora> {
-    let config = llama().config().clone();
+    let config = base().config().clone();
     let fresh = Lora::init(&config, LoraConfig::all_linear(4), 1).unwrap();
     let param = |i: u32| {
         let bits = (i ^ seed.wrapping_mul(0x85eb_ca6b)).wrapping_mul(0x9e37_79b1);
@@ -238,7 +238,7 @@ fn register(node: &Node) {
             SketchStore::sealCall { chunks }.abi_encode(),
         );
         let params = ModelRegistry::Params {
-            baseHash: llama().hash(),
+            baseHash: base().hash(),
             adapterHash: adapter(n).hash(),
             manifestHash: B256::repeat_byte(3),
             sketchRoot: index.root(),
@@ -330,7 +330,7 @@ impl Disk {
             n_kv_tokens_max: 2 * CONTEXT_TOKENS,
             ..Default::default()
         };
-        let engine = EngineHandle::start(llama(), tokenizer(), 1, options).unwrap();
+        let engine = EngineHandle::start(base(), tokenizer(), 1, options).unwrap();
         let models = (1..).zip(MODELS).map(|(n, name)| ServedModel {
             name: name.to_owned(),
             adapter: adapter(n),

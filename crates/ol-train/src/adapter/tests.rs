@@ -1,10 +1,10 @@
-use ol_model::LlamaConfig;
+use ol_model::ModelConfig;
 use ol_runtime::ManualClock;
 
 use super::*;
 use crate::trainer::Silent;
 
-fn setting() -> (Llama, Tokenizer, Vec<TrainingRecord>) {
+fn setting() -> (Model, Tokenizer, Vec<TrainingRecord>) {
     let colors = ["red", "blue", "green", "black"];
     let records: Vec<TrainingRecord> = (0..40)
         .map(|i| TrainingRecord {
@@ -17,7 +17,7 @@ fn setting() -> (Llama, Tokenizer, Vec<TrainingRecord>) {
         .flat_map(|r| [r.question.clone(), r.answer.clone()])
         .collect::<Vec<_>>();
     let tokenizer = Tokenizer::train(texts.into_iter(), 300).unwrap();
-    let config = LlamaConfig {
+    let config = ModelConfig {
         vocab_size: tokenizer.vocab_size(),
         hidden_size: 32,
         intermediate_size: 48,
@@ -26,18 +26,18 @@ fn setting() -> (Llama, Tokenizer, Vec<TrainingRecord>) {
         num_key_value_heads: 2,
         head_dim: 16,
         max_position_embeddings: 64,
-        ..LlamaConfig::default_base()
+        ..ModelConfig::default_base()
     };
     // Larger weights than a fresh model's: a tied, frozen embedding of tiny
     // rows could not express a confident answer.
-    let small = Llama::random(config.clone(), 1).unwrap();
+    let small = Model::random(config.clone(), 1).unwrap();
     let params: Vec<f32> = small
         .parameters()
         .iter()
         .map(|p| if *p == 1.0 { 1.0 } else { 8.0 * p })
         .collect();
     (
-        Llama::from_parameters(config, &params).unwrap(),
+        Model::from_parameters(config, &params).unwrap(),
         tokenizer,
         records,
     )

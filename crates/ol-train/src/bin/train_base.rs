@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use ol_model::{Dtype, LlamaConfig, Pool};
+use ol_model::{Dtype, ModelConfig, Pool};
 use ol_runtime::SystemClock;
 use ol_train::{
     BaseJob, BaseObjective, Corpus, Observer, Progress, TrainOptions, curve_csv, curve_svg,
@@ -105,7 +105,7 @@ fn run() -> Result<(), String> {
         .add_records(records, &CONTRIBUTORS)
         .map_err(|e| e.to_string())?;
     println!("{} documents", corpus.len());
-    let config = LlamaConfig::default_base();
+    let config = ModelConfig::default_base();
     let pool = Pool::new(threads);
     println!("{} threads, {}", pool.threads(), pool.isa().name());
     let job = BaseJob {

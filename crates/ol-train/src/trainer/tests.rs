@@ -1,12 +1,12 @@
-use ol_model::{LlamaConfig, Lora, LoraConfig, Pool};
+use ol_model::{Lora, LoraConfig, ModelConfig, Pool};
 use ol_runtime::ManualClock;
 
 use super::*;
 use crate::adapter::LoraObjective;
 use crate::base::BaseObjective;
 
-fn config() -> LlamaConfig {
-    LlamaConfig {
+fn config() -> ModelConfig {
+    ModelConfig {
         vocab_size: 40,
         hidden_size: 16,
         intermediate_size: 24,
@@ -77,7 +77,7 @@ fn a_resumed_run_ends_with_the_same_bytes() {
     let (data, held_out) = (sequences(40, 1), sequences(8, 2));
     let straight_pool = Pool::new(1);
     let mut straight = BaseObjective {
-        model: Llama::random(config(), 3).unwrap(),
+        model: Model::random(config(), 3).unwrap(),
         pool: &straight_pool,
     };
     let want = train(
@@ -102,7 +102,7 @@ fn a_resumed_run_ends_with_the_same_bytes() {
     for (i, steps) in [1, 6, 13, u32::MAX].into_iter().enumerate() {
         // A new objective each time: nothing survives but the file.
         let mut broken = BaseObjective {
-            model: Llama::random(config(), 3).unwrap(),
+            model: Model::random(config(), 3).unwrap(),
             pool: &pool,
         };
         let got = train(
@@ -131,7 +131,7 @@ fn a_checkpoint_of_another_run_or_a_damaged_one_is_refused() {
     let path = dir.path().join("checkpoint.bin");
     let go = |data: &[Sequence], options: &TrainOptions| {
         let mut o = BaseObjective {
-            model: Llama::random(config(), 3).unwrap(),
+            model: Model::random(config(), 3).unwrap(),
             pool: &pool,
         };
         train(
@@ -181,7 +181,7 @@ fn a_checkpoint_of_another_run_or_a_damaged_one_is_refused() {
 #[test]
 fn an_adapter_learns_and_the_base_stays() {
     let pool = Pool::new(2);
-    let base = Llama::random(config(), 3).unwrap();
+    let base = Model::random(config(), 3).unwrap();
     let before = base.hash();
     let adapter = Lora::init(&config(), LoraConfig::all_linear(4), 1).unwrap();
     let mut objective = LoraObjective {
@@ -220,7 +220,7 @@ fn an_adapter_learns_and_the_base_stays() {
 fn nonsense_is_refused() {
     let pool = Pool::new(1);
     let mut objective = BaseObjective {
-        model: Llama::random(config(), 3).unwrap(),
+        model: Model::random(config(), 3).unwrap(),
         pool: &pool,
     };
     let data = sequences(4, 1);
@@ -290,7 +290,7 @@ fn nonsense_is_refused() {
 fn patience_ends_a_run_that_does_not_improve() {
     let pool = Pool::new(1);
     let mut objective = BaseObjective {
-        model: Llama::random(config(), 3).unwrap(),
+        model: Model::random(config(), 3).unwrap(),
         pool: &pool,
     };
     let options = TrainOptions {

@@ -43,10 +43,10 @@ pub(crate) fn rerun(
     );
 
     let n_threads = base.pool.threads();
-    let (llama, tokenizer) = (Arc::new(base.llama), Arc::new(base.tokenizer));
+    let (base_model, tokenizer) = (Arc::new(base.model), Arc::new(base.tokenizer));
     let adapter = Arc::new(model.adapter);
     let engine = EngineHandle::start(
-        Arc::clone(&llama),
+        Arc::clone(&base_model),
         tokenizer,
         n_threads,
         EngineOptions::default(),
@@ -71,9 +71,9 @@ pub(crate) fn rerun(
         "answer differs: model and sampling give {text:?}; were --temperature, --top-p and --seed the same?"
     );
 
-    let sketcher = QuerySketcher::new(model.map, &llama, &adapter)?;
+    let sketcher = QuerySketcher::new(model.map, &base_model, &adapter)?;
     let query = sketcher.sketch(
-        &llama,
+        &base_model,
         &base.pool,
         &adapter,
         &prompt_tokens,
@@ -89,7 +89,7 @@ pub(crate) fn rerun(
 
 fn find_model(layout: &Layout, base: &Base, receipt: &Receipt) -> anyhow::Result<TrainedModel> {
     for folder in model_folders(&layout.models())? {
-        let model = TrainedModel::load(&folder, &base.llama)?;
+        let model = TrainedModel::load(&folder, &base.model)?;
         if model.description.adapter_hash == receipt.adapter_hash {
             return Ok(model);
         }

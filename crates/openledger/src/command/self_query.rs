@@ -37,7 +37,7 @@ pub(crate) fn run(
     let base = Base::load(&layout.base(), None)?;
     let mut rows = Vec::new();
     for folder in folders {
-        let model = TrainedModel::load(&folder, &base.llama)?;
+        let model = TrainedModel::load(&folder, &base.model)?;
         let manifest =
             TrainingManifest::from_bytes(&model.manifest).context("the training manifest")?;
         let mut records = Vec::new();
@@ -50,7 +50,7 @@ pub(crate) fn run(
             .filter(|record| trained.contains(&record.record_hash))
             .collect();
         let inputs = record_inputs(&base, &records)?;
-        let sketcher = QuerySketcher::new(model.map, &base.llama, &model.adapter)?;
+        let sketcher = QuerySketcher::new(model.map, &base.model, &model.adapter)?;
         let options = SelfQueryOptions {
             n_samples: args.samples,
             answer_tokens_max: args.max_tokens,
@@ -58,7 +58,7 @@ pub(crate) fn run(
             end: base.tokenizer.end_id(),
         };
         let report = evaluate_self_query(
-            &base.llama,
+            &base.model,
             &base.pool,
             &model.adapter,
             &sketcher,

@@ -12,7 +12,7 @@ use ol_attribution::query::QuerySketcher;
 use ol_contracts::address::INFERENCE_SETTLEMENT;
 use ol_contracts::bindings::InferenceSettlement;
 use ol_datanet::{AddOptions, Datanets};
-use ol_model::{Llama, Lora, Pool};
+use ol_model::{Lora, Model, Pool};
 use ol_node::Node;
 use ol_poa::QuerySketch;
 use ol_runtime::{DataDir, Shutdown, SystemClock};
@@ -195,7 +195,7 @@ fn set_up(
     }
     let mut trained = Vec::new();
     for dir in model_folders(&layout.models())? {
-        trained.push(TrainedModel::load(&dir, &base.llama)?);
+        trained.push(TrainedModel::load(&dir, &base.model)?);
     }
     Ok(Models { base, trained })
 }
@@ -218,7 +218,7 @@ fn retrain(base: &Base, datanets: &Datanets, name: &str, dir: &Path) -> anyhow::
 
 /// Sketches answers for the gateway, on threads of its own.
 struct Sketcher {
-    llama: Arc<Llama>,
+    base_model: Arc<Model>,
     adapter: Arc<Lora>,
     pool: Arc<Pool>,
     query: QuerySketcher,
@@ -231,7 +231,7 @@ impl AnswerSketcher for Sketcher {
         answer_tokens: &[u32],
     ) -> Result<QuerySketch, Box<dyn Error + Send + Sync>> {
         Ok(self.query.sketch(
-            &self.llama,
+            &self.base_model,
             &self.pool,
             &self.adapter,
             prompt_tokens,
@@ -249,14 +249,14 @@ fn start_gateway(
     data: &DataDir,
 ) -> anyhow::Result<Gateway> {
     let Models { base, trained } = models;
-    let (llama, tokenizer, pool) = (
-        Arc::new(base.llama),
+    let (base_model, tokenizer, pool) = (
+        Arc::new(base.model),
         Arc::new(base.tokenizer),
         Arc::new(base.pool),
     );
     let n_threads = args.threads.unwrap_or_else(|| pool.threads());
     let engine = EngineHandle::start(
-        Arc::clone(&llama),
+        Arc::clone(&base_model),
         tokenizer,
         n_threads,
         EngineOptions::default(),
@@ -266,8 +266,8 @@ fn start_gateway(
         .map(|model| {
             let adapter = Arc::new(model.adapter);
             let sketcher = Sketcher {
-                query: QuerySketcher::new(model.map, &llama, &adapter)?,
-                llama: Arc::clone(&llama),
+                query: QuerySketcher::new(model.map, &base_model, &adapter)?,
+                base_model: Arc::clone(&base_model),
                 adapter: Arc::clone(&adapter),
                 pool: Arc::clone(&pool),
             };

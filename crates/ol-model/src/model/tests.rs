@@ -5,8 +5,8 @@ use crate::cache::KvCache;
 use crate::isa::Isa;
 use crate::lora::{Lora, LoraConfig, Projection};
 
-fn tiny(tied: bool) -> LlamaConfig {
-    LlamaConfig {
+fn tiny(tied: bool) -> ModelConfig {
+    ModelConfig {
         vocab_size: 61,
         hidden_size: 24,
         intermediate_size: 40,
@@ -22,15 +22,15 @@ fn tiny(tied: bool) -> LlamaConfig {
 }
 
 /// Weights large enough that nothing is nearly zero.
-fn model(tied: bool) -> Llama {
-    let base = Llama::random(tiny(tied), 5).unwrap();
+fn model(tied: bool) -> Model {
+    let base = Model::random(tiny(tied), 5).unwrap();
     let mut random = Random::new(9);
     let params: Vec<f32> = base
         .parameters()
         .iter()
         .map(|p| p + 0.15 * random.normal())
         .collect();
-    Llama::from_parameters(tiny(tied), &params).unwrap()
+    Model::from_parameters(tiny(tied), &params).unwrap()
 }
 
 fn adapter(rank: usize, seed: u64, targets: &[Projection]) -> Lora {
@@ -71,7 +71,7 @@ fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|v| v.to_bits()).collect()
 }
 
-fn alone(model: &Llama, pool: &Pool, tokens: &[u32], adapter: Option<&Lora>) -> Vec<f32> {
+fn alone(model: &Model, pool: &Pool, tokens: &[u32], adapter: Option<&Lora>) -> Vec<f32> {
     let mut cache = KvCache::new(model.config(), tokens.len());
     model
         .forward(
@@ -89,7 +89,7 @@ fn alone(model: &Llama, pool: &Pool, tokens: &[u32], adapter: Option<&Lora>) -> 
 fn parameters_round_trip() {
     for tied in [true, false] {
         let model = model(tied);
-        let again = Llama::from_parameters(tiny(tied), &model.parameters()).unwrap();
+        let again = Model::from_parameters(tiny(tied), &model.parameters()).unwrap();
         assert_eq!(model.hash(), again.hash());
         assert_eq!(bits(&model.parameters()), bits(&again.parameters()));
     }
@@ -214,7 +214,7 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
             room: 4
         })
     );
-    let wide = LlamaConfig {
+    let wide = ModelConfig {
         hidden_size: 26,
         ..tiny(true)
     };
@@ -307,7 +307,7 @@ fn full_gradients_agree_with_finite_differences() {
         let losses = base.losses(&pool, None, &seqs).unwrap();
         assert!((loss - losses.iter().sum::<f64>()).abs() < 1e-9);
         check_directions(&gradient, &base.parameters(), |p| {
-            let moved = Llama::from_parameters(tiny(tied), p).unwrap();
+            let moved = Model::from_parameters(tiny(tied), p).unwrap();
             moved.losses(&pool, None, &seqs).unwrap().iter().sum()
         });
     }
@@ -410,14 +410,14 @@ fn files_round_trip_in_three_types() {
     for (dtype, worst) in [(Dtype::F32, 0.0), (Dtype::F16, 1e-3), (Dtype::Bf16, 8e-3)] {
         let dir = tempfile::tempdir().unwrap();
         base.save(dir.path(), dtype).unwrap();
-        let read = Llama::load(dir.path()).unwrap();
+        let read = Model::load(dir.path()).unwrap();
         for (a, b) in base.parameters().iter().zip(read.parameters()) {
             assert!((a - b).abs() <= worst * a.abs().max(0.01));
         }
         // What was rounded once is exact from then on.
         let again = tempfile::tempdir().unwrap();
         read.save(again.path(), dtype).unwrap();
-        assert_eq!(Llama::load(again.path()).unwrap().hash(), read.hash());
+        assert_eq!(Model::load(again.path()).unwrap().hash(), read.hash());
     }
 }
 
@@ -436,23 +436,23 @@ proptest! {
 
     #[test]
     fn hostile_model_files_are_errors(cut in 0.0_f64..1.0, at in 0.0_f64..1.0, byte: u8, grow in 0_usize..40) {
-        let base = Llama::random(LlamaConfig { num_hidden_layers: 1, ..tiny(true) }, 1).unwrap();
+        let base = Model::random(ModelConfig { num_hidden_layers: 1, ..tiny(true) }, 1).unwrap();
         let dir = tempfile::tempdir().unwrap();
         base.save(dir.path(), Dtype::F16).unwrap();
         let path = dir.path().join("model.safetensors");
         let bytes = std::fs::read(&path).unwrap();
         let mut cut_off = bytes[..part(cut, bytes.len())].to_vec();
         std::fs::write(&path, &cut_off).unwrap();
-        prop_assert!(Llama::load(dir.path()).is_err());
+        prop_assert!(Model::load(dir.path()).is_err());
         cut_off.resize(cut_off.len() + grow, byte);
         std::fs::write(&path, &cut_off).unwrap();
-        let _ = Llama::load(dir.path());
+        let _ = Model::load(dir.path());
         let mut changed = bytes.clone();
         // Mostly the header, where structure lives.
         let i = part(at * at * at, bytes.len() - 1);
         changed[i] = byte;
         std::fs::write(&path, &changed).unwrap();
-        let _ = Llama::load(dir.path());
+        let _ = Model::load(dir.path());
     }
 
     #[test]

@@ -5,10 +5,10 @@ use std::ops::Range;
 
 use thiserror::Error;
 
-use super::Llama;
+use super::Model;
 use super::attention::{Rows, attend};
 use crate::cache::KvCache;
-use crate::config::LlamaConfig;
+use crate::config::ModelConfig;
 use crate::kernels::{Mat, MatMut, Output, math, matmul};
 use crate::lora::{Lora, Projection};
 use crate::pool::{Parts, Pool};
@@ -80,7 +80,7 @@ struct Span {
 
 /// Output columns of the layers that one fused product computes.
 pub(super) fn columns(
-    config: &LlamaConfig,
+    config: &ModelConfig,
     parts: &[Projection],
 ) -> Vec<(Projection, Range<usize>)> {
     let mut at = 0;
@@ -101,7 +101,7 @@ pub(super) fn columns(
 )]
 pub(super) fn add_adapters(
     pool: &Pool,
-    config: &LlamaConfig,
+    config: &ModelConfig,
     layer: usize,
     parts: &[Projection],
     groups: &[Group<'_>],
@@ -156,7 +156,7 @@ pub(super) fn add_adapters(
     });
 }
 
-impl Llama {
+impl Model {
     /// Feeds the new tokens of every segment and returns the logits of each
     /// segment's last token, `[segments, vocab]`.
     ///

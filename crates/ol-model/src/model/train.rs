@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::Llama;
+use super::Model;
 use super::attention::{HeadPanels, Rows, attend};
 use super::backward::Target;
 use super::forward::{ForwardError, Group, ROW_CHUNK, activate, add_adapters, product};
@@ -138,7 +138,7 @@ fn batches(seqs: &[Sequence]) -> Vec<Range<usize>> {
     out
 }
 
-impl Llama {
+impl Model {
     /// Loss of every sequence: `sum_t weights[t] nll_t`, in nats.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ use std::sync::OnceLock;
 use ol_types::{B256, keccak256};
 use thiserror::Error;
 
-use crate::config::{ConfigError, LlamaConfig};
+use crate::config::{ConfigError, ModelConfig};
 use crate::kernels::{Mat, Panels};
 use crate::layout::{DOWN, GATE, Layout, NORM1, NORM2, O, Q};
 use crate::pool::Pool;
@@ -74,8 +74,8 @@ struct Back {
 ///
 /// Weights are held in f32 whatever the file stores.
 #[derive(Debug)]
-pub struct Llama {
-    config: LlamaConfig,
+pub struct Model {
+    config: ModelConfig,
     layout: Layout,
     /// Absent when it is the output layer.
     embedding: Option<Vec<f32>>,
@@ -94,7 +94,7 @@ pub struct Llama {
     clippy::cast_possible_truncation,
     reason = "rounding is what is wanted"
 )]
-fn rope(config: &LlamaConfig) -> (Vec<f32>, Vec<f32>) {
+fn rope(config: &ModelConfig) -> (Vec<f32>, Vec<f32>) {
     let half = config.head_dim / 2;
     let rates: Vec<f64> = (0..half)
         .map(|i| {
@@ -111,14 +111,14 @@ fn rope(config: &LlamaConfig) -> (Vec<f32>, Vec<f32>) {
         .unzip()
 }
 
-impl Llama {
+impl Model {
     /// Reads `config.json` and `model.safetensors` (one file, or the shards
     /// of `model.safetensors.index.json`) from a Hugging Face directory.
     ///
     /// # Errors
     /// [`LoadError`] that names the file, and the tensor where there is one.
     pub fn load(dir: &Path) -> Result<Self, LoadError> {
-        let config = LlamaConfig::from_json(&read_limited(
+        let config = ModelConfig::from_json(&read_limited(
             &dir.join("config.json"),
             MAX_CONFIG_SIZE_BYTES,
         )?)?;
@@ -165,7 +165,7 @@ impl Llama {
     /// # Errors
     /// [`LoadError`] when the configuration is invalid or the parameters do
     /// not fit it or are not finite.
-    pub fn from_parameters(config: LlamaConfig, params: &[f32]) -> Result<Self, LoadError> {
+    pub fn from_parameters(config: ModelConfig, params: &[f32]) -> Result<Self, LoadError> {
         config.check()?;
         let layout = Layout::new(&config);
         let finite = params.iter().filter(|p| p.is_finite()).count();
@@ -277,7 +277,7 @@ impl Llama {
     /// # Errors
     /// [`LoadError::Config`] when the configuration is invalid.
     #[expect(clippy::cast_precision_loss, reason = "layer counts are small")]
-    pub fn random(config: LlamaConfig, seed: u64) -> Result<Self, LoadError> {
+    pub fn random(config: ModelConfig, seed: u64) -> Result<Self, LoadError> {
         config.check()?;
         let layout = Layout::new(&config);
         let mut random = Random::new(seed);
@@ -320,7 +320,7 @@ impl Llama {
 
     /// Shape of the model.
     #[must_use]
-    pub fn config(&self) -> &LlamaConfig {
+    pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 

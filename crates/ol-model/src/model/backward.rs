@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::Llama;
+use super::Model;
 use super::attention::{HeadGradient, Rows, attend_backward};
 use super::forward::{ROW_CHUNK, activate, columns};
 use super::train::{Batch, Saved};
@@ -22,7 +22,7 @@ pub(super) enum Target<'a> {
     Full(&'a mut [f32]),
 }
 
-impl Llama {
+impl Model {
     /// Carries `dx`, the gradient of the residual stream after the last block,
     /// back to the embedding and adds what belongs to the target.
     pub(super) fn backward(
