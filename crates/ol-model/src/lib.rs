@@ -1,4 +1,4 @@
-//! Llama-family models: weights, tokenizer, LoRA, kernels with one K-order.
+//! Language models: weights, tokenizer, LoRA, kernels with one K-order.
 //!
 //! Everything is computed in f32 with a fixed order of operations (see the
 //! `kernels` module), so losses, gradients, logits and tokens have the same bits
@@ -24,7 +24,7 @@ mod tokenizer;
 mod weights;
 
 pub use cache::KvCache;
-pub use config::{ConfigError, ModelConfig};
+pub use config::{ConfigError, Family, Mla, ModelConfig, Moe, Rope, Routing, SlidingWindow};
 pub use isa::Isa;
 pub use layout::{Layout, TensorSpec};
 pub use lora::{

@@ -88,26 +88,24 @@ pub struct Model {
     hash: OnceLock<B256>,
 }
 
-/// Angles of the rotary embedding: `position * theta^(-2i/d)`, in f64.
+/// Cosines and sines of the rotary embedding by position, angles in f64.
 #[expect(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
     reason = "rounding is what is wanted"
 )]
 fn rope(config: &ModelConfig) -> (Vec<f32>, Vec<f32>) {
-    let half = config.head_dim / 2;
-    let rates: Vec<f64> = (0..half)
-        .map(|i| {
-            libm::pow(
-                config.rope_theta,
-                -(2.0 * i as f64) / config.head_dim as f64,
-            )
-        })
-        .collect();
+    let rates = config.rope.rates(config.rope_theta, config.head_dim);
+    let factor = config.rope.attention_factor();
     let angles =
         (0..config.max_position_embeddings).flat_map(|p| rates.iter().map(move |r| p as f64 * r));
     angles
-        .map(|a| (libm::cos(a) as f32, libm::sin(a) as f32))
+        .map(|a| {
+            (
+                (factor * libm::cos(a)) as f32,
+                (factor * libm::sin(a)) as f32,
+            )
+        })
         .unzip()
 }
 
@@ -167,6 +165,10 @@ impl Model {
     /// not fit it or are not finite.
     pub fn from_parameters(config: ModelConfig, params: &[f32]) -> Result<Self, LoadError> {
         config.check()?;
+        if !config.is_plain_llama() {
+            let kind = format!("model_type {:?}", config.family.model_type());
+            return Err(ConfigError::Unsupported(kind).into());
+        }
         let layout = Layout::new(&config);
         let finite = params.iter().filter(|p| p.is_finite()).count();
         if params.len() != layout.len() || finite != params.len() {
@@ -337,8 +339,14 @@ impl Model {
     #[must_use]
     pub fn hash(&self) -> B256 {
         *self.hash.get_or_init(|| {
-            let mut bytes = b"openledger-model/1".to_vec();
-            self.config.encode(&mut bytes);
+            let mut bytes = Vec::new();
+            if self.config.is_plain_llama() {
+                bytes.extend(b"openledger-model/1");
+                self.config.encode(&mut bytes);
+            } else {
+                bytes.extend(b"openledger-model/2");
+                self.config.encode_any(&mut bytes);
+            }
             bytes.extend(self.parameters().iter().flat_map(|p| p.to_le_bytes()));
             keccak256(&bytes)
         })

@@ -14,10 +14,9 @@ fn tiny(tied: bool) -> ModelConfig {
         num_attention_heads: 4,
         num_key_value_heads: 2,
         head_dim: 6,
-        rms_norm_eps: 1e-5,
-        rope_theta: 10_000.0,
         max_position_embeddings: 128,
         tie_word_embeddings: tied,
+        ..ModelConfig::default_base()
     }
 }
 

@@ -38,6 +38,7 @@ pub(crate) fn base() -> Arc<Model> {
             rope_theta: 10_000.0,
             max_position_embeddings: CONTEXT_TOKENS,
             tie_word_embeddings: false,
+            ..ModelConfig::default_base()
         };
         let random = Model::random(config.clone(), 1).unwrap();
         // Peaked logits, so that answers differ; and a logit of 0 for the end

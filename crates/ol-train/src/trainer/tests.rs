@@ -18,6 +18,7 @@ fn config() -> ModelConfig {
         rope_theta: 10_000.0,
         max_position_embeddings: 32,
         tie_word_embeddings: true,
+        ..ModelConfig::default_base()
     }
 }
 
