@@ -28,7 +28,9 @@ impl Isa {
         let mut levels = vec![Self::SCALAR];
         #[cfg(target_arch = "x86_64")]
         {
-            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx2 = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c");
             if avx2 {
                 levels.push(Self(Level::Avx2));
             }

@@ -14,5 +14,6 @@
 
 pub(crate) mod gemm;
 pub(crate) mod math;
+pub(crate) mod quant;
 
 pub(crate) use gemm::{Line, Mat, MatMut, Output, PANEL, Panels, PanelsRef, matmul, matmul_here};

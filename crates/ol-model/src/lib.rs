@@ -19,6 +19,7 @@ mod layout;
 mod lora;
 mod model;
 mod pool;
+mod quant;
 mod random;
 mod tokenizer;
 mod weights;
@@ -35,6 +36,7 @@ pub use model::{
     SequenceGradient,
 };
 pub use pool::Pool;
+pub use quant::{Format, QuantError, QuantMatrix};
 pub use random::Random;
 pub use tokenizer::{
     ChatMessage, MAX_TOKENIZER_SIZE_BYTES, Role, TokenStream, Tokenizer, TokenizerError,

@@ -38,6 +38,8 @@ macro_rules! for_each_isa {
     };
 }
 
+pub(crate) use for_each_isa;
+
 /// Adds sixteen partial sums: eight pairs, then four, two, one.
 #[inline(always)]
 pub(crate) fn tree(mut s: [f32; LANES]) -> f32 {
