@@ -21,6 +21,8 @@ mod model;
 mod pool;
 mod quant;
 mod random;
+#[doc(hidden)]
+pub mod roofline;
 mod tokenizer;
 mod weights;
 
