@@ -3,7 +3,8 @@
 //! A benchmark is a `[[bench]]` program (`crates/*/benches/`) that prints one JSON list of flat rows on
 //! stdout (`work, unit, ours, peer, peer_name, ratio, rounds,
 //! spread, command`; medians; a ratio above 1 means ours is better; `spread` is
-//! the least and the most of ours and of the peer).
+//! the least and the most of ours and of the peer; `roofline` the share of the
+//! machine's peak, where that was measured).
 
 use std::fs;
 use std::path::Path;
@@ -35,9 +36,15 @@ const ROOMS: &[Room] = &[
         ],
         with_contracts: true,
     },
+    Room {
+        name: "model",
+        benches: &[("ol-train", "model")],
+        with_contracts: false,
+    },
 ];
 
-const COLUMNS: [&str; 9] = [
+/// In the order of the table; one that no row has is left out.
+const COLUMNS: [&str; 10] = [
     "work",
     "unit",
     "ours",
@@ -46,6 +53,7 @@ const COLUMNS: [&str; 9] = [
     "ratio",
     "rounds",
     "spread",
+    "roofline",
     "command",
 ];
 
@@ -113,17 +121,19 @@ fn gather(root: &Path) -> Done {
 }
 
 fn table(rows: &[Vec<(String, String)>]) -> String {
+    let has = |column: &&str| rows.iter().flatten().any(|(key, _)| key == column);
+    let columns: Vec<&str> = COLUMNS.into_iter().filter(has).collect();
     let mut text = format!(
         "| {} |\n|{}\n",
-        COLUMNS.join(" | "),
-        "---|".repeat(COLUMNS.len())
+        columns.join(" | "),
+        "---|".repeat(columns.len())
     );
     for row in rows {
         let cell = |column: &str| {
             let found = row.iter().find(|(key, _)| key == column);
             found.map_or("", |(_, value)| value.as_str()).to_owned()
         };
-        let cells: Vec<String> = COLUMNS.iter().map(|column| cell(column)).collect();
+        let cells: Vec<String> = columns.iter().map(|column| cell(column)).collect();
         text.push_str(&format!("| {} |\n", cells.join(" | ")));
     }
     text

@@ -6,7 +6,6 @@ use crate::pool::Pool;
 use crate::random::Random;
 
 /// A product `m x k` by `k x n` of random matrices; each call computes it.
-#[must_use]
 pub fn product(m: usize, n: usize, k: usize) -> impl FnMut(&Pool) {
     let mut random = Random::new(1);
     let a: Vec<f32> = (0..m * k).map(|_| random.normal()).collect();

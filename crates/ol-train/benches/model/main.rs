@@ -19,7 +19,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use ol_model::{
-    Dtype, KvCache, Labels, Llama, LlamaConfig, Lora, LoraConfig, Pool, Segment, Sequence,
+    Dtype, KvCache, Labels, Lora, LoraConfig, Model, ModelConfig, Pool, Segment, Sequence,
 };
 use ol_train::AdamW;
 use peer::Peer;
@@ -40,7 +40,7 @@ fn main() {
     for (name, config) in shapes() {
         let dir =
             std::env::temp_dir().join(format!("openledger-bench-{}-{name}", std::process::id()));
-        let model = Llama::random(config, 1).expect("the shape is valid");
+        let model = Model::random(config, 1).expect("the shape is valid");
         model
             .save(&dir, Dtype::F32)
             .expect("the temporary directory can be written");
@@ -59,8 +59,8 @@ fn main() {
 }
 
 /// A model that nearly fits the last-level cache, and one that lives in memory.
-fn shapes() -> [(&'static str, LlamaConfig); 2] {
-    let small = LlamaConfig {
+fn shapes() -> [(&'static str, ModelConfig); 2] {
+    let small = ModelConfig {
         vocab_size: 8192,
         hidden_size: 256,
         intermediate_size: 768,
@@ -68,12 +68,10 @@ fn shapes() -> [(&'static str, LlamaConfig); 2] {
         num_attention_heads: 8,
         num_key_value_heads: 8,
         head_dim: 32,
-        rms_norm_eps: 1e-5,
-        rope_theta: 10_000.0,
-        max_position_embeddings: 512,
         tie_word_embeddings: false,
+        ..ModelConfig::default_base()
     };
-    let large = LlamaConfig {
+    let large = ModelConfig {
         hidden_size: 1024,
         intermediate_size: 2816,
         num_hidden_layers: 8,
@@ -86,7 +84,7 @@ fn shapes() -> [(&'static str, LlamaConfig); 2] {
 }
 
 /// Multiply-adds a token of the matrix products, and the weights they read.
-fn weights(c: &LlamaConfig) -> f64 {
+fn weights(c: &ModelConfig) -> f64 {
     let (h, q, kv) = (
         c.hidden_size,
         c.num_attention_heads * c.head_dim,
@@ -98,7 +96,7 @@ fn weights(c: &LlamaConfig) -> f64 {
 
 fn bench(
     shape: &str,
-    model: &Llama,
+    model: &Model,
     dir: &Path,
     wanted: &dyn Fn(&str) -> bool,
 ) -> Vec<serde_json::Value> {
@@ -226,7 +224,7 @@ impl Bench<'_> {
     }
 
     /// Decoding with another adapter in each row against the base alone.
-    fn adapters(&mut self, pool: &Pool, model: &Llama) {
+    fn adapters(&mut self, pool: &Pool, model: &Model) {
         let work = format!(
             "decode, batch 16, 16 adapters r={RANK}, {} parameters f32, {} threads",
             self.shape, self.threads
@@ -264,6 +262,13 @@ fn row(
             .fold((f64::MAX, 0.0_f64), |(l, h), &v| (l.min(v), h.max(v)));
         format!("{}–{}", rounded(low), rounded(high))
     };
+    let spreads = [ours, peer].map(|x| {
+        if x.is_empty() {
+            String::new()
+        } else {
+            spread(x)
+        }
+    });
     // The ratio of each round, so that what slows the machine down slows both.
     let ratios: Vec<f64> = ours.iter().zip(peer).map(|(o, p)| o / p).collect();
     serde_json::json!({
@@ -274,7 +279,7 @@ fn row(
         "peer_name": peer_name,
         "ratio": (median(&ratios) * 1e3).round() / 1e3,
         "rounds": ROUNDS,
-        "spread": format!("{} / {}", spread(ours), spread(peer)),
+        "spread": spreads.join(" / ").trim_end_matches(" / "),
         "roofline": roofline,
         "command": "cargo xtask bench model",
     })
@@ -291,7 +296,7 @@ fn prompts(rows: usize, length: usize, vocab: usize) -> Vec<Vec<u32>> {
 
 fn feed(
     pool: &Pool,
-    model: &Llama,
+    model: &Model,
     tokens: &[Vec<u32>],
     caches: &mut [KvCache],
     adapters: &[Lora],
@@ -318,13 +323,13 @@ fn best(logits: &[f32]) -> u32 {
     u32::try_from(best.unwrap_or(0)).expect("a small vocabulary")
 }
 
-fn caches(model: &Llama, n: usize, capacity: usize) -> Vec<KvCache> {
+fn caches(model: &Model, n: usize, capacity: usize) -> Vec<KvCache> {
     (0..n)
         .map(|_| KvCache::new(model.config(), capacity))
         .collect()
 }
 
-fn prefill(pool: &Pool, model: &Llama, prompts: &[Vec<u32>]) -> (f64, usize) {
+fn prefill(pool: &Pool, model: &Model, prompts: &[Vec<u32>]) -> (f64, usize) {
     let n: usize = prompts.iter().map(Vec::len).sum();
     let seconds = timed(|| {
         let mut caches = caches(model, prompts.len(), prompts[0].len());
@@ -333,7 +338,7 @@ fn prefill(pool: &Pool, model: &Llama, prompts: &[Vec<u32>]) -> (f64, usize) {
     (seconds, n)
 }
 
-fn decode(pool: &Pool, model: &Llama, rows: usize, adapters: &[Lora]) -> (f64, usize) {
+fn decode(pool: &Pool, model: &Model, rows: usize, adapters: &[Lora]) -> (f64, usize) {
     let (context, steps) = DECODE;
     let mut caches = caches(model, rows, context + steps);
     let prompts = prompts(rows, context, model.config().vocab_size);
@@ -346,7 +351,7 @@ fn decode(pool: &Pool, model: &Llama, rows: usize, adapters: &[Lora]) -> (f64, u
     (seconds, rows * steps)
 }
 
-fn adapter(model: &Llama, seed: u64) -> Lora {
+fn adapter(model: &Model, seed: u64) -> Lora {
     let mut lora =
         Lora::init(model.config(), LoraConfig::all_linear(RANK), seed).expect("the rank is valid");
     // B is zero in a fresh adapter.
@@ -365,7 +370,7 @@ struct Trainer {
 }
 
 impl Trainer {
-    fn new(model: &Llama) -> Self {
+    fn new(model: &Model) -> Self {
         let lora =
             Lora::init(model.config(), LoraConfig::all_linear(RANK), 3).expect("the rank is valid");
         let (n, length) = PROMPTS;
@@ -384,7 +389,7 @@ impl Trainer {
         }
     }
 
-    fn step(&mut self, pool: &Pool, model: &Llama) -> (f64, usize) {
+    fn step(&mut self, pool: &Pool, model: &Model) -> (f64, usize) {
         let n: usize = self.sequences.iter().map(|s| s.tokens.len() - 1).sum();
         let seconds = timed(|| {
             let (_, mut gradient) = model
