@@ -10,8 +10,10 @@ use ol_runtime::Clock;
 use ol_types::B256;
 use thiserror::Error;
 
+use crate::checkpoint::clear_checkpoints;
 use crate::curve::CurvePoint;
-use crate::trainer::{Objective, Observer, TrainError, TrainOptions, mean_loss, train};
+use crate::options::TrainOptions;
+use crate::trainer::{Measured, Objective, Observer, TrainError, mean_loss, train};
 
 /// Why an adapter could not be trained.
 #[derive(Debug, Error)]
@@ -51,6 +53,8 @@ pub struct LoraObjective<'a> {
 }
 
 impl Objective for LoraObjective<'_> {
+    type Example = Sequence;
+
     fn parameters(&self) -> Vec<f32> {
         self.adapter.parameters().to_vec()
     }
@@ -63,13 +67,19 @@ impl Objective for LoraObjective<'_> {
         vec![true; self.adapter.n_params()]
     }
 
-    fn gradient(&self, seqs: &[Sequence]) -> Result<(f64, Vec<f32>), ForwardError> {
+    fn add_gradient(
+        &self,
+        seqs: &[Sequence],
+        _recompute: bool,
+        gradient: &mut [f32],
+    ) -> Result<Vec<f64>, ForwardError> {
         self.model
-            .lora_gradient(self.pool, &self.adapter, seqs, Labels::Given)
+            .add_lora_gradient(self.pool, &self.adapter, seqs, Labels::Given, gradient)
     }
 
-    fn losses(&self, seqs: &[Sequence]) -> Result<Vec<f64>, ForwardError> {
-        self.model.losses(self.pool, Some(&self.adapter), seqs)
+    fn measure(&self, seqs: &[Sequence]) -> Result<Measured, ForwardError> {
+        let losses = self.model.losses(self.pool, Some(&self.adapter), seqs)?;
+        Ok(Measured::of_losses(&losses))
     }
 }
 
@@ -224,15 +234,16 @@ pub fn train_adapter<'a>(
         pool,
     };
     let probe = &measuring[..measuring.len().min(8)];
-    let bits = |losses: Vec<f64>| losses.into_iter().map(f64::to_bits).collect::<Vec<_>>();
-    let same = bits(read.losses(probe).map_err(TrainError::from)?)
-        == bits(objective.losses(probe).map_err(TrainError::from)?);
+    let bits = |of: &LoraObjective<'_>| {
+        let measured = of.measure(probe).map_err(TrainError::from);
+        measured.map(|m| m.loss_sum.to_bits())
+    };
+    let same = bits(&read)? == bits(&objective)?;
     if read.adapter.hash() != objective.adapter.hash() || !same {
         return Err(AdapterError::Differs);
     }
     if let Some(path) = job.checkpoint.filter(|_| outcome.finished) {
-        // Only a saved file's absence is wanted; it may never have existed.
-        let _ = std::fs::remove_file(path);
+        clear_checkpoints(path).map_err(TrainError::from)?;
     }
     Ok(AdapterReport {
         adapter_hash: read.adapter.hash(),

@@ -12,9 +12,8 @@ use thiserror::Error;
 
 use crate::corpus::Corpus;
 use crate::curve::CurvePoint;
-use crate::trainer::{
-    Objective, Observer, TrainError, TrainOptions, matrix_decay, mean_loss, train,
-};
+use crate::options::TrainOptions;
+use crate::trainer::{Measured, Objective, Observer, TrainError, matrix_decay, mean_loss, train};
 
 /// Why a base model could not be trained.
 #[derive(Debug, Error)]
@@ -51,6 +50,8 @@ pub struct BaseObjective<'a> {
 }
 
 impl Objective for BaseObjective<'_> {
+    type Example = Sequence;
+
     fn parameters(&self) -> Vec<f32> {
         self.model.parameters()
     }
@@ -63,12 +64,18 @@ impl Objective for BaseObjective<'_> {
         matrix_decay(&self.model)
     }
 
-    fn gradient(&self, seqs: &[Sequence]) -> Result<(f64, Vec<f32>), ForwardError> {
-        self.model.full_gradient(self.pool, seqs)
+    fn add_gradient(
+        &self,
+        seqs: &[Sequence],
+        _recompute: bool,
+        gradient: &mut [f32],
+    ) -> Result<Vec<f64>, ForwardError> {
+        self.model.add_full_gradient(self.pool, seqs, gradient)
     }
 
-    fn losses(&self, seqs: &[Sequence]) -> Result<Vec<f64>, ForwardError> {
-        self.model.losses(self.pool, None, seqs)
+    fn measure(&self, seqs: &[Sequence]) -> Result<Measured, ForwardError> {
+        let losses = self.model.losses(self.pool, None, seqs)?;
+        Ok(Measured::of_losses(&losses))
     }
 }
 
@@ -146,7 +153,7 @@ pub fn train_base<'p>(
         model: Model::random(config, seed)?,
         pool,
     };
-    let checkpoint = job.work_dir.join("checkpoint.bin");
+    let checkpoint = job.work_dir.join("checkpoint");
     let outcome = train(
         &mut objective,
         &training,

@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
+use crate::trainer::Rewards;
+
 /// One measured point of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CurvePoint {
@@ -17,6 +19,9 @@ pub struct CurvePoint {
     pub loss: f64,
     /// Held-out loss, nats a token.
     pub held_out: f64,
+    /// Held-out rewards, where examples are preferences.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rewards: Option<Rewards>,
 }
 
 /// The points as CSV with a header line.
@@ -118,6 +123,7 @@ mod tests {
             learning_rate: 0.001,
             loss: 3.0 - f64::from(step) / 10.0,
             held_out: 3.1 - f64::from(step) / 10.0,
+            rewards: None,
         };
         let points = [point(1), point(2), point(3)];
         assert_eq!(

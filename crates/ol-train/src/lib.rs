@@ -14,6 +14,7 @@ mod checkpoint;
 mod corpus;
 mod curve;
 mod manifest;
+mod options;
 mod trainer;
 
 pub use adamw::AdamW;
@@ -21,10 +22,11 @@ pub use adapter::{
     AdapterError, AdapterJob, AdapterReport, LoraObjective, TrainingRecord, train_adapter,
 };
 pub use base::{BaseError, BaseJob, BaseObjective, BaseReport, train_base};
-pub use checkpoint::CheckpointError;
+pub use checkpoint::{CheckpointError, clear_checkpoints};
 pub use corpus::{Corpus, CorpusError};
 pub use curve::{CurvePoint, curve_csv, curve_svg};
 pub use manifest::{DatanetUse, TrainingManifest};
+pub use options::{Optimizer, OptionError, Schedule, TrainOptions};
 pub use trainer::{
-    Objective, Observer, Outcome, Progress, Silent, TrainError, TrainOptions, train,
+    Example, Measured, Objective, Observer, Outcome, Progress, Rewards, Silent, TrainError, train,
 };

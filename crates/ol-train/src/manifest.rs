@@ -4,7 +4,7 @@ use ol_model::LoraConfig;
 use ol_types::{B256, keccak256};
 use serde::{Deserialize, Serialize};
 
-use crate::trainer::TrainOptions;
+use crate::options::TrainOptions;
 
 /// A hash as `0x` and 64 hexadecimal digits.
 mod hash {

@@ -2,137 +2,23 @@
 
 use std::path::Path;
 
-use ol_model::{LoadError, LoraError, Model, Random, Sequence};
+use ol_model::{ForwardError, Model, Random, Sequence};
 use ol_runtime::Clock;
 use ol_types::keccak256;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::adamw::AdamW;
-use crate::checkpoint::{self, CheckpointError, Position};
+use crate::checkpoint::{Best, CheckpointError, Checkpoints, LocalDisk, Position, State};
 use crate::curve::CurvePoint;
-
-/// How to train. Equal options, data and start give equal bytes. Fields are in
-/// alphabetical order, because manifests are hashed as JSON with sorted keys.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct TrainOptions {
-    /// A batch is filled with whole sequences until it has this many tokens.
-    pub batch_tokens: usize,
-    /// Decay of the first moment.
-    pub beta1: f32,
-    /// Decay of the second moment.
-    pub beta2: f32,
-    /// Steps between checkpoints, 0 for none.
-    pub checkpoint_every: u32,
-    /// Longest gradient; longer ones are scaled down to it.
-    pub clip_norm: f32,
-    /// Steps between measurements of the held-out loss.
-    pub evaluate_every: u32,
-    /// Tokens of held-out text used for a point of the curve; the loss of the
-    /// outcome is measured on all of it.
-    pub evaluate_tokens: usize,
-    /// The cosine ends at this fraction of the highest rate.
-    pub final_fraction: f32,
-    /// Highest learning rate.
-    pub learning_rate: f32,
-    /// Stop after this many measurements in a row without a better one.
-    pub patience: Option<u32>,
-    /// Chooses the order of the sequences.
-    pub seed: u64,
-    /// Optimiser steps in all.
-    pub steps: u32,
-    /// Steps of linear warm-up.
-    pub warmup_steps: u32,
-    /// Decoupled weight decay of matrices.
-    pub weight_decay: f32,
-}
-
-impl Default for TrainOptions {
-    fn default() -> Self {
-        Self {
-            seed: 0,
-            steps: 200,
-            batch_tokens: 2048,
-            learning_rate: 1e-3,
-            final_fraction: 0.1,
-            warmup_steps: 20,
-            weight_decay: 0.0,
-            beta1: 0.9,
-            beta2: 0.95,
-            clip_norm: 1.0,
-            evaluate_every: 50,
-            evaluate_tokens: 16_384,
-            checkpoint_every: 0,
-            patience: None,
-        }
-    }
-}
-
-impl TrainOptions {
-    /// Steps that `epochs` passes over `tokens` take, at least one.
-    #[must_use]
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "saturates"
-    )]
-    pub fn steps_for(&self, tokens: usize, epochs: f64) -> u32 {
-        (tokens as f64 * epochs / self.batch_tokens.max(1) as f64)
-            .ceil()
-            .max(1.0) as u32
-    }
-
-    /// Learning rate of step `step` (from 0): linear warm-up, then cosine.
-    #[must_use]
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "rounding to f32 is what is wanted"
-    )]
-    pub fn rate(&self, step: u32) -> f32 {
-        if step < self.warmup_steps {
-            return self.learning_rate
-                * ((f64::from(step) + 1.0) / f64::from(self.warmup_steps)) as f32;
-        }
-        let span = self.steps.saturating_sub(self.warmup_steps).max(1);
-        let done = (f64::from(step - self.warmup_steps) / f64::from(span)).min(1.0);
-        let cosine = 0.5 * (1.0 + libm::cos(std::f64::consts::PI * done));
-        let low = f64::from(self.final_fraction);
-        (f64::from(self.learning_rate) * (low + (1.0 - low) * cosine)) as f32
-    }
-
-    fn check(&self) -> Result<(), TrainError> {
-        let positive = [self.learning_rate, self.clip_norm]
-            .iter()
-            .all(|v| v.is_finite() && *v > 0.0);
-        let fractions = [self.beta1, self.beta2]
-            .iter()
-            .all(|b| (0.0..1.0).contains(b));
-        let rest =
-            (0.0..=1.0).contains(&self.final_fraction) && (0.0..=1.0).contains(&self.weight_decay);
-        if self.steps == 0 || self.batch_tokens == 0 || self.evaluate_every == 0 {
-            return Err(TrainError::Options(
-                "steps, batch_tokens and evaluate_every must be at least 1",
-            ));
-        }
-        if self.batch_tokens > 1 << 22 {
-            return Err(TrainError::Options("batch_tokens may be at most 4194304"));
-        }
-        if !(positive && fractions && rest) {
-            return Err(TrainError::Options(
-                "learning_rate and clip_norm must be positive, betas in [0, 1), the rest in [0, 1]",
-            ));
-        }
-        Ok(())
-    }
-}
+use crate::options::{OptionError, TrainOptions};
 
 /// Why training stopped early.
 #[derive(Debug, Error)]
 pub enum TrainError {
     /// An option makes no sense.
-    #[error("training options: {0}")]
-    Options(&'static str),
+    #[error(transparent)]
+    Options(#[from] OptionError),
     /// There is nothing to train on or to measure with.
     #[error("no training data: {0}")]
     Data(&'static str),
@@ -152,43 +38,116 @@ pub enum TrainError {
     Checkpoint(#[from] CheckpointError),
 }
 
+/// One thing to learn from or to measure with: a sequence, a pair of answers.
+pub trait Example: Clone {
+    /// Tokens that go through the model.
+    fn n_tokens(&self) -> usize;
+    /// What its loss weighs in a mean.
+    fn weight(&self) -> f64;
+    /// Appends everything that the result of a run depends on.
+    fn encode(&self, out: &mut Vec<u8>);
+}
+
+impl Example for Sequence {
+    fn n_tokens(&self) -> usize {
+        self.tokens.len()
+    }
+
+    fn weight(&self) -> f64 {
+        self.weights.iter().skip(1).map(|w| f64::from(*w)).sum()
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.extend((self.tokens.len() as u64).to_le_bytes());
+        out.extend(self.tokens.iter().flat_map(|t| t.to_le_bytes()));
+        out.extend(self.weights.iter().flat_map(|w| w.to_le_bytes()));
+    }
+}
+
+/// How well a preference is learnt, over some pairs.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Rewards {
+    /// Part of the pairs whose chosen answer has the higher reward.
+    pub accuracy: f64,
+    /// Mean of the chosen answers' rewards less those of the rejected ones.
+    pub margin: f64,
+}
+
+/// A measurement over some examples.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Measured {
+    /// Sum of their losses.
+    pub loss_sum: f64,
+    /// Rewards, where the examples are preferences.
+    pub rewards: Option<Rewards>,
+}
+
+impl Measured {
+    /// The sum of `losses`, in order.
+    #[must_use]
+    pub fn of_losses(losses: &[f64]) -> Self {
+        Self {
+            loss_sum: losses.iter().sum(),
+            rewards: None,
+        }
+    }
+}
+
 /// What is trained: a vector of parameters with a loss.
 pub trait Objective {
+    /// What it learns from.
+    type Example: Example;
     /// All parameters.
     fn parameters(&self) -> Vec<f32>;
     /// Replaces all parameters; false if one is not finite.
     fn set_parameters(&mut self, params: &[f32]) -> bool;
     /// Which parameters decay.
     fn decays(&self) -> Vec<bool>;
-    /// Sum of the losses and its gradient.
+    /// Adds the gradient of the sum of the losses to `gradient`, as
+    /// consecutive examples one by one would; returns the loss of each.
     ///
     /// # Errors
-    /// When a sequence does not fit the model.
-    fn gradient(&self, seqs: &[Sequence]) -> Result<(f64, Vec<f32>), ol_model::ForwardError>;
-    /// Loss of each sequence.
+    /// When an example does not fit the model.
+    fn add_gradient(
+        &self,
+        examples: &[Self::Example],
+        recompute: bool,
+        gradient: &mut [f32],
+    ) -> Result<Vec<f64>, ForwardError>;
+    /// Measures without training.
     ///
     /// # Errors
-    /// When a sequence does not fit the model.
-    fn losses(&self, seqs: &[Sequence]) -> Result<Vec<f64>, ol_model::ForwardError>;
+    /// When an example does not fit the model.
+    fn measure(&self, examples: &[Self::Example]) -> Result<Measured, ForwardError>;
 }
 
 /// How far a run is.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Progress {
     /// Steps done.
     pub step: u32,
     /// Steps in all.
     pub steps: u32,
-    /// Loss of the last batch, nats a token.
+    /// Passes over the training data begun, from 0.
+    pub epoch: u64,
+    /// Loss of the last batch, nats a token (for preferences: a pair).
     pub loss: f64,
     /// Learning rate of the last step.
     pub learning_rate: f32,
+    /// Length of the last batch's gradient before clipping.
+    pub gradient_norm: f64,
+    /// Tokens trained on so far, repeats counted.
+    pub tokens: u64,
     /// Tokens trained on a second, since this process started the run.
     pub tokens_per_s: f64,
     /// Estimated seconds to the end.
     pub eta_s: f64,
     /// Held-out loss, when it was just measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub held_out: Option<f64>,
+    /// Held-out rewards, when they were just measured and there are any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rewards: Option<Rewards>,
 }
 
 /// Watches a run.
@@ -220,60 +179,87 @@ pub struct Outcome {
     pub tokens: u64,
     /// Whether the run came to its end, rather than being stopped by its observer.
     pub finished: bool,
-    /// Loss on all held-out sequences at the end, nats a token.
+    /// Step whose parameters the objective has: the last one, or the best
+    /// where that is kept.
+    pub kept_step: u32,
+    /// Loss on all held-out examples with those parameters, nats a token.
     pub held_out: f64,
+    /// Rewards on all held-out examples, where those are preferences.
+    pub rewards: Option<Rewards>,
     /// Measurements on the way, the last one included.
     pub curve: Vec<CurvePoint>,
 }
 
 /// Sum of the loss weights.
-pub(crate) fn weight(seqs: &[Sequence]) -> f64 {
-    seqs.iter()
-        .flat_map(|s| s.weights.iter().skip(1))
-        .map(|w| f64::from(*w))
-        .sum()
+pub(crate) fn weight<E: Example>(examples: &[E]) -> f64 {
+    examples.iter().map(Example::weight).sum()
 }
 
 /// Mean loss, nats a weighted token.
-pub(crate) fn mean_loss(objective: &impl Objective, seqs: &[Sequence]) -> Result<f64, TrainError> {
-    Ok(objective.losses(seqs)?.iter().sum::<f64>() / weight(seqs))
+pub(crate) fn mean_loss<O: Objective>(
+    objective: &O,
+    examples: &[O::Example],
+) -> Result<f64, TrainError> {
+    Ok(objective.measure(examples)?.loss_sum / weight(examples))
 }
 
-fn data_hash(train: &[Sequence], held_out: &[Sequence]) -> String {
+fn data_hash<E: Example>(train: &[E], held_out: &[E]) -> String {
     let mut bytes = Vec::new();
     for part in [train, held_out] {
         bytes.extend((part.len() as u64).to_le_bytes());
-        for s in part {
-            bytes.extend((s.tokens.len() as u64).to_le_bytes());
-            bytes.extend(s.tokens.iter().flat_map(|t| t.to_le_bytes()));
-            bytes.extend(s.weights.iter().flat_map(|w| w.to_le_bytes()));
+        for example in part {
+            example.encode(&mut bytes);
         }
     }
     keccak256(&bytes).to_string()
 }
 
 /// The order of one epoch.
-fn order(n: usize, seed: u64, epoch: u64) -> Vec<usize> {
+fn order(n: usize, options: &TrainOptions, epoch: u64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..n).collect();
-    Random::new(seed.wrapping_mul(0x9E37_79B9).wrapping_add(epoch)).shuffle(&mut order);
+    if options.shuffle {
+        let seed = options.seed.wrapping_mul(0x9E37_79B9).wrapping_add(epoch);
+        Random::new(seed).shuffle(&mut order);
+    }
     order
 }
 
 /// Trains `objective` on `train`, measuring on `held_out`; goes on from the
-/// checkpoint if there is one.
+/// newest of the checkpoints `CHECKPOINT.STEP` if there is one.
 ///
 /// # Errors
-/// [`TrainError`]; the checkpoint, if any, stays usable.
+/// [`TrainError`]; the checkpoints, if any, stay usable.
 pub fn train<O: Objective>(
     objective: &mut O,
-    train: &[Sequence],
-    held_out: &[Sequence],
+    train: &[O::Example],
+    held_out: &[O::Example],
     options: &TrainOptions,
     checkpoint: Option<&Path>,
     clock: &dyn Clock,
     observer: &mut impl Observer<O>,
 ) -> Result<Outcome, TrainError> {
-    options.check()?;
+    let checkpoints = checkpoint.map(|path| Checkpoints::new(path, &LocalDisk));
+    run(
+        objective,
+        train,
+        held_out,
+        options,
+        checkpoints,
+        clock,
+        observer,
+    )
+}
+
+/// As [`train`], with checkpoints on any disk.
+pub(crate) fn run<O: Objective>(
+    objective: &mut O,
+    train: &[O::Example],
+    held_out: &[O::Example],
+    options: &TrainOptions,
+    checkpoints: Option<Checkpoints<'_>>,
+    clock: &dyn Clock,
+    observer: &mut impl Observer<O>,
+) -> Result<Outcome, TrainError> {
     if weight(train) <= 0.0 {
         return Err(TrainError::Data("no sequence has a weighted token"));
     }
@@ -282,17 +268,18 @@ pub fn train<O: Objective>(
             "no held-out sequence has a weighted token",
         ));
     }
-    let mut params = objective.parameters();
+    let tokens = train.iter().map(Example::n_tokens).sum();
+    let options = &options.resolve(train.len(), tokens)?;
+    let params = objective.parameters();
     let decays = objective.decays();
-    let mut adam = AdamW::new(
-        params.len(),
-        options.beta1,
-        options.beta2,
-        options.weight_decay,
-    );
+    let mut state = State {
+        adam: AdamW::of(options, params.len()),
+        params,
+        best: None,
+    };
     let data = data_hash(train, held_out);
-    let found = match checkpoint {
-        Some(path) => checkpoint::read(path, options, &data, &mut params, &mut adam)?,
+    let found = match &checkpoints {
+        Some(checkpoints) => checkpoints.read(options, &data, &mut state)?,
         None => None,
     };
     let mut at = found.unwrap_or_else(|| Position {
@@ -308,78 +295,75 @@ pub fn train<O: Objective>(
         worse: 0,
         curve: Vec::new(),
     });
-    if !objective.set_parameters(&params) {
-        return Err(TrainError::Diverged {
-            step: at.step,
-            loss: f64::NAN,
-        });
-    }
+    set(objective, &state.params, at.step, f64::NAN)?;
     let sample = sample(held_out, options.evaluate_tokens);
-    let mut sequence_order = order(train.len(), options.seed, at.epoch);
+    let mut batches = Batches::new(train, options, &at);
+    let mut gradient = vec![0.0_f32; state.params.len()];
     let (started_s, first_step, first_tokens) = (clock.monotonic_s(), at.step, at.tokens);
-    let patient = |at: &Position| options.patience.is_none_or(|p| at.worse < p);
     let mut finished = true;
-    while at.step < options.steps && patient(&at) {
+    // Whether the newest checkpoint is of this step.
+    let mut saved = at.step > 0;
+    while at.step < options.steps && options.patience.is_none_or(|p| at.worse < p) {
         if observer.stop() {
             finished = false;
             break;
         }
-        let mut batch: Vec<Sequence> = Vec::new();
-        let mut tokens = 0;
-        while tokens < options.batch_tokens {
-            if at.next == train.len() {
-                at.epoch += 1;
-                at.next = 0;
-                sequence_order = order(train.len(), options.seed, at.epoch);
-            }
-            let s = &train[sequence_order[at.next]];
-            tokens += s.tokens.len().max(1);
-            batch.push(s.clone());
-            at.next += 1;
-        }
+        let batch = batches.next(&mut at);
         let batch_weight = weight(&batch).max(f64::MIN_POSITIVE);
-        let (loss, mut gradient) = objective.gradient(&batch)?;
+        gradient.fill(0.0);
+        let mut loss = 0.0;
+        for part in parts(&batch, options.micro_batch_tokens) {
+            let losses = objective.add_gradient(part, options.recompute, &mut gradient)?;
+            loss = losses.iter().fold(loss, |sum, l| sum + l);
+        }
         let rate = options.rate(at.step);
         at.step += 1;
-        at.tokens += tokens as u64;
+        at.tokens += batch.iter().map(|e| e.n_tokens() as u64).sum::<u64>();
         if !loss.is_finite() {
             return Err(TrainError::Diverged {
                 step: at.step,
                 loss,
             });
         }
-        clip(&mut gradient, batch_weight, options.clip_norm);
-        adam.step(&mut params, &gradient, &decays, rate);
-        if !objective.set_parameters(&params) {
-            return Err(TrainError::Diverged {
-                step: at.step,
-                loss: loss / batch_weight,
-            });
-        }
+        let gradient_norm = clip(&mut gradient, batch_weight, options.clip_norm);
+        state.adam.step(&mut state.params, &gradient, &decays, rate);
+        set(objective, &state.params, at.step, loss / batch_weight)?;
         at.loss_sum += loss;
         at.loss_weight += batch_weight;
         let last = at.step == options.steps;
         let mut measured = None;
         if last || at.step.is_multiple_of(options.evaluate_every) {
-            let value = mean_loss(objective, sample)?;
-            measured = Some(value);
+            let got = objective.measure(sample)?;
+            let held_out = got.loss_sum / weight(sample);
+            measured = Some((held_out, got.rewards));
             at.curve.push(CurvePoint {
                 step: at.step,
                 tokens: at.tokens,
                 learning_rate: rate,
                 loss: at.loss_sum / at.loss_weight,
-                held_out: value,
+                held_out,
+                rewards: got.rewards,
             });
             (at.loss_sum, at.loss_weight) = (0.0, 0.0);
-            if at.best.is_none_or(|best| value < best) {
-                at.best = Some(value);
+            if at.best.is_none_or(|best| held_out < best.held_out) {
+                at.best = Some(Best {
+                    step: at.step,
+                    held_out,
+                });
                 at.worse = 0;
+                if options.keep_best {
+                    state.best = Some(state.params.clone());
+                }
             } else {
                 at.worse += 1;
             }
         }
-        if let Some(path) = checkpoint.filter(|_| last || due(at.step, options.checkpoint_every)) {
-            checkpoint::write(path, &at, &params, &adam)?;
+        saved = false;
+        if let Some(checkpoints) = &checkpoints
+            && (last || due(at.step, options.checkpoint_every))
+        {
+            checkpoints.write(&at, &state)?;
+            saved = true;
             observer.on_checkpoint(objective, at.step);
         }
         let elapsed_s = (clock.monotonic_s() - started_s).max(1e-9);
@@ -387,52 +371,137 @@ pub fn train<O: Objective>(
         observer.on_step(&Progress {
             step: at.step,
             steps: options.steps,
+            epoch: at.epoch,
             loss: loss / batch_weight,
             learning_rate: rate,
+            gradient_norm,
+            tokens: at.tokens,
             tokens_per_s: (at.tokens - first_tokens) as f64 / elapsed_s,
             eta_s: elapsed_s / f64::from(at.step - first_step) * f64::from(options.steps - at.step),
-            held_out: measured,
+            held_out: measured.map(|(loss, _)| loss),
+            rewards: measured.and_then(|(_, rewards)| rewards),
         });
     }
-    if let Some(path) = checkpoint.filter(|_| !finished && at.step > 0) {
-        checkpoint::write(path, &at, &params, &adam)?;
+    if let Some(checkpoints) = &checkpoints
+        && !saved
+        && at.step > 0
+    {
+        checkpoints.write(&at, &state)?;
         observer.on_checkpoint(objective, at.step);
     }
-    let held_out = mean_loss(objective, held_out)?;
+    let mut kept_step = at.step;
+    if let (Some(best), Some(params), true) = (at.best, &state.best, finished) {
+        set(objective, params, best.step, best.held_out)?;
+        kept_step = best.step;
+    }
+    let measured = objective.measure(held_out)?;
     Ok(Outcome {
         steps: at.step,
         tokens: at.tokens,
         finished,
-        held_out,
+        kept_step,
+        held_out: measured.loss_sum / weight(held_out),
+        rewards: measured.rewards,
         curve: at.curve,
     })
+}
+
+/// Gives the objective its parameters.
+fn set<O: Objective>(
+    objective: &mut O,
+    params: &[f32],
+    step: u32,
+    loss: f64,
+) -> Result<(), TrainError> {
+    if objective.set_parameters(params) {
+        Ok(())
+    } else {
+        Err(TrainError::Diverged { step, loss })
+    }
+}
+
+/// The batches of a run, one after the other.
+struct Batches<'a, E> {
+    examples: &'a [E],
+    options: &'a TrainOptions,
+    order: Vec<usize>,
+}
+
+impl<'a, E: Example> Batches<'a, E> {
+    fn new(examples: &'a [E], options: &'a TrainOptions, at: &Position) -> Self {
+        Self {
+            examples,
+            options,
+            order: order(examples.len(), options, at.epoch),
+        }
+    }
+
+    /// The next batch: so many examples, or as many as fill it with tokens. The
+    /// next pass over the data begins where the last one ends.
+    fn next(&mut self, at: &mut Position) -> Vec<E> {
+        let mut batch: Vec<E> = Vec::new();
+        let mut tokens = 0;
+        let full = |n: usize, tokens: usize| match self.options.batch_sequences {
+            Some(most) => n >= most,
+            None => tokens >= self.options.batch_tokens,
+        };
+        while !full(batch.len(), tokens) {
+            if at.next == self.examples.len() {
+                at.epoch += 1;
+                at.next = 0;
+                self.order = order(self.examples.len(), self.options, at.epoch);
+            }
+            let example = &self.examples[self.order[at.next]];
+            tokens += example.n_tokens().max(1);
+            batch.push(example.clone());
+            at.next += 1;
+        }
+        batch
+    }
+}
+
+/// Consecutive examples of at most `tokens` tokens together, or one longer one.
+fn parts<E: Example>(batch: &[E], tokens: Option<usize>) -> Vec<&[E]> {
+    let most = tokens.unwrap_or(usize::MAX);
+    let (mut parts, mut first, mut seen) = (Vec::new(), 0, 0);
+    for (i, example) in batch.iter().enumerate() {
+        let n = example.n_tokens();
+        if i > first && seen + n > most {
+            parts.push(&batch[first..i]);
+            (first, seen) = (i, 0);
+        }
+        seen += n;
+    }
+    parts.push(&batch[first..]);
+    parts
 }
 
 fn due(step: u32, every: u32) -> bool {
     every > 0 && step.is_multiple_of(every)
 }
 
-/// The first sequences that have `tokens` together, at least one.
-fn sample(seqs: &[Sequence], tokens: usize) -> &[Sequence] {
+/// The first examples that have `tokens` together, at least one.
+fn sample<E: Example>(examples: &[E], tokens: usize) -> &[E] {
     let mut seen = 0;
-    let n = seqs.iter().take_while(|s| {
+    let n = examples.iter().take_while(|e| {
         let more = seen < tokens;
-        seen += s.tokens.len();
+        seen += e.n_tokens();
         more
     });
     let mut n = n.count().max(1);
-    while n < seqs.len() && weight(&seqs[..n]) <= 0.0 {
+    while n < examples.len() && weight(&examples[..n]) <= 0.0 {
         n += 1;
     }
-    &seqs[..n]
+    &examples[..n]
 }
 
-/// Scales the gradient of a sum to that of the mean, and down to `longest`.
+/// Scales the gradient of a sum to that of the mean, and down to `longest`;
+/// returns the length of the mean's.
 #[expect(
     clippy::cast_possible_truncation,
     reason = "rounding to f32 is what is wanted"
 )]
-fn clip(gradient: &mut [f32], weight: f64, longest: f32) {
+fn clip(gradient: &mut [f32], weight: f64, longest: f32) -> f64 {
     let norm = gradient
         .iter()
         .map(|g| f64::from(*g) * f64::from(*g))
@@ -448,18 +517,7 @@ fn clip(gradient: &mut [f32], weight: f64, longest: f32) {
     for g in gradient {
         *g *= factor;
     }
-}
-
-impl From<LoraError> for TrainError {
-    fn from(_: LoraError) -> Self {
-        Self::Options("the adapter's shape is out of its limits")
-    }
-}
-
-impl From<LoadError> for TrainError {
-    fn from(_: LoadError) -> Self {
-        Self::Options("the model's shape is out of its limits")
-    }
+    norm
 }
 
 /// The whole of a model's tensors that decay: matrices, not norms.

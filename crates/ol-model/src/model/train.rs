@@ -207,18 +207,38 @@ impl Model {
         seqs: &[Sequence],
         labels: Labels,
     ) -> Result<(f64, Vec<f32>), ForwardError> {
-        self.check_sequences(Some(adapter), seqs)?;
         let mut gradient = vec![0.0_f32; adapter.n_params()];
-        let mut loss = 0.0;
+        let losses = self.add_lora_gradient(pool, adapter, seqs, labels, &mut gradient)?;
+        Ok((losses.iter().sum(), gradient))
+    }
+
+    /// Adds the gradient of the sum over all sequences with respect to the
+    /// adapter to `gradient`; returns the loss of each sequence. Sequences given
+    /// in several calls add up to the same bits as in one.
+    ///
+    /// # Errors
+    /// [`ForwardError`] when a sequence or the adapter does not fit the model;
+    /// `gradient` is then unchanged.
+    ///
+    /// # Panics
+    /// If `gradient` has not one element for each parameter of the adapter.
+    pub fn add_lora_gradient(
+        &self,
+        pool: &Pool,
+        adapter: &Lora,
+        seqs: &[Sequence],
+        labels: Labels,
+        gradient: &mut [f32],
+    ) -> Result<Vec<f64>, ForwardError> {
+        assert_eq!(gradient.len(), adapter.n_params(), "one value a parameter");
+        self.check_sequences(Some(adapter), seqs)?;
+        let mut losses = Vec::with_capacity(seqs.len());
         for range in batches(seqs) {
             let batch = Batch::new(&seqs[range], labels);
-            let groups = vec![(0..batch.tokens.len(), gradient.as_mut_slice())];
-            loss += self
-                .gradients(pool, &batch, &mut Target::Lora { adapter, groups })
-                .iter()
-                .sum::<f64>();
+            let groups = vec![(0..batch.tokens.len(), &mut *gradient)];
+            losses.extend(self.gradients(pool, &batch, &mut Target::Lora { adapter, groups }));
         }
-        Ok((loss, gradient))
+        Ok(losses)
     }
 
     /// Loss and gradient of the sum over all sequences with respect to every
@@ -231,17 +251,35 @@ impl Model {
         pool: &Pool,
         seqs: &[Sequence],
     ) -> Result<(f64, Vec<f32>), ForwardError> {
-        self.check_sequences(None, seqs)?;
         let mut gradient = vec![0.0_f32; self.layout.len()];
-        let mut loss = 0.0;
+        let losses = self.add_full_gradient(pool, seqs, &mut gradient)?;
+        Ok((losses.iter().sum(), gradient))
+    }
+
+    /// Adds the gradient of the sum over all sequences with respect to every
+    /// base parameter, in the flat order of [`crate::Layout`], to `gradient`;
+    /// returns the loss of each sequence.
+    ///
+    /// # Errors
+    /// [`ForwardError`] when a sequence does not fit the model; `gradient` is
+    /// then unchanged.
+    ///
+    /// # Panics
+    /// If `gradient` has not one element for each parameter of the model.
+    pub fn add_full_gradient(
+        &self,
+        pool: &Pool,
+        seqs: &[Sequence],
+        gradient: &mut [f32],
+    ) -> Result<Vec<f64>, ForwardError> {
+        assert_eq!(gradient.len(), self.layout.len(), "one value a parameter");
+        self.check_sequences(None, seqs)?;
+        let mut losses = Vec::with_capacity(seqs.len());
         for range in batches(seqs) {
             let batch = Batch::new(&seqs[range], Labels::Given);
-            loss += self
-                .gradients(pool, &batch, &mut Target::Full(&mut gradient))
-                .iter()
-                .sum::<f64>();
+            losses.extend(self.gradients(pool, &batch, &mut Target::Full(gradient)));
         }
-        Ok((loss, gradient))
+        Ok(losses)
     }
 
     fn gradients(&self, pool: &Pool, batch: &Batch, target: &mut Target<'_>) -> Vec<f64> {

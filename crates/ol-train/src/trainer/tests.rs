@@ -1,9 +1,15 @@
+use std::cell::Cell;
+use std::io;
+use std::path::PathBuf;
+
 use ol_model::{Lora, LoraConfig, ModelConfig, Pool};
 use ol_runtime::ManualClock;
 
 use super::*;
 use crate::adapter::LoraObjective;
 use crate::base::BaseObjective;
+use crate::checkpoint::{Disk, clear_checkpoints};
+use crate::options::{Optimizer, Schedule};
 
 fn config() -> ModelConfig {
     ModelConfig {
@@ -69,8 +75,10 @@ fn clock() -> ManualClock {
     ManualClock::new(0)
 }
 
-fn bits(x: &[f32]) -> Vec<u32> {
-    x.iter().map(|v| v.to_bits()).collect()
+/// Equal for equal bits, and short.
+fn bits(x: &[f32]) -> String {
+    let bytes: Vec<u8> = x.iter().flat_map(|v| v.to_le_bytes()).collect();
+    keccak256(&bytes).to_string()
 }
 
 #[test]
@@ -98,7 +106,7 @@ fn a_resumed_run_ends_with_the_same_bytes() {
     );
 
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("checkpoint.bin");
+    let path = dir.path().join("checkpoint");
     let pool = Pool::new(3);
     for (i, steps) in [1, 6, 13, u32::MAX].into_iter().enumerate() {
         // A new objective each time: nothing survives but the file.
@@ -129,7 +137,7 @@ fn a_checkpoint_of_another_run_or_a_damaged_one_is_refused() {
     let (data, held_out) = (sequences(10, 1), sequences(3, 2));
     let pool = Pool::new(1);
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("checkpoint.bin");
+    let path = dir.path().join("checkpoint");
     let go = |data: &[Sequence], options: &TrainOptions| {
         let mut o = BaseObjective {
             model: Model::random(config(), 3).unwrap(),
@@ -154,29 +162,339 @@ fn a_checkpoint_of_another_run_or_a_damaged_one_is_refused() {
     let is_other = |r: Result<(), TrainError>, what| matches!(r, Err(TrainError::Checkpoint(CheckpointError::OtherRun { what: w, .. })) if w == what);
     assert!(is_other(go(&data, &other), "options"));
     assert!(is_other(go(&data[1..], &options()), "data"));
-    let bytes = std::fs::read(&path).unwrap();
+    let (path, bytes) = only_file(dir.path());
+    let damaged = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        let result = go(&data, &options());
+        assert!(
+            matches!(
+                result,
+                Err(TrainError::Checkpoint(CheckpointError::Damaged { .. }))
+            ),
+            "{result:?}"
+        );
+    };
     for at in [0, 9, 17, 40, bytes.len() / 2, bytes.len() - 1] {
         let mut changed = bytes.clone();
         changed[at] ^= 1;
-        std::fs::write(&path, &changed).unwrap();
-        assert!(
-            matches!(
-                go(&data, &options()),
-                Err(TrainError::Checkpoint(CheckpointError::Damaged { .. }))
-            ),
-            "{at}"
-        );
+        damaged(&changed);
     }
     for len in [0, 5, 31, 32, 60, bytes.len() - 1] {
-        std::fs::write(&path, &bytes[..len]).unwrap();
-        assert!(
-            matches!(
-                go(&data, &options()),
-                Err(TrainError::Checkpoint(CheckpointError::Damaged { .. }))
-            ),
-            "{len}"
-        );
+        damaged(&bytes[..len]);
     }
+    let mut older = bytes.clone();
+    older[7] = b'1';
+    for path in [&path, &dir.path().join("checkpoint")] {
+        std::fs::write(path, &older).unwrap();
+        let error = go(&data, &options()).unwrap_err().to_string();
+        assert!(
+            error.contains("format 1") && error.contains("reads format 2"),
+            "{error}"
+        );
+        std::fs::remove_file(path).unwrap();
+    }
+}
+
+/// The one file of a directory.
+fn only_file(dir: &Path) -> (PathBuf, Vec<u8>) {
+    let files: Vec<PathBuf> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .collect();
+    assert_eq!(files.len(), 1, "{files:?}");
+    (files[0].clone(), std::fs::read(&files[0]).unwrap())
+}
+
+/// A run of an adapter over the sequences, on a base of its own.
+fn adapter_run(
+    options: &TrainOptions,
+    checkpoints: Option<Checkpoints<'_>>,
+    observer: &mut impl for<'a> Observer<LoraObjective<'a>>,
+) -> Result<(Outcome, String), TrainError> {
+    let pool = Pool::new(2);
+    let base = Model::random(config(), 3).unwrap();
+    let mut objective = LoraObjective {
+        model: &base,
+        adapter: Lora::init(&config(), LoraConfig::all_linear(2), 1).unwrap(),
+        pool: &pool,
+    };
+    let outcome = run(
+        &mut objective,
+        &sequences(40, 1),
+        &sequences(8, 2),
+        options,
+        checkpoints,
+        &clock(),
+        observer,
+    )?;
+    Ok((outcome, bits(&objective.parameters())))
+}
+
+/// Every setting that has state of its own.
+fn settings() -> Vec<TrainOptions> {
+    let plain = TrainOptions {
+        learning_rate: 0.03,
+        ..options()
+    };
+    vec![
+        TrainOptions {
+            optimizer: Optimizer::AdamW8Bit,
+            micro_batch_tokens: Some(40),
+            checkpoints_keep: 3,
+            ..plain
+        },
+        TrainOptions {
+            // A rate this high makes the held-out loss rise at times.
+            learning_rate: 0.5,
+            keep_best: true,
+            patience: Some(3),
+            evaluate_every: 1,
+            schedule: Schedule::Constant,
+            ..plain
+        },
+        TrainOptions {
+            batch_sequences: Some(3),
+            shuffle: false,
+            schedule: Schedule::Linear,
+            ..plain
+        },
+    ]
+}
+
+#[test]
+fn every_setting_is_resumed_to_the_same_bytes() {
+    for options in settings() {
+        let (want, want_bits) = adapter_run(&options, None, &mut Silent).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("checkpoint");
+        let mut runs = 0;
+        let (got, got_bits) = loop {
+            let checkpoints = Some(Checkpoints::new(&path, &LocalDisk));
+            let done = adapter_run(&options, checkpoints, &mut Crash(2)).unwrap();
+            runs += 1;
+            if done.0.finished {
+                break done;
+            }
+        };
+        assert!(runs > 1, "{options:?}");
+        assert_eq!(got, want, "{options:?}");
+        assert_eq!(got_bits, want_bits, "{options:?}");
+    }
+}
+
+#[test]
+fn a_run_may_go_on_with_less_memory() {
+    let (want, want_bits) = adapter_run(&options(), None, &mut Silent).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("checkpoint");
+    let smaller = TrainOptions {
+        micro_batch_tokens: Some(30),
+        recompute: true,
+        ..options()
+    };
+    for (options, steps) in [(options(), 7), (smaller, u32::MAX)] {
+        let checkpoints = Some(Checkpoints::new(&path, &LocalDisk));
+        let (got, got_bits) = adapter_run(&options, checkpoints, &mut Crash(steps)).unwrap();
+        if got.finished {
+            assert_eq!((&got, &got_bits), (&want, &want_bits));
+        }
+    }
+}
+
+/// A disk that fails at the n-th change, and at all after it.
+struct FailingDisk {
+    good: Cell<u32>,
+    moment: Moment,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Moment {
+    /// Nothing has changed.
+    Before,
+    /// A part of the file lies beside its place.
+    Torn,
+    /// The change is made, and the answer lost.
+    After,
+}
+
+impl FailingDisk {
+    fn change(
+        &self,
+        torn: impl FnOnce(),
+        whole: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<()> {
+        match self.good.get().checked_sub(1) {
+            Some(left) => {
+                self.good.set(left);
+                whole()
+            }
+            None => {
+                match self.moment {
+                    Moment::Before => {}
+                    Moment::Torn => torn(),
+                    Moment::After => whole()?,
+                }
+                Err(io::Error::other("injected"))
+            }
+        }
+    }
+}
+
+impl Disk for FailingDisk {
+    fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let torn = || {
+            let mut name = path.file_name().unwrap().to_owned();
+            name.push(".tmp");
+            std::fs::write(path.with_file_name(name), &bytes[..bytes.len() / 2]).unwrap();
+        };
+        self.change(torn, || LocalDisk.write(path, bytes))
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.change(|| (), || LocalDisk.remove(path))
+    }
+}
+
+#[test]
+fn a_disk_that_fails_at_any_change_costs_no_byte() {
+    let options = TrainOptions {
+        steps: 8,
+        checkpoint_every: 2,
+        checkpoints_keep: 2,
+        optimizer: Optimizer::AdamW8Bit,
+        ..options()
+    };
+    let (want, want_bits) = adapter_run(&options, None, &mut Silent).unwrap();
+    let mut faults = 0;
+    for moment in [Moment::Before, Moment::Torn, Moment::After] {
+        for good in 0.. {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("checkpoint");
+            let disk = FailingDisk {
+                good: Cell::new(good),
+                moment,
+            };
+            let first = adapter_run(&options, Some(Checkpoints::new(&path, &disk)), &mut Silent);
+            let Err(error) = first else { break };
+            assert!(error.to_string().contains("injected"), "{error}");
+            faults += 1;
+            let checkpoints = Some(Checkpoints::new(&path, &LocalDisk));
+            let (got, got_bits) = adapter_run(&options, checkpoints, &mut Silent).unwrap();
+            assert_eq!((&got, &got_bits), (&want, &want_bits), "{moment:?} {good}");
+        }
+    }
+    // Four writes and two removals, at three moments.
+    assert_eq!(faults, 18);
+}
+
+#[test]
+fn the_newest_checkpoints_are_kept_and_a_damaged_one_gives_way() {
+    let options = TrainOptions {
+        checkpoints_keep: 3,
+        ..options()
+    };
+    let (want, want_bits) = adapter_run(&options, None, &mut Silent).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("checkpoint");
+    let names = || {
+        let mut names: Vec<String> = std::fs::read_dir(dir.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    let go = |steps| {
+        let checkpoints = Some(Checkpoints::new(&path, &LocalDisk));
+        adapter_run(&options, checkpoints, &mut Crash(steps)).unwrap()
+    };
+    go(18);
+    let kept = [
+        "checkpoint.00000012",
+        "checkpoint.00000016",
+        "checkpoint.00000018",
+    ];
+    assert_eq!(names(), kept);
+    for name in &kept[1..] {
+        std::fs::write(dir.path().join(name), b"OLTRAIN2 and no more").unwrap();
+    }
+    std::fs::write(dir.path().join("checkpoint.notes"), b"mine").unwrap();
+    let (got, got_bits) = go(u32::MAX);
+    assert_eq!((got, got_bits), (want, want_bits));
+    let kept = [
+        "checkpoint.00000024",
+        "checkpoint.00000028",
+        "checkpoint.00000030",
+    ];
+    assert_eq!(names()[..3], kept);
+    clear_checkpoints(&path).unwrap();
+    assert_eq!(names(), ["checkpoint.notes"]);
+}
+
+#[test]
+fn parts_of_a_batch_give_its_bits() {
+    let (want, want_bits) = adapter_run(&options(), None, &mut Silent).unwrap();
+    for tokens in [1, 25, 60, 99, 1000] {
+        let options = TrainOptions {
+            micro_batch_tokens: Some(tokens),
+            ..options()
+        };
+        let (got, got_bits) = adapter_run(&options, None, &mut Silent).unwrap();
+        assert_eq!(got_bits, want_bits, "{tokens}");
+        assert_eq!(got, want, "{tokens}");
+    }
+}
+
+#[test]
+fn parts_hold_their_limit_and_every_example() {
+    let batch = sequences(20, 4);
+    for most in [1, 20, 50, 10_000] {
+        let parts = parts(&batch, Some(most));
+        assert_eq!(parts.concat(), batch);
+        for part in parts {
+            let tokens: usize = part.iter().map(Example::n_tokens).sum();
+            assert!(part.len() == 1 || tokens <= most);
+        }
+    }
+    assert_eq!(parts(&batch, None), [&batch[..]]);
+}
+
+#[test]
+fn the_best_is_kept_where_that_is_wanted() {
+    let [_, options, _] = &settings()[..] else {
+        panic!("three settings");
+    };
+    let (kept, _) = adapter_run(options, None, &mut Silent).unwrap();
+    let best = kept
+        .curve
+        .iter()
+        .min_by(|a, b| a.held_out.total_cmp(&b.held_out))
+        .unwrap();
+    assert!(kept.steps < options.steps, "patience ends the run");
+    assert_eq!(kept.kept_step, best.step);
+    assert_eq!(kept.steps, best.step + 3);
+    let last = TrainOptions {
+        keep_best: false,
+        ..options.clone()
+    };
+    let (last, _) = adapter_run(&last, None, &mut Silent).unwrap();
+    assert_eq!(last.kept_step, last.steps);
+    assert!(kept.held_out < last.held_out, "{kept:?}");
+}
+
+#[test]
+fn eight_bits_learn_as_well() {
+    let eight = TrainOptions {
+        optimizer: Optimizer::AdamW8Bit,
+        ..options()
+    };
+    let (full, _) = adapter_run(&options(), None, &mut Silent).unwrap();
+    let (eight, _) = adapter_run(&eight, None, &mut Silent).unwrap();
+    let gain = |o: &Outcome| o.curve[0].held_out - o.held_out;
+    assert!(
+        gain(&full) > 0.0 && (gain(&eight) / gain(&full) - 1.0).abs() < 0.1,
+        "{full:?} {eight:?}"
+    );
 }
 
 #[test]
@@ -313,19 +631,4 @@ fn patience_ends_a_run_that_does_not_improve() {
     )
     .unwrap();
     assert!(got.finished && got.steps < 500, "{}", got.steps);
-}
-
-#[test]
-fn the_rate_rises_then_falls() {
-    let o = TrainOptions {
-        steps: 110,
-        warmup_steps: 10,
-        learning_rate: 1.0,
-        final_fraction: 0.1,
-        ..options()
-    };
-    assert!((o.rate(0) - 0.1).abs() < 1e-6 && (o.rate(10) - 1.0).abs() < 1e-6);
-    assert!((o.rate(60) - 0.55).abs() < 1e-6 && (o.rate(110) - 0.1).abs() < 1e-6);
-    assert!((10..110).all(|s| o.rate(s + 1) <= o.rate(s)));
-    assert_eq!(o.steps_for(1000, 2.0), 20);
 }
