@@ -95,9 +95,11 @@ fn parse_config(text: &[u8]) -> Result<LoraConfig, PeftError> {
         Targets::Names(names) => names
             .iter()
             .map(|name| {
+                // PEFT 0.21 writes `all-linear` as the paths of all layers.
+                let last = name.rsplit('.').next().unwrap_or(name);
                 Projection::ALL
                     .into_iter()
-                    .find(|p| p.name() == name)
+                    .find(|p| p.name() == last)
                     .ok_or_else(|| {
                         PeftError::Config(format!(
                             "target module {name:?} is not a linear layer of a block"
