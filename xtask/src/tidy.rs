@@ -23,6 +23,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("ol-conformance", &["ol-evm", "ol-node", "ol-runtime"]),
     ("ol-datanet", &["ol-poa", "ol-runtime", "ol-types"]),
     ("ol-model", &["ol-types"]),
+    ("ol-cuda", &["ol-model", "ol-types"]),
     ("ol-train", &["ol-model", "ol-runtime", "ol-types"]),
     ("ol-attribution", &["ol-model", "ol-poa", "ol-types"]),
     ("ol-serve", &["ol-model", "ol-types"]),

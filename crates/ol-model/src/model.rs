@@ -326,6 +326,12 @@ impl Model {
         &self.config
     }
 
+    /// Cosines and sines of the rotary embedding, `[positions, head_dim / 2]` each.
+    #[must_use]
+    pub fn rotations(&self) -> (&[f32], &[f32]) {
+        (&self.rope.0, &self.rope.1)
+    }
+
     /// Where each tensor lies in the flat parameters.
     #[must_use]
     pub fn layout(&self) -> &Layout {
