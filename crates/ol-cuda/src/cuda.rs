@@ -221,14 +221,12 @@ impl Backend for Gpu {
         let Some(first) = arguments.first().filter(|_| blocks.0 > 0 && blocks.1 > 0) else {
             return Ok(());
         };
-        let too_many = |_| GpuError::Invalid(format!("{blocks:?} blocks"));
+        let size = |n: usize| {
+            u32::try_from(n).map_err(|_| GpuError::Invalid(format!("{blocks:?} blocks")))
+        };
         let config = LaunchConfig {
-            grid_dim: (
-                u32::try_from(blocks.0).map_err(too_many)?,
-                u32::try_from(blocks.1).map_err(too_many)?,
-                1,
-            ),
-            block_dim: (THREADS as u32, 1, 1),
+            grid_dim: (size(blocks.0)?, size(blocks.1)?, 1),
+            block_dim: (size(THREADS)?, 1, 1),
             shared_mem_bytes: 0,
         };
         // The driver copies as many bytes as the kernel's one parameter has,

@@ -434,6 +434,10 @@ impl<B: Backend> GpuModel<B> {
     }
 
     /// `y = x W^T` (`W` is `[n, width]` at `matrix`), or `y = x W` (`W` is `[width, n]`).
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one call a product, all of it needed"
+    )]
     pub(crate) fn product(
         &self,
         input: &Input<'_, B::Memory>,

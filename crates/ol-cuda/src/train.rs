@@ -212,7 +212,6 @@ impl<B: Backend> GpuModel<B> {
 
     /// Losses of the sequences and, if asked, the gradient of the residual
     /// stream after the last block.
-    #[expect(clippy::type_complexity, reason = "two callers")]
     fn score(
         &self,
         batch: &Batch<B::Memory>,
