@@ -8,11 +8,13 @@
 //!   [`KvCache`]s, [`Model::losses`], [`Model::lora_gradients`] per sequence,
 //!   [`Model::full_gradient`].
 //! * [`Lora`]: adapters in PEFT's format.
-//! * [`Tokenizer`]: byte-level BPE, chat format, streaming decoder.
+//! * [`Tokenizer`]: BPE of every family, chat templates, streaming decoder.
 //! * [`Pool`]: the threads it all runs on.
 
 mod cache;
+mod chat_template;
 mod config;
+mod generation_config;
 mod isa;
 pub(crate) mod kernels;
 mod layout;
@@ -27,7 +29,9 @@ mod tokenizer;
 mod weights;
 
 pub use cache::KvCache;
+pub use chat_template::{ChatOptions, ChatTemplateError, Conversation};
 pub use config::{ConfigError, Family, Mla, ModelConfig, Moe, Rope, Routing, SlidingWindow};
+pub use generation_config::GenerationConfig;
 pub use isa::Isa;
 pub use layout::{Layout, TensorSpec};
 pub use lora::{
@@ -41,6 +45,6 @@ pub use pool::Pool;
 pub use quant::{Format, QuantError, QuantMatrix};
 pub use random::Random;
 pub use tokenizer::{
-    ChatMessage, MAX_TOKENIZER_SIZE_BYTES, Role, TokenStream, Tokenizer, TokenizerError,
+    ChatMessage, ChatTokens, MAX_TOKENIZER_SIZE_BYTES, Role, TokenStream, Tokenizer, TokenizerError,
 };
 pub use weights::{Dtype, WeightsError, write_atomic};

@@ -1,40 +1,62 @@
-//! Byte-level BPE tokenizer (`tokenizer.json`), chat format and streaming decoder.
+//! Tokenizers of Hugging Face directories: text to tokens and back, chats.
+//!
+//! Byte-level BPE (Llama 3, Qwen, DeepSeek) and sentencepiece-style BPE with
+//! byte fallback (Llama 2, Mistral) are read from `tokenizer.json`; what the
+//! special tokens are for, from `tokenizer_config.json`,
+//! `special_tokens_map.json` and `generation_config.json`; how a chat is
+//! written, from the chat template (`chat_template`).
+//!
+//! **Text never becomes a control token.** `<|im_end|>` typed into a prompt, or
+//! into a tool's description, is encoded as the characters it consists of.
 
-use std::collections::HashMap;
+mod decoder;
+mod encoder;
+pub(crate) mod files;
+mod native;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use thiserror::Error;
-use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::{AddedToken, DecoderWrapper, ModelWrapper};
 
-use crate::weights::{WeightsError, read_limited, write_atomic};
-
-/// Longest `tokenizer.json` accepted.
-pub const MAX_TOKENIZER_SIZE_BYTES: u64 = 64 << 20;
-
-/// Special tokens in the order of their ids in a tokenizer trained here.
-const SPECIAL: [&str; 4] = ["<|end|>", "<|user|>", "<|assistant|>", "<|pad|>"];
-
-/// The chat format for other programs; the same as [`Tokenizer::chat`].
-const CHAT_TEMPLATE: &str = "{% set ns = namespace(system='') %}{% for m in messages %}\
-{% if m['role'] == 'system' %}{% set ns.system = ns.system + m['content'] + '\n\n' %}\
-{% elif m['role'] == 'user' %}{{ '<|user|>' + ns.system + m['content'] }}{% set ns.system = '' %}\
-{% else %}{{ '<|assistant|>' + m['content'] + '<|end|>' }}{% endif %}{% endfor %}\
-{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}";
+use crate::chat_template::{
+    ChatOptions, ChatTemplate, ChatTemplateError, ControlTokens, Conversation, Rendered,
+};
+use crate::weights::WeightsError;
+use decoder::Decoder;
+pub use decoder::TokenStream;
+pub(crate) use encoder::Control;
+use encoder::Encoder;
+use files::Files;
+pub use files::MAX_TOKENIZER_SIZE_BYTES;
+use native::Native;
 
 /// Why a tokenizer cannot be used.
 #[derive(Debug, Error)]
 pub enum TokenizerError {
-    /// The file cannot be read.
+    /// A file cannot be read.
     #[error(transparent)]
     File(#[from] WeightsError),
-    /// The file is not a tokenizer this engine can use.
-    #[error("tokenizer.json: {0}")]
-    Format(String),
+    /// A file is not what this engine can use.
+    #[error("{file}: {reason}")]
+    Format {
+        /// File concerned.
+        file: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// A text cannot be encoded, or training failed.
     #[error("tokenizer: {0}")]
     Failed(String),
+    /// A chat cannot be written as the model wants it.
+    #[error(transparent)]
+    Template(#[from] ChatTemplateError),
+    /// The model says nothing about chats.
+    #[error(
+        "the model has no chat template; give one, or use data that needs none (prompt and completion, or plain text)"
+    )]
+    NoTemplate,
     /// A file cannot be written.
     #[error("{path}: {source}")]
     Write {
@@ -48,12 +70,24 @@ pub enum TokenizerError {
 /// Who speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Instructions; put before the next user message.
+    /// Instructions.
     System,
     /// The one who asks.
     User,
     /// The model.
     Assistant,
+}
+
+impl Role {
+    /// The role's name in chat templates and data files.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::User => "user",
+            Self::Assistant => "assistant",
+        }
+    }
 }
 
 /// One message of a conversation.
@@ -65,340 +99,383 @@ pub struct ChatMessage {
     pub content: String,
 }
 
-/// A byte-level BPE tokenizer with this project's four special tokens.
-///
-/// Text from users never becomes a special token: `<|end|>` typed into a
-/// prompt is encoded as the characters it consists of.
-#[derive(Debug, Clone)]
-pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
-    /// Bytes of every token; special tokens have none.
-    bytes: Vec<Vec<u8>>,
-    end: u32,
-    user: u32,
-    assistant: u32,
-    pad: u32,
+/// A conversation in tokens, and which of them the model is to learn.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChatTokens {
+    /// The conversation.
+    pub tokens: Vec<u32>,
+    /// `[tokens.len()]`: whether the assistant wrote the token. The token that
+    /// ends the assistant's turn counts as written by it.
+    pub is_assistant: Vec<bool>,
 }
 
-/// Bytes that the byte-level alphabet writes as themselves; the others are
-/// written as the characters from U+0100 on, in order (the GPT-2 alphabet).
-fn alphabet() -> HashMap<char, u8> {
-    let printable = |b: u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
-    let hidden = (0..=255_u8)
-        .filter(|b| !printable(*b))
-        .zip('\u{100}'..)
-        .map(|(b, c)| (c, b));
-    (0..=255_u8)
-        .filter(|b| printable(*b))
-        .map(|b| (char::from(b), b))
-        .chain(hidden)
-        .collect()
+/// How conversations are written.
+#[derive(Debug, Clone)]
+enum Chat {
+    /// This project's own format.
+    Native(Native),
+    /// Templates by name.
+    Templates(BTreeMap<String, Arc<ChatTemplate>>),
+}
+
+/// A tokenizer with its special tokens and its chat format.
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    encoder: Encoder,
+    decoder: Decoder,
+    /// Tokens put before and after a whole text.
+    before: Vec<u32>,
+    after: Vec<u32>,
+    /// At least one; the first is the one to write.
+    ends: Vec<u32>,
+    pad: Option<u32>,
+    /// `bos_token` and the like, for templates.
+    names: BTreeMap<String, String>,
+    chat: Chat,
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` in `dir`.
+    /// Reads the tokenizer in `dir`: `tokenizer.json` and, where they are,
+    /// `tokenizer_config.json`, `special_tokens_map.json`,
+    /// `generation_config.json` and `chat_template.jinja`.
     ///
     /// # Errors
-    /// [`TokenizerError`] when it is absent, too long or of another kind.
+    /// [`TokenizerError`] when a file is absent, too long or of another kind.
     pub fn load(dir: &Path) -> Result<Self, TokenizerError> {
-        Self::from_bytes(&read_limited(
-            &dir.join("tokenizer.json"),
-            MAX_TOKENIZER_SIZE_BYTES,
-        )?)
+        Self::from_files(Files::read(dir)?)
     }
 
-    /// Reads the content of a `tokenizer.json`.
+    /// Reads the content of a `tokenizer.json` that needs no other file: one in
+    /// this project's chat format.
     ///
     /// # Errors
-    /// [`TokenizerError::Format`] when it is not byte-level BPE with the
-    /// special tokens of the chat format.
+    /// [`TokenizerError::Format`] when it is not, or does not say what ends a
+    /// text.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, TokenizerError> {
-        let inner = tokenizers::Tokenizer::from_bytes(bytes)
-            .map_err(|e| TokenizerError::Format(e.to_string()))?;
-        Self::wrap(inner)
-    }
-
-    fn wrap(mut inner: tokenizers::Tokenizer) -> Result<Self, TokenizerError> {
-        let refuse = |what: &str| Err(TokenizerError::Format(what.to_owned()));
-        if !matches!(inner.get_model(), ModelWrapper::BPE(_)) {
-            return refuse("the model is not BPE");
-        }
-        if !matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {
-            return refuse("the decoder is not byte-level");
-        }
-        inner.set_encode_special_tokens(true);
-        // A prompt is never cut or filled up behind the caller's back.
-        inner
-            .with_truncation(None)
-            .map_err(|e| TokenizerError::Format(e.to_string()))?;
-        inner.with_padding(None);
-        let added: Vec<u32> = inner.get_added_tokens_decoder().keys().copied().collect();
-        let alphabet = alphabet();
-        let vocabulary = inner.get_vocab(true);
-        let size = vocabulary.values().max().map_or(0, |m| *m as usize + 1);
-        if size == 0 || size > 1 << 20 {
-            return refuse("the vocabulary is empty or passes 1,048,576 tokens");
-        }
-        let mut table = vec![Vec::new(); size];
-        for (token, &id) in &vocabulary {
-            if added.contains(&id) {
-                continue;
-            }
-            let bytes: Option<Vec<u8>> = token.chars().map(|c| alphabet.get(&c).copied()).collect();
-            let Some(bytes) = bytes else {
-                return Err(TokenizerError::Format(format!(
-                    "token {id} is not written in the byte alphabet"
-                )));
-            };
-            table[id as usize] = bytes;
-        }
-        let special = |name: &str| {
-            let missing = || TokenizerError::Format(format!("the special token {name} is missing"));
-            inner
-                .token_to_id(name)
-                .filter(|id| added.contains(id))
-                .ok_or_else(missing)
-        };
-        let [end, user, assistant, pad] = SPECIAL.map(special);
-        Ok(Self {
-            end: end?,
-            user: user?,
-            assistant: assistant?,
-            pad: pad?,
-            bytes: table,
-            inner,
+        Self::from_files(Files {
+            tokenizer: bytes.to_vec(),
+            ..Files::default()
         })
     }
 
-    /// Trains byte-level BPE with `vocab_size` tokens, special ones and the
-    /// 256 bytes included, on `texts`.
-    ///
-    /// # Errors
-    /// [`TokenizerError::Failed`] when the trainer fails.
-    pub fn train(
-        texts: impl Iterator<Item = String> + Send,
-        vocab_size: usize,
-    ) -> Result<Self, TokenizerError> {
-        let failed = |e: tokenizers::Error| TokenizerError::Failed(e.to_string());
-        let special = SPECIAL.map(|s| AddedToken::from(s, true)).to_vec();
-        let mut trainer = BpeTrainerBuilder::new()
-            .show_progress(false)
-            .vocab_size(vocab_size)
-            .min_frequency(2)
-            .special_tokens(special.clone())
-            .initial_alphabet(alphabet().into_keys().collect())
-            .build();
-        let mut plain = tokenizers::TokenizerBuilder::<
-            BPE,
-            tokenizers::NormalizerWrapper,
-            ByteLevel,
-            tokenizers::PostProcessorWrapper,
-            ByteLevel,
-        >::new()
-        .with_model(BPE::default())
-        .with_pre_tokenizer(Some(ByteLevel::new(false, false, true)))
-        .with_decoder(Some(ByteLevel::new(false, false, true)))
-        .build()
-        .map_err(failed)?;
-        plain.train(&mut trainer, texts).map_err(failed)?;
-        plain.add_special_tokens(&special);
-        Self::from_bytes(plain.to_string(false).map_err(failed)?.as_bytes())
+    fn from_files(files: Files) -> Result<Self, TokenizerError> {
+        let format = |reason: String| TokenizerError::Format {
+            file: files::TOKENIZER.to_owned(),
+            reason,
+        };
+        let names = &files.names;
+        let named: BTreeSet<&str> = names
+            .by_part
+            .values()
+            .chain(&names.others)
+            .map(String::as_str)
+            .collect();
+        let (encoder, decoder) = Encoder::parse(&files.tokenizer, &named).map_err(format)?;
+        let vocabulary = encoder.vocabulary().map_err(format)?;
+        let shown = vocabulary.iter().zip(0..).map(|(token, id)| {
+            let is_hidden = encoder.controls().get(&id).is_some_and(|t| t.special);
+            token.as_deref().filter(|_| !is_hidden)
+        });
+        let decoder = Decoder::new(&decoder, shown).map_err(format)?;
+        let id_of = |part: &str| {
+            let name = names.by_part.get(part)?;
+            encoder.token_to_id(name)
+        };
+        let native = Native::find(&encoder);
+        let bos = id_of("bos_token").or(files.generation.bos_id);
+        let mut ends: Vec<u32> = native.iter().map(|n| n.end).collect();
+        ends.extend(id_of("eos_token"));
+        ends.extend(&files.generation.end_ids);
+        let mut seen = BTreeSet::new();
+        ends.retain(|id| seen.insert(*id) && (*id as usize) < vocabulary.len());
+        let Some(&end) = ends.first() else {
+            return Err(format(
+                "nothing says which token ends a text: eos_token in tokenizer_config.json or \
+                 eos_token_id in generation_config.json"
+                    .to_owned(),
+            ));
+        };
+        let (mut before, mut after) = encoder.frame().map_err(format)?;
+        if names.add_bos.is_some() || names.add_end.is_some() {
+            // Said outright, it replaces what the post-processor does.
+            let wanted = |flag: Option<bool>, id| if flag == Some(true) { id } else { None };
+            before = wanted(names.add_bos, bos).into_iter().collect();
+            after = wanted(names.add_end, Some(end)).into_iter().collect();
+        }
+        let mut tokenizer = Self {
+            decoder,
+            before,
+            after,
+            ends,
+            pad: native
+                .map(|n| n.pad)
+                .or_else(|| id_of("pad_token"))
+                .or(files.generation.pad_id),
+            names: files.names.by_part.clone(),
+            chat: Chat::Templates(BTreeMap::new()),
+            encoder,
+        };
+        if let Some(native) = native {
+            tokenizer.chat = Chat::Native(native);
+        } else {
+            for (name, source) in &files.templates {
+                tokenizer.add_template(name, source)?;
+            }
+        }
+        Ok(tokenizer)
     }
 
-    /// Writes `tokenizer.json` and `tokenizer_config.json`; `max_tokens` is the
-    /// model's context.
+    /// Takes `source` for chats instead of what the model's files say.
     ///
     /// # Errors
-    /// [`TokenizerError`] when a file cannot be written.
-    ///
-    /// # Panics
-    /// Never: what it writes is plain JSON.
-    pub fn save(&self, dir: &Path, max_tokens: usize) -> Result<(), TokenizerError> {
-        let mut text = self
-            .inner
-            .to_string(false)
-            .map_err(|e| TokenizerError::Failed(e.to_string()))?;
-        text.push('\n');
-        let config = serde_json::json!({
-            "chat_template": CHAT_TEMPLATE,
-            "clean_up_tokenization_spaces": false,
-            "eos_token": SPECIAL[0],
-            "model_max_length": max_tokens,
-            "pad_token": SPECIAL[3],
-            "tokenizer_class": "PreTrainedTokenizerFast",
-        });
-        let mut config = serde_json::to_string_pretty(&config).expect("a JSON value has a text");
-        config.push('\n');
-        for (name, text) in [("tokenizer.json", text), ("tokenizer_config.json", config)] {
-            let path = dir.join(name);
-            write_atomic(&path, text.as_bytes())
-                .map_err(|source| TokenizerError::Write { path, source })?;
+    /// [`TokenizerError::Template`] when it is no template this engine can use.
+    pub fn set_chat_template(&mut self, source: &str) -> Result<(), TokenizerError> {
+        self.chat = Chat::Templates(BTreeMap::new());
+        self.add_template("default", source)
+    }
+
+    fn add_template(&mut self, name: &str, source: &str) -> Result<(), TokenizerError> {
+        let controls = ControlTokens {
+            tokens: self.encoder.controls(),
+            names: &self.names,
+        };
+        let template = Arc::new(ChatTemplate::compile(name, source, &controls)?);
+        if let Chat::Templates(templates) = &mut self.chat {
+            templates.insert(name.to_owned(), template);
         }
         Ok(())
     }
 
-    /// Tokens of a text, without special ones.
+    /// Tokens of a text, without any that the model's files put around it.
     ///
     /// # Errors
-    /// [`TokenizerError::Failed`] when the pre-tokenizer gives up on the text.
+    /// [`TokenizerError::Failed`] when the tokenizer's rules give up on the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = self
-            .inner
-            .encode_fast(text, false)
-            .map_err(|e| TokenizerError::Failed(e.to_string()))?;
-        Ok(encoding.get_ids().to_vec())
+        self.encoder.encode(text).map_err(TokenizerError::Failed)
+    }
+
+    /// Tokens of a text that is to be continued: with the beginning-of-text
+    /// token, if the model's files ask for one.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let mut tokens = self.before.clone();
+        tokens.extend(self.encode(text)?);
+        Ok(tokens)
+    }
+
+    /// Tokens of a whole document: beginning (if the model has one), text, end.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_document(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let mut tokens = self.encode_prompt(text)?;
+        if self.after.is_empty() {
+            tokens.push(self.end_id());
+        }
+        tokens.extend(&self.after);
+        Ok(tokens)
     }
 
     /// Text of tokens; special and unknown ones have none, bytes that are not
     /// UTF-8 become U+FFFD.
     #[must_use]
     pub fn decode(&self, tokens: &[u32]) -> String {
-        let bytes: Vec<u8> = tokens
-            .iter()
-            .flat_map(|t| self.token_bytes(*t))
-            .copied()
-            .collect();
-        String::from_utf8_lossy(&bytes).into_owned()
+        let mut stream = self.stream();
+        let mut text: String = tokens.iter().map(|token| stream.push(*token)).collect();
+        text.push_str(&stream.finish());
+        text
     }
 
     /// Bytes of one token; none for special and unknown tokens.
     #[must_use]
     pub fn token_bytes(&self, token: u32) -> &[u8] {
-        self.bytes.get(token as usize).map_or(&[], Vec::as_slice)
+        self.decoder.token_bytes(token)
     }
 
-    /// Ids there are: one more than the highest.
+    /// Ids there are: one more than the highest. A model may have rows for more.
     #[must_use]
     pub fn vocab_size(&self) -> usize {
-        self.bytes.len()
+        self.decoder.len()
     }
 
     /// Ends an answer or a document.
     #[must_use]
     pub fn end_id(&self) -> u32 {
-        self.end
+        self.ends[0]
+    }
+
+    /// Every token that ends an answer; the first is [`Tokenizer::end_id`].
+    #[must_use]
+    pub fn end_ids(&self) -> &[u32] {
+        &self.ends
+    }
+
+    /// Whether the token ends an answer.
+    #[must_use]
+    pub fn is_end(&self, token: u32) -> bool {
+        self.ends.contains(&token)
     }
 
     /// Fills up; never predicted.
     #[must_use]
-    pub fn pad_id(&self) -> u32 {
+    pub const fn pad_id(&self) -> Option<u32> {
         self.pad
     }
 
-    /// Begins a user message.
+    /// Whether [`Tokenizer::chat`] and its like can work.
     #[must_use]
-    pub fn user_id(&self) -> u32 {
-        self.user
+    pub fn has_chat_format(&self) -> bool {
+        match &self.chat {
+            Chat::Native(_) => true,
+            Chat::Templates(templates) => !templates.is_empty(),
+        }
     }
 
-    /// Begins an answer.
-    #[must_use]
-    pub fn assistant_id(&self) -> u32 {
-        self.assistant
-    }
-
-    /// A conversation up to where the model answers:
-    /// `<|user|>…<|assistant|>…<|end|><|user|>…<|assistant|>`. System messages
-    /// come before the next user message, an empty line between. A trailing
-    /// assistant message is left open, for the model to go on with.
+    /// A conversation up to where the model answers. A trailing assistant
+    /// message is left open, for the model to go on with.
     ///
     /// # Errors
-    /// [`TokenizerError::Failed`] when a text cannot be encoded.
+    /// [`TokenizerError`] when a text cannot be encoded, or the model's template
+    /// does not take the conversation.
     pub fn chat(&self, messages: &[ChatMessage]) -> Result<Vec<u32>, TokenizerError> {
-        let mut tokens = Vec::new();
-        let mut system = String::new();
-        for (i, message) in messages.iter().enumerate() {
-            match message.role {
-                Role::System => {
-                    system.push_str(&message.content);
-                    system.push_str("\n\n");
-                }
-                Role::User => {
-                    tokens.push(self.user);
-                    tokens.extend(self.encode(&(std::mem::take(&mut system) + &message.content))?);
-                }
-                Role::Assistant => {
-                    tokens.push(self.assistant);
-                    tokens.extend(self.encode(&message.content)?);
-                    if i + 1 < messages.len() {
-                        tokens.push(self.end);
-                    }
-                }
-            }
+        if let Chat::Native(native) = &self.chat {
+            return native.prompt(messages, |text| self.encode(text));
         }
-        if messages.last().is_none_or(|m| m.role != Role::Assistant) {
-            tokens.push(self.assistant);
-        }
-        Ok(tokens)
+        self.chat_prompt(&Conversation::from(messages), &ChatOptions::default())
     }
 
-    /// A question and its answer as training text,
-    /// `<|user|>QUESTION<|assistant|>ANSWER<|end|>`, and where the answer
-    /// begins (the first token after `<|assistant|>`).
+    /// As [`Tokenizer::chat`], with tools and whatever else the model's template
+    /// knows.
     ///
     /// # Errors
-    /// [`TokenizerError::Failed`] when a text cannot be encoded.
+    /// As [`Tokenizer::chat`].
+    pub fn chat_prompt(
+        &self,
+        conversation: &Conversation,
+        options: &ChatOptions,
+    ) -> Result<Vec<u32>, TokenizerError> {
+        if let Chat::Native(native) = &self.chat {
+            return native.prompt(&conversation.plain_messages()?, |text| self.encode(text));
+        }
+        let rendered = self
+            .template(conversation, options)?
+            .prompt(conversation, options)?;
+        Ok(self.place(&rendered)?.tokens)
+    }
+
+    /// A whole conversation with the tokens of the assistant marked, as training
+    /// wants it. Where the template has `{% generation %}`, that says which they
+    /// are; else it is found out by rendering the conversation message by
+    /// message.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::chat`], and if it cannot be told which tokens are the
+    /// assistant's.
+    pub fn chat_training(
+        &self,
+        conversation: &Conversation,
+        options: &ChatOptions,
+    ) -> Result<ChatTokens, TokenizerError> {
+        if let Chat::Native(native) = &self.chat {
+            return native.training(&conversation.plain_messages()?, |text| self.encode(text));
+        }
+        let rendered =
+            self.template(conversation, options)?
+                .training(conversation, options, &|id| self.is_end(id))?;
+        self.place(&rendered)
+    }
+
+    /// A question and its answer as training text, and where the answer begins
+    /// (the first token that the model writes).
+    ///
+    /// # Errors
+    /// As [`Tokenizer::chat_training`].
     pub fn record(
         &self,
         question: &str,
         answer: &str,
     ) -> Result<(Vec<u32>, usize), TokenizerError> {
-        let mut tokens = vec![self.user];
-        tokens.extend(self.encode(question)?);
-        tokens.push(self.assistant);
-        let start = tokens.len();
-        tokens.extend(self.encode(answer)?);
-        tokens.push(self.end);
-        Ok((tokens, start))
+        let message = |role, content: &str| ChatMessage {
+            role,
+            content: content.to_owned(),
+        };
+        let messages = [
+            message(Role::User, question),
+            message(Role::Assistant, answer),
+        ];
+        let chat = match &self.chat {
+            Chat::Native(native) => native.training(&messages, |text| self.encode(text))?,
+            Chat::Templates(_) => self.chat_training(
+                &Conversation::from(messages.as_slice()),
+                &ChatOptions::default(),
+            )?,
+        };
+        let start = chat.is_assistant.iter().position(|is| *is);
+        Ok((chat.tokens, start.unwrap_or_default()))
     }
 
-    /// A decoder that gives out text as tokens come.
+    /// A decoder that gives out text as tokens come, as [`Tokenizer::decode`]
+    /// does.
     #[must_use]
     pub fn stream(&self) -> TokenStream<'_> {
-        TokenStream {
-            tokenizer: self,
-            pending: Vec::new(),
-        }
-    }
-}
-
-/// Decodes token by token and never splits a character.
-#[derive(Debug)]
-pub struct TokenStream<'a> {
-    tokenizer: &'a Tokenizer,
-    pending: Vec<u8>,
-}
-
-impl TokenStream<'_> {
-    /// Adds a token and returns the characters that are now complete.
-    pub fn push(&mut self, token: u32) -> String {
-        self.pending.extend(self.tokenizer.token_bytes(token));
-        let mut out = String::new();
-        loop {
-            let (valid, bad) = match std::str::from_utf8(&self.pending) {
-                Ok(text) => (text.len(), Some(0)),
-                // No length: the character may be completed by a later token.
-                Err(e) => (e.valid_up_to(), e.error_len()),
-            };
-            out.push_str(&String::from_utf8_lossy(&self.pending[..valid]));
-            let Some(bad) = bad else {
-                self.pending.drain(..valid);
-                return out;
-            };
-            self.pending.drain(..valid + bad);
-            if bad == 0 {
-                return out;
-            }
-            out.push(char::REPLACEMENT_CHARACTER);
-        }
+        self.decoder.stream(true)
     }
 
-    /// What is left of an unfinished character: U+FFFD or nothing.
+    /// A decoder for what follows `prompt`: a space before the first word stays
+    /// if the prompt ends with text, and goes if it ends with a control token.
     #[must_use]
-    pub fn finish(self) -> String {
-        String::from_utf8_lossy(&self.pending).into_owned()
+    pub fn stream_after(&self, prompt: &[u32]) -> TokenStream<'_> {
+        let is_start = prompt
+            .last()
+            .is_none_or(|id| self.encoder.controls().contains_key(id));
+        self.decoder.stream(is_start)
+    }
+
+    pub(crate) fn template(
+        &self,
+        conversation: &Conversation,
+        options: &ChatOptions,
+    ) -> Result<&ChatTemplate, TokenizerError> {
+        let Chat::Templates(templates) = &self.chat else {
+            return Err(TokenizerError::NoTemplate);
+        };
+        let name = match &options.template {
+            Some(name) => name.as_str(),
+            None if conversation.has_tools() && templates.contains_key("tool_use") => "tool_use",
+            None => "default",
+        };
+        match templates.get(name) {
+            Some(template) => Ok(template),
+            None if templates.is_empty() => Err(TokenizerError::NoTemplate),
+            None => Err(ChatTemplateError::Unknown {
+                name: name.to_owned(),
+                known: templates.keys().cloned().collect(),
+            }
+            .into()),
+        }
+    }
+
+    pub(crate) fn place(&self, rendered: &Rendered) -> Result<ChatTokens, TokenizerError> {
+        let placed = self
+            .encoder
+            .encode_placed(&rendered.text, &rendered.controls)
+            .map_err(TokenizerError::Failed)?;
+        let mut spans = rendered.assistant.iter().peekable();
+        let is_assistant = placed
+            .iter()
+            .map(|token| {
+                while spans.next_if(|s| s.end <= token.range.start).is_some() {}
+                spans.peek().is_some_and(|s| s.start < token.range.end)
+            })
+            .collect();
+        Ok(ChatTokens {
+            tokens: placed.into_iter().map(|token| token.id).collect(),
+            is_assistant,
+        })
     }
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -471,7 +471,9 @@ impl Inner {
         let tokenizer = self.engine.tokenizer();
         let prompt_tokens = match request.prompt {
             Prompt::Chat(messages) => tokenizer.chat(&messages).map_err(RequestError::Prompt)?,
-            Prompt::Text(text) => tokenizer.encode(&text).map_err(RequestError::Prompt)?,
+            Prompt::Text(text) => tokenizer
+                .encode_prompt(&text)
+                .map_err(RequestError::Prompt)?,
             Prompt::Tokens(tokens) => tokens,
         };
         let (tokens_in, context_tokens) = (prompt_tokens.len(), self.engine.context_tokens());

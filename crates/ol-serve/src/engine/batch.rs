@@ -78,6 +78,7 @@ impl<'a> Batch<'a> {
     /// Starts a request; its prompt takes part in the next passes.
     pub(super) fn admit(&mut self, request: GenerateRequest, events: mpsc::Sender<Event>) {
         let n_kv_tokens = n_kv_tokens(&request);
+        let text = self.tokenizer.stream_after(&request.prompt_tokens);
         self.rows.push(Row {
             cache: KvCache::new(self.base.config(), n_kv_tokens),
             n_kv_tokens,
@@ -86,7 +87,7 @@ impl<'a> Batch<'a> {
             pending: request.prompt_tokens,
             n_taken: 0,
             sampler: Sampler::new(request.sampling),
-            text: self.tokenizer.stream(),
+            text,
             stop: StopFilter::new(request.stop),
             token_ids: Vec::new(),
             max_tokens: request.max_tokens,
@@ -183,7 +184,7 @@ impl<'a> Row<'a> {
             Ok(id) => id,
             Err(error) => return self.end(Event::Failed(GenerateError::Logits(error))),
         };
-        if id == tokenizer.end_id() {
+        if tokenizer.is_end(id) {
             return self.finish(FinishReason::Stop, tokenizer);
         }
         self.token_ids.push(id);
