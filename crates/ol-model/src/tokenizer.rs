@@ -416,6 +416,34 @@ impl Tokenizer {
         Ok((chat.tokens, start.unwrap_or_default()))
     }
 
+    /// A text and how it goes on, as training text with its end; the
+    /// continuation counts as the assistant's. A token that spans both is part of
+    /// the continuation.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn completion(&self, prompt: &str, completion: &str) -> Result<ChatTokens, TokenizerError> {
+        let placed = self
+            .encoder
+            .encode_placed(&format!("{prompt}{completion}"), &[])
+            .map_err(TokenizerError::Failed)?;
+        let mut tokens = self.before.clone();
+        let mut is_assistant = vec![false; tokens.len()];
+        for token in placed {
+            tokens.push(token.id);
+            is_assistant.push(token.range.end > prompt.len());
+        }
+        if self.after.is_empty() {
+            tokens.push(self.end_id());
+        }
+        tokens.extend(&self.after);
+        is_assistant.resize(tokens.len(), true);
+        Ok(ChatTokens {
+            tokens,
+            is_assistant,
+        })
+    }
+
     /// A decoder that gives out text as tokens come, as [`Tokenizer::decode`]
     /// does.
     #[must_use]
