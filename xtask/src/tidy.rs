@@ -56,6 +56,7 @@ const EDGES: &[(&str, &[&str])] = &[
         &[
             "ol-attribution",
             "ol-contracts",
+            "ol-cuda",
             "ol-datanet",
             "ol-evm",
             "ol-model",

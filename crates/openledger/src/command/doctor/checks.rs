@@ -54,7 +54,40 @@ pub(super) fn all(layout: &Layout, args: &DoctorArgs) -> Vec<Finding> {
     findings.push(memory());
     findings.push(files());
     findings.push(cpu());
+    findings.push(gpu());
     findings
+}
+
+/// What the GPU code finds. None is fine: the CPU engine does everything.
+#[cfg(feature = "cuda")]
+fn gpu() -> Finding {
+    const CHECK: &str = "gpu";
+    match ol_cuda::devices() {
+        Ok(devices) => {
+            let shown: Vec<String> = devices
+                .iter()
+                .map(|d| {
+                    let (major, minor) = d.capability;
+                    let memory_gib = d.memory_bytes >> 30;
+                    format!("{} ({memory_gib} GiB, compute {major}.{minor})", d.name)
+                })
+                .collect();
+            Finding::ok(CHECK, format!("{}: {}", devices.len(), shown.join(", ")))
+        }
+        Err(ol_cuda::GpuError::Absent(reason)) => {
+            Finding::ok(CHECK, format!("none, the CPU does the work ({reason})"))
+        }
+        Err(error) => Finding::warn(
+            CHECK,
+            error.to_string(),
+            "models run on the CPU; `nvidia-smi` tells what is wrong with the driver",
+        ),
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpu() -> Finding {
+    Finding::ok("gpu", "built without the feature `cuda`, the CPU does the work")
 }
 
 fn folder(layout: &Layout) -> Finding {
