@@ -87,7 +87,10 @@ fn gpu() -> Finding {
 
 #[cfg(not(feature = "cuda"))]
 fn gpu() -> Finding {
-    Finding::ok("gpu", "built without the feature `cuda`, the CPU does the work")
+    Finding::ok(
+        "gpu",
+        "built without the feature `cuda`, the CPU does the work",
+    )
 }
 
 fn folder(layout: &Layout) -> Finding {
