@@ -1,42 +1,214 @@
-//! Keys and values of the tokens a sequence has seen.
+//! Keys and values of the tokens that sequences have seen, in pages of sixteen
+//! tokens from a pool of bounded size (Kwon et al., 2023).
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use thiserror::Error;
 
 use crate::config::ModelConfig;
 use crate::kernels::{Line, PANEL, PanelsRef};
 
-/// Keys and values of one sequence, stored as the panels that the attention
-/// products read: keys with positions as columns, values with positions as rows.
-///
-/// Memory is taken once, for `capacity_tokens`.
-#[derive(Debug, Clone)]
-pub struct KvCache {
-    keys: Vec<Line>,
-    values: Vec<Line>,
-    capacity: usize,
-    len: usize,
+/// Tokens of a page.
+pub const PAGE_TOKENS: usize = PANEL;
+
+/// A pool has no page left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("{needed_pages} more pages of the KV pool are needed, {free_pages} are free")]
+pub struct PoolFull {
+    /// Pages asked for.
+    pub needed_pages: usize,
+    /// Pages to be had.
+    pub free_pages: usize,
+}
+
+/// What a page holds for each layer: for each head the keys, positions as
+/// columns (`key_dim` lines), then for each head the values, positions as rows
+/// (sixteen lines for every sixteen values).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Shape {
     layers: usize,
     heads: usize,
-    head_dim: usize,
+    key_dim: usize,
+    value_dim: usize,
+}
+
+impl Shape {
+    fn new(config: &ModelConfig) -> Self {
+        let (key_dim, value_dim) = config
+            .mla
+            .map_or((config.head_dim, config.head_dim), |mla| {
+                (mla.qk_nope_head_dim + mla.qk_rope_head_dim, mla.v_head_dim)
+            });
+        Self {
+            layers: config.num_hidden_layers,
+            heads: config.num_key_value_heads,
+            key_dim,
+            value_dim,
+        }
+    }
+
+    fn value_lines(&self) -> usize {
+        self.value_dim.div_ceil(PANEL) * PAGE_TOKENS
+    }
+
+    fn layer_lines(&self) -> usize {
+        self.heads * (self.key_dim + self.value_lines())
+    }
+
+    fn page_lines(&self) -> usize {
+        self.layers * self.layer_lines()
+    }
+
+    /// First line of a head's keys.
+    fn keys(&self, layer: usize, head: usize) -> usize {
+        layer * self.layer_lines() + head * self.key_dim
+    }
+
+    /// First line of a head's values.
+    fn values(&self, layer: usize, head: usize) -> usize {
+        layer * self.layer_lines() + self.heads * self.key_dim + head * self.value_lines()
+    }
+}
+
+#[derive(Debug)]
+struct Inner {
+    shape: Shape,
+    n_pages: usize,
+    /// Longest sequence of the model.
+    max_tokens: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Memory of pages given back, for the next to ask.
+    spare: Vec<Box<[Line]>>,
+    used: usize,
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every change is complete before anything can panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Memory for the keys and values of many sequences of one model.
+///
+/// It is taken page by page as sequences grow, kept for the next when they end,
+/// and never exceeds `n_pages` pages. Clones are the same pool.
+#[derive(Debug, Clone)]
+pub struct KvPool(Arc<Inner>);
+
+impl KvPool {
+    /// A pool of at most `n_pages` pages of [`PAGE_TOKENS`] tokens.
+    #[must_use]
+    pub fn new(config: &ModelConfig, n_pages: usize) -> Self {
+        Self(Arc::new(Inner {
+            shape: Shape::new(config),
+            n_pages,
+            max_tokens: config.max_position_embeddings,
+            state: Mutex::default(),
+        }))
+    }
+
+    /// Pages there may be.
+    #[must_use]
+    pub fn n_pages(&self) -> usize {
+        self.0.n_pages
+    }
+
+    /// Pages that nobody holds.
+    #[must_use]
+    pub fn free_pages(&self) -> usize {
+        self.0.n_pages - self.0.lock().used
+    }
+
+    /// Memory of one page, in bytes.
+    #[must_use]
+    pub fn page_size_bytes(&self) -> usize {
+        self.0.shape.page_lines() * size_of::<Line>()
+    }
+
+    fn take(&self, n: usize) -> Result<Vec<Page>, PoolFull> {
+        let mut state = self.0.lock();
+        let free_pages = self.0.n_pages - state.used;
+        if n > free_pages {
+            return Err(PoolFull {
+                needed_pages: n,
+                free_pages,
+            });
+        }
+        state.used += n;
+        let mut lines: Vec<Box<[Line]>> = Vec::with_capacity(n);
+        lines.extend((0..n).map_while(|_| state.spare.pop()));
+        drop(state);
+        lines.resize_with(n, || {
+            vec![Line::ZERO; self.0.shape.page_lines()].into_boxed_slice()
+        });
+        let page = |lines| Page {
+            lines,
+            home: Arc::clone(&self.0),
+        };
+        Ok(lines.into_iter().map(page).collect())
+    }
+}
+
+/// Sixteen tokens of a sequence, or of several that began alike.
+#[derive(Debug)]
+pub(crate) struct Page {
+    lines: Box<[Line]>,
+    home: Arc<Inner>,
+}
+
+impl Page {
+    pub(crate) fn lines(&self) -> &[Line] {
+        &self.lines
+    }
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        let lines = std::mem::take(&mut self.lines);
+        let mut state = self.home.lock();
+        state.spare.push(lines);
+        state.used -= 1;
+    }
+}
+
+/// Keys and values of one sequence: a view over pages of a [`KvPool`].
+///
+/// A clone shares the pages; whoever writes first to a page that is shared gets
+/// a copy of its own.
+#[derive(Debug, Clone)]
+pub struct KvCache {
+    pool: KvPool,
+    pages: Vec<Arc<Page>>,
+    capacity: usize,
+    len: usize,
 }
 
 impl KvCache {
-    /// An empty cache for at most `capacity_tokens` tokens, or the model's
-    /// longest context if that is less.
+    /// An empty cache with a pool of its own, for at most `capacity_tokens`
+    /// tokens, or the model's longest context if that is less.
     #[must_use]
     pub fn new(config: &ModelConfig, capacity_tokens: usize) -> Self {
         let capacity = capacity_tokens.min(config.max_position_embeddings);
-        let mut cache = Self {
-            keys: Vec::new(),
-            values: Vec::new(),
-            capacity,
+        let pool = KvPool::new(config, capacity.div_ceil(PAGE_TOKENS));
+        Self::in_pool(&pool, capacity)
+    }
+
+    /// An empty cache in a pool that others use too. Nothing is set aside: a
+    /// pass that finds the pool full is refused.
+    #[must_use]
+    pub fn in_pool(pool: &KvPool, capacity_tokens: usize) -> Self {
+        Self {
+            pool: pool.clone(),
+            pages: Vec::new(),
+            capacity: capacity_tokens.min(pool.0.max_tokens),
             len: 0,
-            layers: config.num_hidden_layers,
-            heads: config.num_key_value_heads,
-            head_dim: config.head_dim,
-        };
-        let heads = cache.layers * cache.heads;
-        cache.keys = vec![Line::ZERO; heads * cache.key_lines()];
-        cache.values = vec![Line::ZERO; heads * cache.value_lines()];
-        cache
+        }
     }
 
     /// Tokens held.
@@ -51,75 +223,111 @@ impl KvCache {
         self.len == 0
     }
 
-    /// Tokens there is room for.
+    /// Most tokens it may hold.
     #[must_use]
     pub fn capacity_tokens(&self) -> usize {
         self.capacity
     }
 
-    /// Forgets all but the first `n` tokens.
+    /// Forgets all but the first `n` tokens and gives back their pages.
     pub fn truncate(&mut self, n: usize) {
         self.len = self.len.min(n);
+        self.pages.truncate(self.len.div_ceil(PAGE_TOKENS));
     }
 
-    /// Memory held, in bytes.
+    /// Memory of its pages, in bytes; shared ones count in full.
     #[must_use]
     pub fn size_bytes(&self) -> usize {
-        (self.keys.len() + self.values.len()) * size_of::<Line>()
+        self.pages.len() * self.pool.page_size_bytes()
     }
 
     pub(crate) fn fits(&self, config: &ModelConfig) -> bool {
-        self.layers == config.num_hidden_layers
-            && self.heads == config.num_key_value_heads
-            && self.head_dim == config.head_dim
+        self.pool.0.shape == Shape::new(config)
+    }
+
+    /// Gets pages of its own for the next `n` tokens. On failure nothing has
+    /// changed; what is not used can be given back by `truncate(len)`.
+    pub(crate) fn reserve(&mut self, n: usize) -> Result<(), PoolFull> {
+        let first = self.len / PAGE_TOKENS;
+        let last = (self.len + n).div_ceil(PAGE_TOKENS);
+        let is_shared = |page: &Arc<Page>| Arc::strong_count(page) > 1;
+        let shared: Vec<usize> = (first..last.min(self.pages.len()))
+            .filter(|&i| is_shared(&self.pages[i]))
+            .collect();
+        let missing = last.saturating_sub(self.pages.len());
+        let mut pages = self.pool.take(shared.len() + missing)?;
+        for (i, mut page) in shared.into_iter().zip(pages.drain(missing..)) {
+            page.lines.copy_from_slice(&self.pages[i].lines);
+            self.pages[i] = Arc::new(page);
+        }
+        self.pages.extend(pages.into_iter().map(Arc::new));
+        Ok(())
     }
 
     pub(crate) fn advance(&mut self, n: usize) {
         self.len += n;
     }
 
-    fn key_lines(&self) -> usize {
-        self.capacity.div_ceil(PANEL) * self.head_dim
-    }
-
-    fn value_lines(&self) -> usize {
-        self.head_dim.div_ceil(PANEL) * self.capacity
-    }
-
-    /// Stores the key and value rows (all heads) of position `at`.
+    /// Stores the key and value rows (all heads) of position `at`, for which
+    /// room was reserved.
     pub(crate) fn write(&mut self, layer: usize, at: usize, key: &[f32], value: &[f32]) {
-        for head in 0..self.heads {
-            let row = head * self.head_dim..(head + 1) * self.head_dim;
-            let first = (layer * self.heads + head) * self.key_lines() + at / PANEL * self.head_dim;
-            for (line, &k) in self.keys[first..].iter_mut().zip(&key[row.clone()]) {
-                line.0[at % PANEL] = k;
+        let shape = self.pool.0.shape;
+        let page = Arc::get_mut(&mut self.pages[at / PAGE_TOKENS])
+            .expect("a reserved page belongs to one cache");
+        let at = at % PAGE_TOKENS;
+        let heads = key
+            .chunks_exact(shape.key_dim)
+            .zip(value.chunks_exact(shape.value_dim));
+        for (head, (key, value)) in heads.enumerate() {
+            for (line, &k) in page.lines[shape.keys(layer, head)..].iter_mut().zip(key) {
+                line.0[at] = k;
             }
-            let first = (layer * self.heads + head) * self.value_lines() + at;
-            for (panel, v) in value[row].chunks(PANEL).enumerate() {
-                self.values[first + panel * self.capacity].0[..v.len()].copy_from_slice(v);
+            let lines = &mut page.lines[shape.values(layer, head)..][..shape.value_lines()];
+            for (panel, v) in lines.chunks_exact_mut(PAGE_TOKENS).zip(value.chunks(PANEL)) {
+                panel[at].0[..v.len()].copy_from_slice(v);
             }
         }
     }
 
-    /// Keys of one head: `head_dim x n` in panels.
-    pub(crate) fn keys(&self, layer: usize, head: usize, n: usize) -> PanelsRef<'_> {
-        let first = (layer * self.heads + head) * self.key_lines();
-        PanelsRef::new(
-            &self.keys[first..first + self.key_lines()],
-            self.head_dim,
+    /// Keys of one head at `positions` (from a multiple of sixteen on), as
+    /// `key_dim x positions`.
+    pub(crate) fn keys(&self, layer: usize, head: usize, positions: Range<usize>) -> PanelsRef<'_> {
+        let shape = self.pool.0.shape;
+        let n = positions.len();
+        PanelsRef::key_pages(
+            self.covering(positions),
+            shape.keys(layer, head),
+            shape.key_dim,
             n,
-            self.head_dim,
         )
     }
 
-    /// Values of one head: `n x head_dim` in panels.
-    pub(crate) fn values(&self, layer: usize, head: usize, n: usize) -> PanelsRef<'_> {
-        let first = (layer * self.heads + head) * self.value_lines();
-        PanelsRef::new(
-            &self.values[first..first + self.value_lines()],
+    /// Values of one head at `positions` (from a multiple of sixteen on), as
+    /// `positions x value_dim`.
+    pub(crate) fn values(
+        &self,
+        layer: usize,
+        head: usize,
+        positions: Range<usize>,
+    ) -> PanelsRef<'_> {
+        let shape = self.pool.0.shape;
+        let n = positions.len();
+        PanelsRef::value_pages(
+            self.covering(positions),
+            shape.values(layer, head),
             n,
-            self.head_dim,
-            self.capacity,
+            shape.value_dim,
         )
     }
+
+    fn covering(&self, positions: Range<usize>) -> &[Arc<Page>] {
+        assert!(
+            positions.start.is_multiple_of(PAGE_TOKENS),
+            "positions of whole pages"
+        );
+        &self.pages[positions.start / PAGE_TOKENS..positions.end.div_ceil(PAGE_TOKENS)]
+    }
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,7 +28,7 @@ pub mod roofline;
 mod tokenizer;
 mod weights;
 
-pub use cache::KvCache;
+pub use cache::{KvCache, KvPool, PAGE_TOKENS, PoolFull};
 pub use chat_template::{ChatOptions, ChatTemplateError, Conversation};
 pub use config::{ConfigError, Family, Mla, ModelConfig, Moe, Rope, Routing, SlidingWindow};
 pub use generation_config::GenerationConfig;

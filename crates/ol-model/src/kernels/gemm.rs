@@ -8,7 +8,9 @@ mod x86;
 use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::sync::Arc;
 
+use crate::cache::Page;
 use crate::isa::{Isa, Level};
 use crate::pool::Pool;
 
@@ -245,10 +247,12 @@ impl Panels {
 
     pub(crate) fn view(&self) -> PanelsRef<'_> {
         PanelsRef {
-            lines: &self.lines,
+            lines: Lines::Strided {
+                lines: &self.lines,
+                stride: self.k,
+            },
             k: self.k,
             n: self.n,
-            stride: self.k,
         }
     }
 
@@ -285,16 +289,28 @@ fn pack_panel(b: Mat<'_>, p: usize, panel: &mut [Line]) {
     }
 }
 
-/// A view of panels that lie `stride` lines apart.
+/// Where the lines of a right-hand side lie.
+#[derive(Clone, Copy)]
+enum Lines<'a> {
+    /// Panels `stride` lines apart.
+    Strided { lines: &'a [Line], stride: usize },
+    /// Each panel in its own page, from line `at` on.
+    KeyPages { pages: &'a [Arc<Page>], at: usize },
+    /// Rows `16 r ..` in page `r`, the panels one after the other, from line
+    /// `at` on.
+    ValuePages { pages: &'a [Arc<Page>], at: usize },
+}
+
+/// A view of a matrix in panels of sixteen columns.
 #[derive(Clone, Copy)]
 pub(crate) struct PanelsRef<'a> {
-    lines: &'a [Line],
+    lines: Lines<'a>,
     k: usize,
     n: usize,
-    stride: usize,
 }
 
 impl<'a> PanelsRef<'a> {
+    /// Panels of `k` rows, `stride` lines apart.
     pub(crate) fn new(lines: &'a [Line], k: usize, n: usize, stride: usize) -> Self {
         if n > 0 {
             assert!(
@@ -303,29 +319,186 @@ impl<'a> PanelsRef<'a> {
             );
         }
         Self {
-            lines,
+            lines: Lines::Strided { lines, stride },
             k,
             n,
-            stride,
         }
     }
 
-    /// The first `n` columns.
-    pub(crate) fn columns(self, n: usize) -> Self {
-        assert!(n <= self.n, "more columns than there are");
-        Self { n, ..self }
+    /// The keys of one head in `pages`, positions as columns.
+    pub(crate) fn key_pages(pages: &'a [Arc<Page>], at: usize, k: usize, n: usize) -> Self {
+        let fit = |page: &Arc<Page>| at + k <= page.lines().len();
+        assert!(
+            n.div_ceil(PANEL) <= pages.len() && pages.iter().all(fit),
+            "keys outside their pages"
+        );
+        Self {
+            lines: Lines::KeyPages { pages, at },
+            k,
+            n,
+        }
     }
 
-    /// Rows `range`.
+    /// The values of one head in `pages`, positions as rows.
+    pub(crate) fn value_pages(pages: &'a [Arc<Page>], at: usize, k: usize, n: usize) -> Self {
+        let fit = |page: &Arc<Page>| at + n.div_ceil(PANEL) * PANEL <= page.lines().len();
+        assert!(
+            k.div_ceil(PANEL) <= pages.len() && pages.iter().all(fit),
+            "values outside their pages"
+        );
+        Self {
+            lines: Lines::ValuePages { pages, at },
+            k,
+            n,
+        }
+    }
+
+    /// Columns `range`, from a multiple of sixteen on.
+    pub(crate) fn columns(self, range: Range<usize>) -> Self {
+        assert!(
+            range.start.is_multiple_of(PANEL) && range.start <= range.end && range.end <= self.n,
+            "columns of whole panels"
+        );
+        let first = range.start / PANEL;
+        let lines = match self.lines {
+            Lines::Strided { lines, stride } => Lines::Strided {
+                lines: &lines[(first * stride).min(lines.len())..],
+                stride,
+            },
+            Lines::KeyPages { pages, at } => Lines::KeyPages {
+                pages: &pages[first..],
+                at,
+            },
+            Lines::ValuePages { pages, at } => Lines::ValuePages {
+                pages,
+                at: at + range.start,
+            },
+        };
+        Self {
+            lines,
+            n: range.len(),
+            ..self
+        }
+    }
+
+    /// Rows `range`; in pages of positions from a multiple of sixteen on.
     pub(crate) fn rows(self, range: Range<usize>) -> Self {
         assert!(
             range.start <= range.end && range.end <= self.k,
             "rows outside the panels"
         );
+        let lines = match self.lines {
+            Lines::Strided { lines, stride } => Lines::Strided {
+                lines: &lines[range.start.min(lines.len())..],
+                stride,
+            },
+            Lines::KeyPages { pages, at } => Lines::KeyPages {
+                pages,
+                at: at + range.start,
+            },
+            Lines::ValuePages { pages, at } => {
+                assert!(range.start.is_multiple_of(PANEL), "rows of whole pages");
+                Lines::ValuePages {
+                    pages: &pages[range.start / PANEL..],
+                    at,
+                }
+            }
+        };
         Self {
-            lines: &self.lines[range.start.min(self.lines.len())..],
+            lines,
             k: range.len(),
             ..self
+        }
+    }
+}
+
+/// [`Lines`] without their bounds.
+#[derive(Clone, Copy)]
+enum Address {
+    Strided { first: *const f32, panel: usize },
+    KeyPages { pages: *const Arc<Page>, at: usize },
+    ValuePages { pages: *const Arc<Page>, at: usize },
+}
+
+impl Address {
+    fn new(lines: Lines<'_>) -> Self {
+        match lines {
+            Lines::Strided { lines, stride } => Self::Strided {
+                first: lines.as_ptr().cast(),
+                panel: stride * PANEL,
+            },
+            Lines::KeyPages { pages, at } => Self::KeyPages {
+                pages: pages.as_ptr(),
+                at,
+            },
+            Lines::ValuePages { pages, at } => Self::ValuePages {
+                pages: pages.as_ptr(),
+                at,
+            },
+        }
+    }
+
+    /// Rows that lie one after the other, from a multiple of this on.
+    fn run(self) -> usize {
+        match self {
+            Self::Strided { .. } | Self::KeyPages { .. } => usize::MAX,
+            Self::ValuePages { .. } => PANEL,
+        }
+    }
+
+    /// The matrix from `panel` and `row` (a multiple of sixteen) on.
+    ///
+    /// # Safety
+    /// They exist.
+    unsafe fn skip(self, panel: usize, row: usize) -> Self {
+        match self {
+            Self::Strided {
+                first,
+                panel: stride,
+            } => Self::Strided {
+                // SAFETY: by the caller's promise.
+                first: unsafe { first.add(panel * stride + row * PANEL) },
+                panel: stride,
+            },
+            Self::KeyPages { pages, at } => Self::KeyPages {
+                // SAFETY: as above.
+                pages: unsafe { pages.add(panel) },
+                at: at + row,
+            },
+            Self::ValuePages { pages, at } => Self::ValuePages {
+                // SAFETY: as above.
+                pages: unsafe { pages.add(row / PANEL) },
+                at: at + panel * PANEL,
+            },
+        }
+    }
+
+    /// Row `row` (a multiple of [`Address::run`], or 0) of a panel.
+    ///
+    /// # Safety
+    /// They exist.
+    #[inline(always)]
+    unsafe fn line(self, panel: usize, row: usize) -> *const f32 {
+        match self {
+            Self::Strided {
+                first,
+                panel: stride,
+            } => {
+                // SAFETY: by the caller's promise.
+                unsafe { first.add(panel * stride + row * PANEL) }
+            }
+            Self::KeyPages { pages, at } => {
+                // SAFETY: as above; the pages are borrowed while the view lives.
+                let lines = unsafe { &*pages.add(panel) }.lines().as_ptr();
+                // SAFETY: the constructor of the view checked every page.
+                unsafe { lines.add(at + row) }.cast()
+            }
+            Self::ValuePages { pages, at } => {
+                // SAFETY: as above.
+                let lines = unsafe { &*pages.add(row / PANEL) }.lines().as_ptr();
+                // SAFETY: as above.
+                unsafe { lines.add(at + panel * PANEL) }.cast()
+            }
         }
     }
 }
@@ -339,9 +512,7 @@ struct Tile {
     a: *const f32,
     a_row: usize,
     a_col: usize,
-    b: *const f32,
-    /// Floats from one panel to the next.
-    b_panel: usize,
+    b: Address,
     c: *mut f32,
     c_row: usize,
     accumulate: bool,
@@ -365,7 +536,7 @@ impl Tile {
             // SAFETY: by the caller's promise this stays inside A.
             a: unsafe { self.a.add(row * self.a_row) },
             // SAFETY: as above, inside B.
-            b: unsafe { self.b.add(panel * self.b_panel) },
+            b: unsafe { self.b.skip(panel, 0) },
             // SAFETY: as above, inside C.
             c: unsafe { self.c.add(row * self.c_row + panel * PANEL) },
             ..*self
@@ -385,8 +556,7 @@ fn tile(a: Mat<'_>, b: PanelsRef<'_>, c: &MatMut<'_>, accumulate: bool) -> Tile 
         a: a.data.as_ptr(),
         a_row: a.row_stride,
         a_col: a.col_stride,
-        b: b.lines.as_ptr().cast(),
-        b_panel: b.stride * PANEL,
+        b: Address::new(b.lines),
         c: c.data,
         c_row: c.row_stride,
         accumulate,
@@ -466,7 +636,7 @@ unsafe fn block(isa: Isa, t: Tile) {
                 k: kc,
                 a,
                 // SAFETY: row k0 lies inside each panel.
-                b: unsafe { t.b.add(k0 * PANEL) },
+                b: unsafe { t.b.skip(0, k0) },
                 // SAFETY: row m0 lies inside C.
                 c: unsafe { t.c.add(m0 * t.c_row) },
                 accumulate: t.accumulate || k0 > 0,
@@ -538,7 +708,7 @@ unsafe fn sweep(isa: Isa, t: Tile, rows: usize, packed: Option<*const f32>) {
     while p * PANEL < t.n {
         let width = if p + group <= full { group } else { 1 };
         // SAFETY: panel p exists.
-        let b = unsafe { t.b.add(p * t.b_panel) };
+        let b = unsafe { t.b.skip(p, 0) };
         for i0 in (0..t.m).step_by(rows) {
             let height = rows.min(t.m - i0);
             let (a, a_row, a_col) = match packed {
@@ -629,12 +799,14 @@ unsafe fn micro_scalar(t: Tile) {
         if t.accumulate {
             acc.copy_from_slice(c);
         }
+        let run = t.b.run();
         for kk in 0..t.k {
             // SAFETY: (i, kk) is inside A, row kk inside the panel.
             let (a, b) = unsafe {
+                let b = t.b.line(0, kk / run * run).add(kk % run * PANEL);
                 (
                     *t.a.add(i * t.a_row + kk * t.a_col),
-                    std::slice::from_raw_parts(t.b.add(kk * PANEL), PANEL),
+                    std::slice::from_raw_parts(b, PANEL),
                 )
             };
             for (sum, &b) in acc.iter_mut().zip(b) {

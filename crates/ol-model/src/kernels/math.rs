@@ -6,6 +6,8 @@
     reason = "calls into functions compiled for detected instructions"
 )]
 
+use std::ops::Range;
+
 use crate::isa::{Isa, Level};
 
 /// Partial sums of a reduction.
@@ -113,7 +115,11 @@ fn max_body(x: &[f32]) -> f32 {
 
 #[inline(always)]
 fn exp_minus_body(x: &mut [f32], max: f32) -> f32 {
-    let mut sums = [0.0_f32; LANES];
+    exp_minus_onto(x, max, [0.0_f32; LANES])
+}
+
+#[inline(always)]
+fn exp_minus_onto(x: &mut [f32], max: f32, mut sums: [f32; LANES]) -> f32 {
     let (lines, rest) = x.as_chunks_mut::<LANES>();
     for line in lines {
         for j in 0..LANES {
@@ -126,6 +132,21 @@ fn exp_minus_body(x: &mut [f32], max: f32) -> f32 {
         *sum += *x;
     }
     tree(sums)
+}
+
+/// Softmax of `factor x`, whose first element belongs to partial sum `lane`.
+#[inline(always)]
+fn softmax_body(x: &mut [f32], lane: usize, factor: f32) {
+    scale_body(x, factor);
+    let top = max_body(x);
+    let mut sums = [0.0_f32; LANES];
+    let (head, rest) = x.split_at_mut(((LANES - lane) % LANES).min(x.len()));
+    for (sum, x) in sums[lane..].iter_mut().zip(head) {
+        *x = exp(*x - top);
+        *sum += *x;
+    }
+    let sum = exp_minus_onto(rest, top, sums);
+    scale_body(x, 1.0 / sum);
 }
 
 #[inline(always)]
@@ -234,6 +255,10 @@ for_each_isa!(
     exp_minus(x: &mut [f32], max: f32) -> f32 => exp_minus_body
 );
 for_each_isa!(
+    /// Softmax of `factor x`; the first element goes to partial sum `lane`.
+    softmax(x: &mut [f32], lane: usize, factor: f32) => softmax_body
+);
+for_each_isa!(
     /// `x *= factor`
     scale(x: &mut [f32], factor: f32) => scale_body
 );
@@ -271,14 +296,14 @@ for_each_isa!(
     softmax_backward(p: &[f32], d: &mut [f32], shift: f32, factor: f32) => softmax_backward_body
 );
 
-/// Softmax of `factor x` over the first `valid` elements; the others become 0.
-pub(crate) fn softmax_prefix(isa: Isa, x: &mut [f32], valid: usize, factor: f32) {
-    let (seen, masked) = x.split_at_mut(valid);
-    scale(isa, seen, factor);
-    let top = max(isa, seen);
-    let sum = exp_minus(isa, seen, top);
-    scale(isa, seen, 1.0 / sum);
-    masked.fill(0.0);
+/// Softmax of `factor x` over the elements of `range`; the others become 0.
+/// Element `j` goes to partial sum `j % 16` wherever the range begins.
+pub(crate) fn softmax_range(isa: Isa, x: &mut [f32], range: Range<usize>, factor: f32) {
+    let (before, rest) = x.split_at_mut(range.start);
+    let (seen, after) = rest.split_at_mut(range.len());
+    before.fill(0.0);
+    after.fill(0.0);
+    softmax(isa, seen, range.start % LANES, factor);
 }
 
 #[cfg(test)]
@@ -312,7 +337,7 @@ mod tests {
             let all = |isa: Isa| {
                 let mut out = vec![dot(isa, &x, &y), max(isa, &x)];
                 let mut soft = x.clone();
-                softmax_prefix(isa, &mut soft, n.div_ceil(2), 0.3);
+                softmax_range(isa, &mut soft, n / 5..n.div_ceil(2), 0.3);
                 let mut normed = vec![0.0; n];
                 let inverse = rms_norm(isa, &x, &w, 1e-5, &mut normed);
                 let mut back = y.clone();

@@ -1,16 +1,60 @@
 //! Causal attention of one key-value head: forward and backward.
 
+use std::cell::RefCell;
+use std::ops::Range;
+
+use crate::config::ModelConfig;
 use crate::isa::Isa;
-use crate::kernels::{Mat, MatMut, Panels, PanelsRef, math, matmul_here};
+use crate::kernels::{Mat, MatMut, PANEL, Panels, PanelsRef, math, matmul_here};
 
 /// Query rows handled together: later keys than their last are not touched.
 const BLOCK: usize = 48;
 
-/// Queries of one head at positions `first..`, against keys (`head_dim x
-/// positions`) and values (`positions x head_dim`).
+/// Positions that a token sees: all up to its own, or the latest `window` of
+/// those.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sight {
+    /// Position of the first query.
+    first: usize,
+    /// Most positions seen, the token's own included.
+    window: Option<usize>,
+}
+
+impl Sight {
+    /// What the tokens from position `first` on see in a layer.
+    pub(super) fn new(config: &ModelConfig, layer: usize, first: usize) -> Self {
+        let window = config.sliding_window.as_ref();
+        let window = window.filter(|w| w.layers.get(layer) == Some(&true));
+        Self {
+            first,
+            window: window.map(|w| w.window_tokens),
+        }
+    }
+
+    /// First position, a multiple of sixteen, that anything is read of.
+    pub(super) fn from(&self) -> usize {
+        self.of_block(0, 1).start
+    }
+
+    /// Positions that some of `rows` queries from query `r0` on see, from a
+    /// multiple of sixteen on: where a row's sums begin depends on nothing else.
+    fn of_block(&self, r0: usize, rows: usize) -> Range<usize> {
+        let start = self.start(r0) / PANEL * PANEL;
+        start..self.first + r0 + rows
+    }
+
+    /// First position that query `row` sees.
+    fn start(&self, row: usize) -> usize {
+        let end = self.first + row + 1;
+        self.window.map_or(0, |window| end.saturating_sub(window))
+    }
+}
+
+/// Queries of one head against keys (`head_dim x positions`) and values
+/// (`positions x head_dim`), whose first position is `from`.
 ///
-/// Each output row is `softmax(scale q K) V` over the positions up to its own.
-/// Masked positions get probability 0 and come last in the chain, where adding
+/// Each output row is `softmax(scale q K) V` over the positions it sees.
+/// Others get probability 0 and stand at the ends of the chain, where adding
 /// `0 v` changes nothing but the sign of a zero; `+ 0.0` settles that one. So a
 /// row's bits do not depend on the rows computed with it.
 pub(super) fn attend(
@@ -18,51 +62,58 @@ pub(super) fn attend(
     queries: &Rows<'_>,
     keys: PanelsRef<'_>,
     values: PanelsRef<'_>,
-    first: usize,
+    from: usize,
+    sight: Sight,
     mut out: MatMut<'_>,
 ) {
-    let mut scores = Vec::new();
-    for r0 in (0..queries.rows).step_by(BLOCK) {
-        let rows = BLOCK.min(queries.rows - r0);
-        let seen = first + r0 + rows;
-        scores.resize(rows * seen, 0.0_f32);
-        probabilities(
-            isa,
-            queries.block(r0, rows),
-            keys.columns(seen),
-            first + r0,
-            &mut scores,
-            queries.scale(),
-        );
-        let target = out.rows(r0..r0 + rows);
-        matmul_here(
-            isa,
-            Mat::new(&scores, rows, seen),
-            values.rows(0..seen),
-            target,
-            false,
-        );
-        for i in r0..r0 + rows {
-            for value in out.row(i) {
-                *value += 0.0;
+    SCORES.with_borrow_mut(|scores| {
+        for r0 in (0..queries.rows).step_by(BLOCK) {
+            let rows = BLOCK.min(queries.rows - r0);
+            let seen = sight.of_block(r0, rows);
+            let here = seen.start - from..seen.end - from;
+            scores.resize(rows * seen.len(), 0.0_f32);
+            let queries_here = queries.block(r0, rows);
+            let keys = keys.columns(here.clone());
+            probabilities(isa, queries_here, keys, r0, sight, scores, queries.scale());
+            matmul_here(
+                isa,
+                Mat::new(scores, rows, seen.len()),
+                values.rows(here),
+                out.rows(r0..r0 + rows),
+                false,
+            );
+            for i in r0..r0 + rows {
+                for value in out.row(i) {
+                    *value += 0.0;
+                }
             }
         }
-    }
+    });
 }
 
+thread_local! {
+    /// Probabilities of a block of rows.
+    static SCORES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Probabilities of the queries from query `r0` on, over the positions of
+/// their block.
 fn probabilities(
     isa: Isa,
     queries: Mat<'_>,
     keys: PanelsRef<'_>,
-    first: usize,
+    r0: usize,
+    sight: Sight,
     scores: &mut [f32],
     scale: f32,
 ) {
     let rows = queries.n_rows();
+    let start = sight.of_block(r0, rows).start;
     let seen = scores.len() / rows;
     matmul_here(isa, queries, keys, MatMut::new(scores, rows, seen), false);
     for (i, row) in scores.chunks_exact_mut(seen).enumerate() {
-        math::softmax_prefix(isa, row, first + i + 1, scale);
+        let visible = sight.start(r0 + i) - start..sight.first + r0 + i + 1 - start;
+        math::softmax_range(isa, row, visible, scale);
     }
 }
 
@@ -125,11 +176,16 @@ pub(super) struct HeadGradient<'a> {
 /// Gradients of one key-value head and the query heads that share it, for a
 /// whole sequence: fills `d_queries` (one buffer a head), `d_keys`, `d_values`,
 /// all `rows x head_dim`.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "keys, values, queries and the gradients of each"
+)]
 pub(super) fn attend_backward(
     isa: Isa,
     heads: &[HeadGradient<'_>],
     keys: &Rows<'_>,
     values: &Rows<'_>,
+    sight: Sight,
     d_queries: &mut [Vec<f32>],
     d_keys: &mut Vec<f32>,
     d_values: &mut Vec<f32>,
@@ -151,23 +207,18 @@ pub(super) fn attend_backward(
         let scale = head.queries.scale();
         for r0 in (0..n).step_by(BLOCK) {
             let rows = BLOCK.min(n - r0);
-            let seen = r0 + rows;
+            let positions = sight.of_block(r0, rows);
+            let seen = positions.len();
             p.resize(rows * seen, 0.0_f32);
             ds.resize(rows * seen, 0.0_f32);
-            probabilities(
-                isa,
-                head.queries.block(r0, rows),
-                keys_t.view().columns(seen),
-                r0,
-                &mut p,
-                scale,
-            );
-            let d_p = MatMut::new(&mut ds, rows, seen);
+            let here = keys_t.view().columns(positions.clone());
+            let queries = head.queries.block(r0, rows);
+            probabilities(isa, queries, here, r0, sight, &mut p, scale);
             matmul_here(
                 isa,
                 head.d_out.block(r0, rows),
-                values_t.view().columns(seen),
-                d_p,
+                values_t.view().columns(positions.clone()),
+                MatMut::new(&mut ds, rows, seen),
                 false,
             );
             for (i, (p, ds)) in p
@@ -180,18 +231,29 @@ pub(super) fn attend_backward(
             }
             let ds = Mat::new(&ds, rows, seen);
             let p = Mat::new(&p, rows, seen);
-            let block = &mut d_queries[r0 * width..seen * width];
+            let block = &mut d_queries[r0 * width..(r0 + rows) * width];
             matmul_here(
                 isa,
                 ds,
-                keys_rows.view().rows(0..seen),
+                keys_rows.view().rows(positions.clone()),
                 MatMut::new(block, rows, width),
                 false,
             );
-            let d_k = MatMut::new(&mut d_keys[..seen * width], seen, width);
-            matmul_here(isa, ds.t(), queries_rows.view().rows(r0..seen), d_k, true);
-            let d_v = MatMut::new(&mut d_values[..seen * width], seen, width);
-            matmul_here(isa, p.t(), d_out_rows.view().rows(r0..seen), d_v, true);
+            let there = positions.start * width..positions.end * width;
+            let here = r0..r0 + rows;
+            let d_k = MatMut::new(&mut d_keys[there.clone()], seen, width);
+            matmul_here(
+                isa,
+                ds.t(),
+                queries_rows.view().rows(here.clone()),
+                d_k,
+                true,
+            );
+            let d_v = MatMut::new(&mut d_values[there], seen, width);
+            matmul_here(isa, p.t(), d_out_rows.view().rows(here), d_v, true);
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::Model;
-use super::attention::{HeadGradient, Rows, attend_backward};
+use super::attention::{HeadGradient, Rows, Sight, attend_backward};
 use super::forward::{ROW_CHUNK, activate, columns};
 use super::train::{Batch, Saved};
 use crate::kernels::{Mat, MatMut, Output, Panels, math, matmul, matmul_here};
@@ -107,7 +107,7 @@ impl Model {
                 &mut d_attended,
                 target,
             );
-            self.attend_backward_batch(pool, batch, &s, &d_attended, &mut d_qkv);
+            self.attend_backward_batch(pool, i, batch, &s, &d_attended, &mut d_qkv);
             self.rotate_rows(pool, batch, &mut d_qkv, -1.0);
             self.norm_again(pool, &s.x, &layer.norm1, &s.inverse1, &mut normed);
             let parts = [Projection::Q, Projection::K, Projection::V];
@@ -280,6 +280,7 @@ impl Model {
     fn attend_backward_batch(
         &self,
         pool: &Pool,
+        layer: usize,
         batch: &Batch,
         s: &Saved,
         d_attended: &[f32],
@@ -327,6 +328,7 @@ impl Model {
                 &inputs,
                 &keys,
                 &values,
+                Sight::new(c, layer, 0),
                 &mut d_queries,
                 &mut d_keys,
                 &mut d_values,

@@ -6,8 +6,8 @@ use std::ops::Range;
 use thiserror::Error;
 
 use super::Model;
-use super::attention::{Rows, attend};
-use crate::cache::KvCache;
+use super::attention::{Rows, Sight, attend};
+use crate::cache::{KvCache, PoolFull};
 use crate::config::ModelConfig;
 use crate::kernels::{Mat, MatMut, Output, math, matmul};
 use crate::lora::{Lora, Projection};
@@ -41,6 +41,14 @@ pub enum ForwardError {
         needed: usize,
         /// Tokens allowed.
         room: usize,
+    },
+    /// The pool of the segment's cache has too few pages left.
+    #[error("segment {segment}: {source}")]
+    PoolFull {
+        /// Segment.
+        segment: usize,
+        /// Pages needed and free.
+        source: PoolFull,
     },
     /// The cache or the adapter was made for another shape of model.
     #[error("segment {segment}: its {what} belongs to a model of another shape")]
@@ -172,6 +180,7 @@ impl Model {
         segments: &mut [Segment<'_>],
     ) -> Result<Vec<f32>, ForwardError> {
         self.check_segments(segments)?;
+        reserve(segments)?;
         if segments.is_empty() {
             return Ok(Vec::new());
         }
@@ -384,12 +393,28 @@ impl Model {
                 width: d,
                 stride: width,
             };
-            let keys = segments[s].cache.keys(layer, head / share, seen);
-            let values = segments[s].cache.values(layer, head / share, seen);
+            let sight = Sight::new(c, layer, span.first);
+            let from = sight.from();
+            let keys = segments[s].cache.keys(layer, head / share, from..seen);
+            let values = segments[s].cache.values(layer, head / share, from..seen);
             let out = out.tile(span.rows.clone(), head * d..(head + 1) * d);
-            attend(pool.isa(), &queries, keys, values, span.first, out);
+            attend(pool.isa(), &queries, keys, values, from, sight, out);
         });
     }
+}
+
+/// Gets pages for all new tokens, or none.
+fn reserve(segments: &mut [Segment<'_>]) -> Result<(), ForwardError> {
+    for segment in 0..segments.len() {
+        let s = &mut segments[segment];
+        if let Err(source) = s.cache.reserve(s.tokens.len()) {
+            for s in &mut segments[..segment] {
+                s.cache.truncate(s.cache.len());
+            }
+            return Err(ForwardError::PoolFull { segment, source });
+        }
+    }
+    Ok(())
 }
 
 /// Runs of rows with the same adapter.

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::Model;
-use super::attention::{HeadPanels, Rows, attend};
+use super::attention::{HeadPanels, Rows, Sight, attend};
 use super::backward::Target;
 use super::forward::{ForwardError, Group, ROW_CHUNK, activate, add_adapters, product};
 use crate::kernels::{Mat, MatMut, Output, Panels, math, matmul};
@@ -380,7 +380,7 @@ impl Model {
             );
             self.rotate_rows(pool, batch, &mut s.qkv, 1.0);
             s.attended.resize(rows * q, 0.0);
-            self.attend_batch(pool, batch, &s.qkv, &mut s.attended);
+            self.attend_batch(pool, i, batch, &s.qkv, &mut s.attended);
             product(pool, &s.attended, q, &layer.o, &mut delta, h);
             add_adapters(
                 pool,
@@ -445,7 +445,14 @@ impl Model {
         });
     }
 
-    fn attend_batch(&self, pool: &Pool, batch: &Batch, qkv: &[f32], attended: &mut [f32]) {
+    fn attend_batch(
+        &self,
+        pool: &Pool,
+        layer: usize,
+        batch: &Batch,
+        qkv: &[f32],
+        attended: &mut [f32],
+    ) {
         let c = &self.config;
         let share = c.num_attention_heads / c.num_key_value_heads;
         let out = Output::new(attended, c.query_size());
@@ -470,6 +477,7 @@ impl Model {
                     panels.keys.view(),
                     panels.values.view(),
                     0,
+                    Sight::new(c, layer, 0),
                     out,
                 );
             }

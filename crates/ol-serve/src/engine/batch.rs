@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use ol_model::{ForwardError, KvCache, Lora, Model, Pool, Segment, TokenStream, Tokenizer};
+use ol_model::{
+    ForwardError, KvCache, KvPool, Lora, Model, PAGE_TOKENS, Pool, Segment, TokenStream, Tokenizer,
+};
 use tokio::sync::mpsc;
 
 use super::{EngineOptions, EngineStats};
@@ -15,6 +17,8 @@ pub(super) struct Batch<'a> {
     base: &'a Model,
     tokenizer: &'a Tokenizer,
     pool: Pool,
+    /// Keys and values of all rows.
+    kv: KvPool,
     options: EngineOptions,
     rows: Vec<Row<'a>>,
     stats: EngineStats,
@@ -47,10 +51,14 @@ impl<'a> Batch<'a> {
         pool: Pool,
         options: EngineOptions,
     ) -> Self {
+        // Each row may leave its last page partly empty.
+        let n_pages = options.n_kv_tokens_max.div_ceil(PAGE_TOKENS);
+        let kv = KvPool::new(base.config(), n_pages.saturating_add(options.n_rows_max));
         Self {
             base,
             tokenizer,
             pool,
+            kv,
             options,
             rows: Vec::new(),
             stats: EngineStats::default(),
@@ -80,7 +88,7 @@ impl<'a> Batch<'a> {
         let n_kv_tokens = n_kv_tokens(&request);
         let text = self.tokenizer.stream_after(&request.prompt_tokens);
         self.rows.push(Row {
-            cache: KvCache::new(self.base.config(), n_kv_tokens),
+            cache: KvCache::in_pool(&self.kv, n_kv_tokens),
             n_kv_tokens,
             adapter: request.adapter,
             tokens_in: request.prompt_tokens.len(),

@@ -34,12 +34,6 @@ macro_rules! tile {
         #[target_feature(enable = $features)]
         unsafe fn $name<const MR: usize, const NV: usize>(t: Tile) {
             let mut acc: [[$vector; NV]; MR] = [[$zero(); NV]; MR];
-            let mut b: [*const f32; NV] = [t.b; NV];
-            for (j, b) in b.iter_mut().enumerate() {
-                let column = j * $lanes;
-                // SAFETY: panel column / 16 exists.
-                *b = unsafe { t.b.add(column / PANEL * t.b_panel + column % PANEL) };
-            }
             let mut a: [*const f32; MR] = [t.a; MR];
             for (i, a) in a.iter_mut().enumerate() {
                 // SAFETY: row i exists.
@@ -53,23 +47,35 @@ macro_rules! tile {
                     }
                 }
             }
-            let mut b_at = 0_usize;
+            let run = t.b.run();
             let mut a_at = 0_usize;
-            for _ in 0..t.k {
-                let mut row = [$zero(); NV];
-                for j in 0..NV {
-                    // SAFETY: b_at is 16 times a row of the panel.
-                    row[j] = unsafe { $load(b[j].add(b_at)) };
+            let mut row = 0_usize;
+            while row < t.k {
+                let mut b = [std::ptr::null::<f32>(); NV];
+                for (j, b) in b.iter_mut().enumerate() {
+                    let column = j * $lanes;
+                    // SAFETY: panel column / 16 exists and has this row.
+                    *b = unsafe { t.b.line(column / PANEL, row).add(column % PANEL) };
                 }
-                for i in 0..MR {
-                    // SAFETY: a_at is a column of A times its stride.
-                    let x = unsafe { $set1(*a[i].add(a_at)) };
+                let height = run.min(t.k - row);
+                let mut b_at = 0_usize;
+                for _ in 0..height {
+                    let mut line = [$zero(); NV];
                     for j in 0..NV {
-                        acc[i][j] = $fma(x, row[j], acc[i][j]);
+                        // SAFETY: b_at is 16 times a row of the panel.
+                        line[j] = unsafe { $load(b[j].add(b_at)) };
                     }
+                    for i in 0..MR {
+                        // SAFETY: a_at is a column of A times its stride.
+                        let x = unsafe { $set1(*a[i].add(a_at)) };
+                        for j in 0..NV {
+                            acc[i][j] = $fma(x, line[j], acc[i][j]);
+                        }
+                    }
+                    b_at = b_at.wrapping_add(PANEL);
+                    a_at = a_at.wrapping_add(t.a_col);
                 }
-                b_at = b_at.wrapping_add(PANEL);
-                a_at = a_at.wrapping_add(t.a_col);
+                row += height;
             }
             for i in 0..MR {
                 for j in 0..NV {
