@@ -21,6 +21,7 @@ mod report;
 mod rlp;
 mod state;
 mod transaction;
+mod trie;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -44,6 +45,8 @@ pub enum Suite {
     RlpTests,
     /// The difficulty of proof of work.
     DifficultyTests,
+    /// The Merkle Patricia trie.
+    TrieTests,
 }
 
 impl Suite {
@@ -56,6 +59,7 @@ impl Suite {
             "TransactionTests" => Some(Some(Self::TransactionTests)),
             "RLPTests" => Some(Some(Self::RlpTests)),
             "DifficultyTests" => Some(Some(Self::DifficultyTests)),
+            "TrieTests" => Some(Some(Self::TrieTests)),
             // Tests of other suites lie below, in folders of the same names.
             "EOFTests" | "src" => Some(None),
             _ => None,
@@ -89,6 +93,7 @@ pub fn run_file(suite: Suite, path: &Path, content: &[u8]) -> Vec<CaseResult> {
         Suite::TransactionTests => transaction::run(path, content),
         Suite::RlpTests => rlp::run(content),
         Suite::DifficultyTests => difficulty::run(content),
+        Suite::TrieTests => trie::run(path, content),
     };
     let failed = |reason: String| vec![("(file)".to_owned(), Verdict::Failed(reason))];
     match catch_unwind(AssertUnwindSafe(run)) {

@@ -34,9 +34,7 @@ fn main() -> ExitCode {
     }
     let mut files = Vec::new();
     for folder in &folders {
-        // The folder's own name may be that of a suite.
-        let above = folder.parent().unwrap_or(Path::new(""));
-        if let Err(error) = collect(folder, above, &mut files) {
+        if let Err(error) = collect(folder, above_suite(folder), &mut files) {
             eprintln!("error: {}: {error}", folder.display());
             return ExitCode::FAILURE;
         }
@@ -63,6 +61,17 @@ fn main() -> ExitCode {
     } else {
         ExitCode::FAILURE
     }
+}
+
+/// What is above the outermost folder that is named as a suite: one of those
+/// that a folder lies in, or the folder itself.
+fn above_suite(folder: &Path) -> &Path {
+    let names_suite = |path: &&Path| {
+        let name = path.file_name();
+        name.is_some_and(|name| Suite::of(Path::new(name)).is_some())
+    };
+    let suite = folder.ancestors().filter(names_suite).last();
+    suite.unwrap_or(folder).parent().unwrap_or(Path::new(""))
 }
 
 /// Every test file below a folder; `above` is left out of their names.

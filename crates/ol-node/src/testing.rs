@@ -1,5 +1,6 @@
-//! The state tables without a chain on them, for benchmarks and conformance
-//! tests. Not for products: nothing here has a header, a body or history.
+//! The state tables and the trie without a chain on them, for benchmarks, fuzzers
+//! and conformance tests. Not for products: nothing here has a header, a body or
+//! history.
 
 use std::path::Path;
 
@@ -7,6 +8,8 @@ use alloy_primitives::B256;
 use ol_evm::StateDiff;
 
 use crate::store::{Store, StoreError};
+
+pub use crate::trie::memory::{MemoryTrie, Proof};
 
 /// State tables in a directory of their own.
 #[derive(Debug)]

@@ -19,6 +19,7 @@
 //! a leaf on disk and save reading and hashing the neighbours of each change.
 
 mod branch;
+pub(crate) mod memory;
 mod overlay;
 mod proof;
 
@@ -32,22 +33,31 @@ pub(crate) use branch::Branch;
 pub(crate) use overlay::Overlay;
 pub(crate) use proof::prove;
 
-/// What is stored of a trie.
+/// What is stored of a trie. No key begins another one.
 pub(crate) trait TrieReader {
+    /// The uppermost branch at or below `prefix`.
+    fn branch_below(&self, prefix: &Nibbles) -> Result<Option<(Nibbles, Branch)>, StoreError>;
+
+    /// The first leaf below `prefix`.
+    fn leaf_below(&self, prefix: &Nibbles) -> Result<Option<(Nibbles, Vec<u8>)>, StoreError>;
+}
+
+/// A trie over 32-byte keys that is kept in two sorted tables.
+pub(crate) trait SortedTrie {
     /// The first stored branch whose path, one byte a nibble, is not below `from`.
     fn branch_from(&self, from: &[u8]) -> Result<Option<(Nibbles, Branch)>, StoreError>;
 
     /// The first leaf whose key is not below `from`, and its value.
     fn leaf_from(&self, from: B256) -> Result<Option<(B256, Vec<u8>)>, StoreError>;
+}
 
-    /// The uppermost branch at or below `prefix`. In path order an ancestor
-    /// comes before all that is below it.
+impl<T: SortedTrie> TrieReader for T {
     fn branch_below(&self, prefix: &Nibbles) -> Result<Option<(Nibbles, Branch)>, StoreError> {
+        // In path order an ancestor comes before all that is below it.
         let found = self.branch_from(&prefix.to_vec())?;
         Ok(found.filter(|(path, _)| path.starts_with(prefix)))
     }
 
-    /// The first leaf below `prefix`.
     fn leaf_below(&self, prefix: &Nibbles) -> Result<Option<(Nibbles, Vec<u8>)>, StoreError> {
         let mut from = B256::ZERO;
         prefix.pack_to(&mut from[..prefix.len().div_ceil(2)]);
@@ -62,11 +72,11 @@ pub(crate) trait TrieReader {
 pub(crate) struct Empty;
 
 impl TrieReader for Empty {
-    fn branch_from(&self, _: &[u8]) -> Result<Option<(Nibbles, Branch)>, StoreError> {
+    fn branch_below(&self, _: &Nibbles) -> Result<Option<(Nibbles, Branch)>, StoreError> {
         Ok(None)
     }
 
-    fn leaf_from(&self, _: B256) -> Result<Option<(B256, Vec<u8>)>, StoreError> {
+    fn leaf_below(&self, _: &Nibbles) -> Result<Option<(Nibbles, Vec<u8>)>, StoreError> {
         Ok(None)
     }
 }
@@ -80,7 +90,10 @@ pub(crate) struct Change {
 
 impl Change {
     pub(crate) fn new(key: B256, value: Option<Vec<u8>>) -> Self {
-        let key = Nibbles::unpack(key);
+        Self::at(Nibbles::unpack(key), value)
+    }
+
+    const fn at(key: Nibbles, value: Option<Vec<u8>>) -> Self {
         Self { key, value }
     }
 

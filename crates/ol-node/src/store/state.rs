@@ -11,7 +11,7 @@ use signet_libmdbx::{Cursor, Database, TransactionKind};
 
 use super::codec::{RootedAccount, decode_account, decode_rooted, decode_value, storage_key};
 use super::{StoreError, Txn, array};
-use crate::trie::{self, Branch, Change, TrieReader};
+use crate::trie::{self, Branch, Change, SortedTrie};
 
 impl<K: TransactionKind> StateReader for Txn<K> {
     type Error = StoreError;
@@ -236,7 +236,7 @@ impl<'t, K: TransactionKind> StoredTrie<'t, K> {
     }
 }
 
-impl<K: TransactionKind> TrieReader for StoredTrie<'_, K> {
+impl<K: TransactionKind> SortedTrie for StoredTrie<'_, K> {
     fn branch_from(&self, from: &[u8]) -> Result<Option<(Nibbles, Branch)>, StoreError> {
         let found = self.seek(&self.branches, from)?;
         let decode = |(key, value): Entry<'_>| {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use alloy_primitives::{B256, U256};
 use alloy_trie::Nibbles;
 
-use super::{Branch, TrieReader};
+use super::{Branch, SortedTrie};
 use crate::store::StoreError;
 
 /// A trie with changed branches and leaves laid over it.
@@ -15,7 +15,7 @@ pub(crate) struct Overlay<R> {
     leaves: BTreeMap<B256, Option<Vec<u8>>>,
 }
 
-impl<R: TrieReader> Overlay<R> {
+impl<R: SortedTrie> Overlay<R> {
     /// Lays over a trie what [`update`](super::update) says of `leaves`.
     pub(crate) fn new(
         base: R,
@@ -33,7 +33,7 @@ impl<R: TrieReader> Overlay<R> {
     }
 }
 
-impl<R: TrieReader> TrieReader for Overlay<R> {
+impl<R: SortedTrie> SortedTrie for Overlay<R> {
     fn branch_from(&self, from: &[u8]) -> Result<Option<(Nibbles, Branch)>, StoreError> {
         let laid_over = self.branches.range(from.to_vec()..);
         let laid_over = laid_over

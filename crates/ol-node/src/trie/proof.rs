@@ -22,7 +22,11 @@ pub(crate) struct Proven {
 /// # Source
 /// EIP-1186.
 pub(crate) fn prove<R: TrieReader>(reader: &R, key: B256) -> Result<Proven, StoreError> {
-    let key = Nibbles::unpack(key);
+    prove_at(reader, Nibbles::unpack(key))
+}
+
+/// [`prove`], for a key of any length.
+pub(super) fn prove_at<R: TrieReader>(reader: &R, key: Nibbles) -> Result<Proven, StoreError> {
     let mut nodes = Vec::new();
     let mut push = |rlp: Vec<u8>| {
         // A short node is part of its parent; only the root has none.

@@ -17,7 +17,7 @@ use eth_trie::{EthTrie, MemoryDB, Trie};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-use super::{Branch, Change, Empty, Overlay, TrieReader, TrieUpdate, prove, update};
+use super::{Branch, Change, Empty, Overlay, SortedTrie, TrieReader, TrieUpdate, prove, update};
 use crate::store::StoreError;
 
 type Leaves = BTreeMap<B256, Vec<u8>>;
@@ -31,7 +31,7 @@ struct Memory {
     n_reads: RefCell<usize>,
 }
 
-impl TrieReader for Memory {
+impl SortedTrie for Memory {
     fn branch_from(&self, from: &[u8]) -> Result<Option<(Nibbles, Branch)>, StoreError> {
         *self.n_reads.borrow_mut() += 1;
         let found = self.branches.range(from.to_vec()..).next();
