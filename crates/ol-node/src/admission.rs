@@ -12,6 +12,9 @@ use crate::mempool::PoolError;
 /// Largest raw transaction, as in geth.
 pub const RAW_TRANSACTION_MAX_SIZE_BYTES: usize = 128 * 1024;
 
+/// Types of transactions that are taken.
+pub(crate) const POOLED_TYPES: [u8; 4] = [0, 1, 2, 4];
+
 /// Where a transaction went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Inclusion {
@@ -177,7 +180,7 @@ pub(crate) fn decode(
     // Below 0xC0 the first byte is a type; from there on it begins a list, and
     // the transaction is of type 0.
     match raw.first() {
-        Some(&tx_type) if tx_type < 0xC0 && !matches!(tx_type, 1 | 2 | 4) => {
+        Some(&tx_type) if tx_type < 0xC0 && (tx_type == 0 || !POOLED_TYPES.contains(&tx_type)) => {
             return Err(SubmitError::Type { tx_type });
         }
         _ => {}

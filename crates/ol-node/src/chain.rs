@@ -30,7 +30,7 @@ use crate::metrics::{self, Stage};
 use crate::node::{BlockMode, Shared};
 use crate::store::StoreError;
 
-pub use control::{ControlError, MINE_BLOCKS_MAX};
+pub use control::{ControlError, MINE_BLOCKS_MAX, TIMESTAMP_MAX_S};
 use open::OpenBlock;
 pub use unwind::UnwindError;
 
@@ -401,12 +401,9 @@ impl Chain {
         }
     }
 
-    /// Puts transactions back that are in no block any more.
+    /// Puts transactions back that are in no block any more, and has the pool
+    /// count from the nonces of the newest block.
     pub(crate) fn take_back(&mut self, transactions: Vec<Arc<PooledTransaction>>) {
-        if transactions.is_empty() {
-            return;
-        }
-        let head = self.shared.head();
         let senders: Vec<Address> = self.shared.pool().senders().collect();
         let opened = OpenBlock::new(&self.shared);
         let mut open = match opened {
@@ -414,8 +411,9 @@ impl Chain {
             Err(error) => {
                 tracing::error!(
                     error = &error as &dyn std::error::Error,
-                    number = head.header.number,
-                    "transactions are lost: the state cannot be read"
+                    number = self.shared.head().header.number,
+                    n_lost = transactions.len(),
+                    "the pool is not brought up to date: the state cannot be read"
                 );
                 return;
             }

@@ -107,7 +107,7 @@ impl<S: BlockSource> Follower<S> {
     /// A follower that has not asked anything yet.
     #[must_use]
     pub fn new(node: Node, source: S, config: FollowConfig) -> Self {
-        let status = StatusHandle::new(node.head().header.number);
+        let status = StatusHandle::new(&node);
         Self {
             node,
             source,

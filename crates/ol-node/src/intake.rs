@@ -164,19 +164,27 @@ fn recover_all(transactions: Vec<(Transaction, u64)>) -> Vec<Option<PooledTransa
     }
 }
 
-/// The transaction with its sender and the accounts whose code it delegates;
-/// `None` if its signature gives no sender. An authorization that gives no
-/// account does nothing when it is executed either.
+/// The transaction with its sender; `None` if its signature gives none.
 fn recover(transaction: Transaction, received_s: u64) -> Option<PooledTransaction> {
     let sender = transaction.recover_signer().ok()?;
+    let transaction = Recovered::new_unchecked(transaction, sender);
+    Some(with_sender(transaction, received_s))
+}
+
+/// A transaction whose sender is known, with the accounts whose code it
+/// delegates. An authorization that gives no account does nothing when it is
+/// executed either.
+pub(crate) fn with_sender(
+    transaction: Recovered<Transaction>,
+    received_s: u64,
+) -> PooledTransaction {
     let authorities: Vec<Address> = transaction
         .authorization_list()
         .unwrap_or_default()
         .iter()
         .filter_map(|authorization| authorization.recover_authority().ok())
         .collect();
-    let transaction = Recovered::new_unchecked(transaction, sender);
-    Some(PooledTransaction::new(transaction, authorities, received_s))
+    PooledTransaction::new(transaction, authorities, received_s)
 }
 
 /// Threads of their own, shared by all nodes of the process, so that no other

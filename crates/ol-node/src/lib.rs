@@ -54,7 +54,7 @@ mod wire;
 
 pub use admission::{Inclusion, RAW_TRANSACTION_MAX_SIZE_BYTES, SubmitError, SubmitOutcome};
 pub use alloy_genesis::{Genesis, GenesisAccount};
-pub use chain::{ControlError, MINE_BLOCKS_MAX, UnwindError};
+pub use chain::{ControlError, MINE_BLOCKS_MAX, TIMESTAMP_MAX_S, UnwindError};
 pub use event::{ChainEvent, NewBlock};
 pub use follow::{
     BlockSource, FollowConfig, FollowPhase, FollowStatus, Follower, Next, SourceError, SourceHead,

@@ -95,7 +95,7 @@ fn child(dir: &Path) {
         if step.is_multiple_of(9) {
             let to = nonce.saturating_sub(1 + step % 5);
             writeln!(out, "back {to}").unwrap();
-            node.unwind(to).unwrap();
+            node.unwind(to, |_| false).unwrap();
             writeln!(out, "went {to}").unwrap();
             nonce = to;
         }

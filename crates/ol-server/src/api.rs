@@ -28,7 +28,7 @@ use serde_json::json;
 use self::error::ApiError;
 use self::params::CompletionPrompt;
 use self::reply::Endpoint;
-use crate::edge::{self, Access};
+use crate::edge::{self, Access, Patience};
 use crate::gateway::{
     AnswerRequest, Gateway, IDEMPOTENCY_KEY_SIZE_BYTES_MAX, Prompt, RequestError,
 };
@@ -92,9 +92,14 @@ pub async fn serve_on(
         routes = routes.merge(exporter.router());
     }
     let service = access.guard(routes);
-    edge::serve("api", listener, CONNECTIONS_MAX, shutdown, || {
-        service.clone()
-    })
+    edge::serve(
+        "api",
+        listener,
+        CONNECTIONS_MAX,
+        Patience::default(),
+        shutdown,
+        || service.clone(),
+    )
     .await;
 }
 

@@ -30,15 +30,27 @@ pub use access::{Access, AccessError};
 use connection::Connection;
 use deadline::DeadlineBody;
 
-/// How long a client may take for the headers of a request, and how long a
-/// connection may rest between two requests.
-pub const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a client may take. Plain data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// For the headers of a request, and how long a connection may rest
+    /// between two requests. Default 30 s.
+    pub headers: Duration,
+    /// To send a body, from its headers on. Default 30 s.
+    pub body: Duration,
+    /// To read anything of an answer. Default 60 s.
+    pub reader: Duration,
+}
 
-/// How long a client may take to send a body, from its headers on.
-pub const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// How long a client may take to read anything of an answer.
-pub const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            headers: Duration::from_secs(30),
+            body: Duration::from_secs(30),
+            reader: Duration::from_secs(60),
+        }
+    }
+}
 
 /// Largest request line and headers together.
 const HEADERS_MAX_SIZE_BYTES: usize = 64 << 10;
@@ -67,6 +79,7 @@ pub(crate) async fn serve<S, B>(
     name: &'static str,
     mut listener: TcpListener,
     n_connections_max: usize,
+    patience: Patience,
     shutdown: Shutdown,
     make: impl Fn() -> S,
 ) where
@@ -92,8 +105,8 @@ pub(crate) async fn serve<S, B>(
         }
         if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
             let open = Open::connection(name);
-            let connection = Connection::new(stream, (place, open), WRITE_TIMEOUT);
-            connections.spawn(answer(connection, make(), shutdown.clone()));
+            let connection = Connection::new(stream, (place, open), patience.reader);
+            connections.spawn(answer(connection, make(), patience, shutdown.clone()));
             continue;
         }
         metrics::connection_refused(name);
@@ -110,7 +123,7 @@ pub(crate) async fn serve<S, B>(
 }
 
 /// Answers the requests of one connection.
-async fn answer<S, B>(connection: Connection, service: S, shutdown: Shutdown)
+async fn answer<S, B>(connection: Connection, service: S, patience: Patience, shutdown: Shutdown)
 where
     S: Service<Request, Response = Response<B>> + Clone + Send + 'static,
     S::Error: Into<BoxError>,
@@ -118,13 +131,13 @@ where
     B: HttpBody<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let service = service.map_request(|request: axum::http::Request<_>| {
-        request.map(|body| Body::new(DeadlineBody::new(body, BODY_TIMEOUT)))
+    let service = service.map_request(move |request: axum::http::Request<_>| {
+        request.map(|body| Body::new(DeadlineBody::new(body, patience.body)))
     });
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
+        .header_read_timeout(patience.headers)
         .max_buf_size(HEADERS_MAX_SIZE_BYTES);
     let running = builder
         .serve_connection(TokioIo::new(connection), TowerToHyperService::new(service))
@@ -152,3 +165,6 @@ async fn refuse(mut stream: TcpStream) -> std::io::Result<()> {
     let _ = stream.read(&mut [0; 1]).await?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -24,6 +24,7 @@ mod dev;
 mod errors;
 mod events;
 mod fees;
+mod fill;
 mod filters;
 mod gate;
 mod limits;
@@ -44,7 +45,6 @@ mod transactions;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::extract::Request;
 use axum::http::StatusCode;
@@ -61,7 +61,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tower::Service as _;
 
-use crate::edge::{self, Access, BoxError};
+use crate::edge::{self, Access, BoxError, Patience};
 use crate::metrics::Open;
 use args::Args;
 use bounded::LargeReply;
@@ -78,11 +78,6 @@ pub use jsonrpsee::Methods;
 pub use limits::Limits;
 
 use crate::follow::{Forwarder, Upstream};
-
-/// How often a WebSocket client is asked whether it is still there, and after
-/// how much silence it is taken to be gone.
-const PING_INTERVAL: Duration = Duration::from_secs(30);
-const SILENCE_MAX: Duration = Duration::from_secs(75);
 
 /// Messages that wait for a WebSocket client that reads slowly.
 const MESSAGES_WAITING_MAX: u32 = 256;
@@ -222,8 +217,8 @@ pub async fn serve(
     let listener = TcpListener::bind(addr).await.map_err(bind_error)?;
     let addr = listener.local_addr().map_err(bind_error)?;
     let pings = PingConfig::new()
-        .ping_interval(PING_INTERVAL)
-        .inactive_limit(SILENCE_MAX);
+        .ping_interval(limits.ping_interval)
+        .inactive_limit(limits.silence_max);
     let config = ServerConfig::builder()
         .max_request_body_size(limits.request_max_size_bytes)
         .max_response_body_size(limits.response_max_size_bytes)
@@ -279,7 +274,14 @@ pub async fn serve(
                     }
                 }))
             };
-            let answer = edge::serve("rpc", listener, connections_max, shutdown.clone(), make);
+            let answer = edge::serve(
+                "rpc",
+                listener,
+                connections_max,
+                Patience::default(),
+                shutdown.clone(),
+                make,
+            );
             let stop_sessions = async {
                 shutdown.triggered().await;
                 // Fails only if they have stopped already.
@@ -331,6 +333,7 @@ fn topics(is_dev: bool) -> impl Iterator<Item = &'static Method> {
         calls::METHODS,
         dev,
         fees::METHODS,
+        fill::METHODS,
         filters::METHODS,
         logs::METHODS,
         net::METHODS,

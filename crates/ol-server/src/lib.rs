@@ -25,4 +25,4 @@ pub mod gateway;
 pub mod metrics;
 pub mod verify;
 
-pub use edge::{Access, AccessError, BODY_TIMEOUT, HEADER_TIMEOUT, WRITE_TIMEOUT};
+pub use edge::{Access, AccessError, Patience};

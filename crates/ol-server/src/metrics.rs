@@ -20,7 +20,7 @@ use ol_node::{FollowPhase, FollowStatus, Node};
 use ol_runtime::Shutdown;
 use tokio::net::TcpListener;
 
-use crate::edge::{self, Access};
+use crate::edge::{self, Access, Patience};
 use crate::follow::Upstream;
 
 /// Upper bounds of the buckets of every span of time, in seconds.
@@ -327,9 +327,14 @@ impl Exporter {
     pub async fn serve(self, access: Access, listener: TcpListener, shutdown: Shutdown) {
         let service = access.guard(self.router().fallback(not_found));
         let upkeep = self.upkeep(shutdown.clone());
-        let answers = edge::serve("metrics", listener, CONNECTIONS_MAX, shutdown, || {
-            service.clone()
-        });
+        let answers = edge::serve(
+            "metrics",
+            listener,
+            CONNECTIONS_MAX,
+            Patience::default(),
+            shutdown,
+            || service.clone(),
+        );
         tokio::join!(answers, upkeep);
     }
 

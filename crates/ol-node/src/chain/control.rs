@@ -11,6 +11,10 @@ use crate::node::Role;
 /// Most blocks that are made at one time.
 pub const MINE_BLOCKS_MAX: u64 = 10_000;
 
+/// The latest time that a block may be given by hand: the end of the year 9999,
+/// beyond which tools have no dates.
+pub const TIMESTAMP_MAX_S: u64 = 253_402_300_799;
+
 /// Why blocks were not made, or time not moved, by hand.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
@@ -31,6 +35,14 @@ pub enum ControlError {
         asked_s: u64,
         /// The time of the newest block.
         newest_s: u64,
+    },
+    /// It would be after [`TIMESTAMP_MAX_S`].
+    #[error(
+        "timestamp {asked_s} is too late: the latest is {TIMESTAMP_MAX_S}, the end of the year 9999"
+    )]
+    TooLate {
+        /// The time asked for.
+        asked_s: u64,
     },
     /// The node is stopping.
     #[error("the node is stopping")]
@@ -73,7 +85,8 @@ impl Node {
     /// after it follow from there.
     ///
     /// # Errors
-    /// [`ControlError::Timestamp`] if it is not after the newest block.
+    /// [`ControlError::Timestamp`] if it is not after the newest block,
+    /// [`ControlError::TooLate`] if it is after [`TIMESTAMP_MAX_S`].
     pub fn set_next_timestamp(&self, unix_s: u64) -> Result<(), ControlError> {
         self.control(move |chain| {
             let newest_s = chain.shared.head().header.timestamp;
@@ -82,6 +95,9 @@ impl Node {
                     asked_s: unix_s,
                     newest_s,
                 });
+            }
+            if unix_s > TIMESTAMP_MAX_S {
+                return Err(ControlError::TooLate { asked_s: unix_s });
             }
             chain.shared.time().set_next(unix_s);
             chain.abandon_open();
@@ -93,9 +109,14 @@ impl Node {
     /// much it is ahead of the clock now.
     ///
     /// # Errors
-    /// [`ControlError`].
+    /// [`ControlError::TooLate`] if that is after [`TIMESTAMP_MAX_S`].
     pub fn increase_time(&self, span_s: u64) -> Result<i64, ControlError> {
         self.control(move |chain| {
+            let now_s = chain.shared.time().now_s(&*chain.shared.clock);
+            let asked_s = now_s.saturating_add(span_s);
+            if asked_s > TIMESTAMP_MAX_S {
+                return Err(ControlError::TooLate { asked_s });
+            }
             let offset_s = chain.shared.time().increase(span_s);
             chain.abandon_open();
             Ok(offset_s)

@@ -1,8 +1,14 @@
 //! Where a follower stands.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use crate::event::ChainEvent;
 use crate::import::Imported;
+use crate::node::{Node, Shared};
+
+/// A follower that lacks more blocks than this is told to be syncing; up to
+/// there it takes blocks as they come.
+const BEHIND_MIN_BLOCKS: u64 = 2;
 
 /// What a follower does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +29,9 @@ pub enum FollowPhase {
 pub struct FollowStatus {
     /// What it does.
     pub phase: FollowPhase,
+    /// Whether its chain cannot be taken for that of its source: it is some
+    /// blocks behind, or has no source that it can follow.
+    pub is_syncing: bool,
     /// Head when it last began to sync.
     pub starting_block: u64,
     /// Head now.
@@ -41,12 +50,21 @@ pub struct FollowStatus {
 
 /// A view of a follower's status. Clones see the same.
 #[derive(Debug, Clone)]
-pub struct StatusHandle(Arc<Mutex<FollowStatus>>);
+pub struct StatusHandle(Arc<Watched>);
+
+#[derive(Debug)]
+struct Watched {
+    status: Mutex<FollowStatus>,
+    /// Who is told; a status outlives its node.
+    node: Weak<Shared>,
+}
 
 impl StatusHandle {
-    pub(super) fn new(head: u64) -> Self {
-        Self(Arc::new(Mutex::new(FollowStatus {
+    pub(super) fn new(node: &Node) -> Self {
+        let head = node.head().header.number;
+        let status = FollowStatus {
             phase: FollowPhase::Connecting,
+            is_syncing: true,
             starting_block: head,
             current_block: head,
             highest_block: None,
@@ -54,7 +72,11 @@ impl StatusHandle {
             n_imported: 0,
             n_reorgs: 0,
             n_refused: 0,
-        })))
+        };
+        Self(Arc::new(Watched {
+            status: Mutex::new(status),
+            node: Arc::downgrade(&node.shared),
+        }))
     }
 
     /// The status now.
@@ -74,6 +96,10 @@ impl StatusHandle {
             status.starting_block = head;
         }
         status.current_block = head;
+        let highest = status.highest_block.unwrap_or(head);
+        let is_behind = highest.saturating_sub(head) > BEHIND_MIN_BLOCKS;
+        let is_syncing = status.is_syncing || is_behind;
+        self.tell(status, is_syncing);
     }
 
     pub(super) fn live(&self, head: u64) {
@@ -84,12 +110,14 @@ impl StatusHandle {
         status.phase = FollowPhase::Live;
         status.current_block = head;
         status.reason = None;
+        self.tell(status, false);
     }
 
     pub(super) fn away(&self, reason: String) {
         let mut status = self.lock();
         status.phase = FollowPhase::Connecting;
         status.reason = Some(reason);
+        self.tell(status, true);
     }
 
     pub(super) fn refused(&self, reason: String) {
@@ -97,6 +125,7 @@ impl StatusHandle {
         status.phase = FollowPhase::Refusing;
         status.reason = Some(reason);
         status.n_refused += 1;
+        self.tell(status, true);
     }
 
     pub(super) fn imported(&self, imported: &Imported) {
@@ -108,7 +137,20 @@ impl StatusHandle {
         }
     }
 
+    /// Tells the node's subscribers if the follower has begun or ceased to sync.
+    fn tell(&self, mut status: MutexGuard<'_, FollowStatus>, is_syncing: bool) {
+        if status.is_syncing == is_syncing {
+            return;
+        }
+        status.is_syncing = is_syncing;
+        let event = ChainEvent::Syncing(Arc::new(status.clone()));
+        drop(status);
+        if let Some(node) = self.0.node.upgrade() {
+            node.publish(&event);
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, FollowStatus> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

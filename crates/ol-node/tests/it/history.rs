@@ -3,16 +3,18 @@
 //! slots are noted after each block and compared at the end; proofs are checked
 //! by `alloy_trie` against the root in each block's header.
 
+use std::num::NonZeroU64;
+
 use alloy_consensus::TxEip1559;
 use alloy_primitives::{Address, B256, Bytes, KECCAK256_EMPTY, U256, hex, keccak256};
 use alloy_trie::proof::verify_proof;
 use alloy_trie::{EMPTY_ROOT_HASH, Nibbles, TrieAccount};
 use ol_node::{
-    AccountProof, BlockRef, ChainEvent, Node, NodeConfig, PROOF_SLOTS_MAX, QueryError, StoreError,
-    UnwindError,
+    AccountProof, BlockMode, BlockRef, ChainEvent, Node, NodeConfig, PROOF_SLOTS_MAX, QueryError,
+    StoreError, UnwindError,
 };
 
-use crate::common::{Wallet, open, open_with, template};
+use crate::common::{FUNDS_WEI, Wallet, open, open_with, template};
 
 const TARGET: Address = Address::repeat_byte(0x77);
 const ABSENT: Address = Address::repeat_byte(0x99);
@@ -95,6 +97,11 @@ fn the_state_after_every_block_can_be_asked_for() {
     check(11, 12, [0, 0, 0, 90]);
     check(12, 13, [0, 0, 0, 90]);
     node.verify().unwrap();
+}
+
+/// Of the transactions of blocks that are gone.
+const fn forget(_: &B256) -> bool {
+    false
 }
 
 fn check_proof(node: &Node, address: Address, slots: &[u64], number: u64) -> AccountProof {
@@ -187,8 +194,8 @@ fn the_chain_goes_back_and_on_and_is_the_same_again() {
         .map(|number| node.block(BlockRef::Number(number)).unwrap().unwrap())
         .collect();
     let events = node.subscribe();
-    assert_eq!(node.unwind(12).unwrap(), 0);
-    assert_eq!(node.unwind(5).unwrap(), 7);
+    assert_eq!(node.unwind(12, forget).unwrap(), 0);
+    assert_eq!(node.unwind(5, forget).unwrap(), 7);
     let ChainEvent::Unwound { blocks } = events.recv().unwrap() else {
         panic!("the event of the blocks that are gone");
     };
@@ -225,9 +232,9 @@ fn the_chain_goes_back_only_to_what_it_has() {
     let node = open_with(dir.path(), config).unwrap();
     grow(&node);
     let head = node.head();
-    let error = node.unwind(13).unwrap_err();
+    let error = node.unwind(13, forget).unwrap_err();
     assert_eq!(error.to_string(), "block 13 is not there: the newest is 12");
-    let error = node.unwind(8).unwrap_err();
+    let error = node.unwind(8, forget).unwrap_err();
     assert!(
         matches!(
             error,
@@ -236,6 +243,57 @@ fn the_chain_goes_back_only_to_what_it_has() {
         "{error:?}"
     );
     assert_eq!(node.head(), head);
-    assert_eq!(node.unwind(9).unwrap(), 3);
+    assert_eq!(node.unwind(9, forget).unwrap(), 3);
+    node.verify().unwrap();
+}
+
+#[test]
+fn what_was_in_blocks_that_are_gone_waits_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = NodeConfig {
+        block_mode: BlockMode::Interval(NonZeroU64::new(1_000).unwrap()),
+        ..NodeConfig::default()
+    };
+    let node = open_with(dir.path(), config).unwrap();
+    let (alice, bob, poor) = (Wallet::dev(0), Wallet::dev(1), Wallet::dev(2));
+    let submit = |raw: Vec<u8>| node.submit(&raw).unwrap().transaction_hash();
+    submit(alice.transfer(0, TARGET, 1));
+    let all_wei = node.balance_wei(poor.address(), BlockRef::Latest).unwrap();
+    let gas_wei = U256::from(100_000_u64 * 5_000_000_000);
+    let given_away = (all_wei - gas_wei).to();
+    node.mine(1).unwrap();
+    let kept = submit(alice.transfer(1, TARGET, 2));
+    let forgotten = submit(bob.transfer(0, TARGET, 4));
+    submit(alice.transfer(2, poor.address(), FUNDS_WEI / 2));
+    node.mine(1).unwrap();
+    let last = submit(alice.transfer(3, TARGET, 8));
+    let dear = submit(poor.transfer(0, TARGET, given_away));
+    // Paid with what came in a block that will be gone.
+    let too_dear = submit(poor.transfer(1, TARGET, FUNDS_WEI / 4));
+    node.mine(1).unwrap();
+    // Waits, and goes on waiting behind what comes back.
+    let behind = submit(alice.transfer(5, TARGET, 16));
+    assert_eq!(node.pool_status().queued, 1);
+
+    assert_eq!(node.unwind(1, move |&hash| hash != forgotten).unwrap(), 2);
+    let pending = node.pending();
+    let waiting: Vec<B256> = pending.transactions.iter().map(|one| one.hash).collect();
+    for hash in [kept, last, dear] {
+        assert!(waiting.contains(&hash));
+    }
+    assert_eq!(waiting.len(), 4);
+    for hash in [forgotten, too_dear] {
+        assert!(node.pool_transaction(hash).is_none());
+    }
+    assert!(node.pool_transaction(behind).is_some());
+    node.mine(1).unwrap();
+    assert_eq!(node.pool_status().pending, 0);
+    assert_eq!(node.nonce(alice.address(), BlockRef::Latest).unwrap(), 4);
+    submit(alice.transfer(4, TARGET, 32));
+    node.mine(1).unwrap();
+    assert_eq!(
+        node.balance_wei(TARGET, BlockRef::Latest).unwrap(),
+        U256::from(1 + 2 + 8 + 16 + 32 + given_away)
+    );
     node.verify().unwrap();
 }

@@ -118,6 +118,28 @@ fn a_branch_that_is_too_old_is_refused() {
     follower.assert_same_as(&source);
 }
 
+#[test]
+fn what_a_sequencer_takes_back_is_in_the_branch_that_wins() {
+    let source = chain();
+    let follower = Chain::follower();
+    let old = source.blocks();
+    follower.node.import(old.clone()).unwrap();
+    // The four transactions are executed again, together.
+    source.node.unwind(0, |_| true).unwrap();
+    source.transfer(3, 5);
+    source.transfer(3, 6);
+    source.transfer(3, 7);
+    source.transfer(3, 8);
+    let imported = follower.node.import(source.blocks()).unwrap();
+    assert_eq!((imported.is_canonical, imported.n_unwound), (true, 4));
+    follower.assert_same_as(&source);
+    for block in old {
+        let transactions = block.decode().unwrap().body.transactions;
+        let hash = transactions[0].tx_hash();
+        assert!(follower.node.receipt(hash).unwrap().is_some());
+    }
+}
+
 /// Branches of a tree: each leaves the one before it after some blocks and has
 /// some of its own, with transfers and contracts.
 #[derive(Debug, Clone)]

@@ -5,13 +5,13 @@
 //! them make real blocks by the rules of the chain. Snapshots alone are not:
 //! to go back is to forget blocks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use alloy_consensus::SignableTransaction as _;
 use alloy_eips::eip2718::Encodable2718 as _;
-use alloy_primitives::{Address, Bytes, TxKind, U64, U256};
-use alloy_rpc_types_eth::{TransactionInput, TransactionRequest};
+use alloy_primitives::{Address, B256, Bytes, TxKind, U64, U256};
+use alloy_rpc_types_eth::TransactionRequest;
 use alloy_signer::SignerSync as _;
 use alloy_signer_local::PrivateKeySigner;
 use jsonrpsee::types::ErrorObjectOwned;
@@ -21,13 +21,15 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::args::Args;
-use super::calls::call_request;
 use super::fees::suggested_tip_wei;
 use super::method::{Method, Reply, shown};
-use super::{Eth, errors};
+use super::{Eth, errors, fill};
 
 /// Most snapshots that are kept; the oldest goes first.
 const SNAPSHOTS_MAX: usize = 1_024;
+
+/// Most waiting transactions that all snapshots together remember.
+const SNAPSHOTS_WAITING_MAX: usize = 1 << 20;
 
 pub(super) const METHODS: &[Method] = &[
     Method::call("anvil_increaseTime", 1, increase_time),
@@ -62,8 +64,44 @@ pub(super) struct Dev {
 #[derive(Debug, Default)]
 struct Snapshots {
     n_taken: u64,
-    /// By id: the newest block then.
-    blocks: BTreeMap<u64, u64>,
+    by_id: BTreeMap<u64, Snapshot>,
+    /// Transactions in all of them.
+    n_waiting: usize,
+}
+
+/// What a chain goes back to.
+#[derive(Debug)]
+struct Snapshot {
+    /// The newest block.
+    number: u64,
+    /// What was in the pool.
+    waiting: HashSet<B256>,
+}
+
+impl Snapshots {
+    /// Keeps one more, and returns its id. The oldest go if there are too many.
+    fn add(&mut self, snapshot: Snapshot) -> u64 {
+        self.n_taken += 1;
+        self.n_waiting += snapshot.waiting.len();
+        self.by_id.insert(self.n_taken, snapshot);
+        while self.by_id.len() > SNAPSHOTS_MAX || self.n_waiting > SNAPSHOTS_WAITING_MAX {
+            let Some((_, oldest)) = self.by_id.pop_first() else {
+                break;
+            };
+            self.n_waiting -= oldest.waiting.len();
+        }
+        self.n_taken
+    }
+
+    /// Takes out one and all later ones, and returns it.
+    fn use_up(&mut self, id: u64) -> Option<Snapshot> {
+        if !self.by_id.contains_key(&id) {
+            return None;
+        }
+        let mut gone = self.by_id.split_off(&id);
+        self.n_waiting -= gone.values().map(|one| one.waiting.len()).sum::<usize>();
+        gone.remove(&id)
+    }
 }
 
 impl Dev {
@@ -181,28 +219,32 @@ fn set_automine(args: &mut Args<'_>, eth: &Eth) -> Reply {
 
 fn snapshot(_: &mut Args<'_>, eth: &Eth) -> Reply {
     let mut snapshots = dev(eth)?.snapshots();
-    snapshots.n_taken += 1;
-    let id = snapshots.n_taken;
-    snapshots.blocks.insert(id, eth.node.head().header.number);
-    if snapshots.blocks.len() > SNAPSHOTS_MAX {
-        snapshots.blocks.pop_first();
-    }
-    shown(U64::from(id))
+    // The pool first: what becomes part of a block in between is in both.
+    let pool = eth.node.pool_content();
+    let waiting = [pool.pending, pool.queued]
+        .iter()
+        .flat_map(BTreeMap::values)
+        .flat_map(BTreeMap::values)
+        .map(|pooled| pooled.hash)
+        .collect();
+    let number = eth.node.head().header.number;
+    shown(U64::from(snapshots.add(Snapshot { number, waiting })))
 }
 
-/// Goes back to a snapshot, which is used up, as all later ones are.
+/// Goes back to a snapshot, which is used up, as all later ones are. What
+/// waited then and was executed since waits again.
 fn revert(args: &mut Args<'_>, eth: &Eth) -> Reply {
     let id: U64 = args.required()?;
-    let id = id.to::<u64>();
     let mut snapshots = dev(eth)?.snapshots();
-    let Some(&number) = snapshots.blocks.get(&id) else {
+    let Some(Snapshot { number, waiting }) = snapshots.use_up(id.to()) else {
         return shown(false);
     };
-    eth.node.unwind(number).map_err(|error| match error {
-        UnwindError::Store(_) => errors::internal(&error),
-        other => errors::refused(other.to_string()),
-    })?;
-    snapshots.blocks.split_off(&id);
+    eth.node
+        .unwind(number, move |hash| waiting.contains(hash))
+        .map_err(|error| match error {
+            UnwindError::Store(_) => errors::internal(&error),
+            other => errors::refused(other.to_string()),
+        })?;
     shown(true)
 }
 
@@ -264,7 +306,7 @@ fn send_transaction(args: &mut Args<'_>, eth: &Eth) -> Reply {
 }
 
 /// Fills in what is missing, signs, and sends.
-fn send(eth: &Eth, mut request: TransactionRequest) -> Reply {
+fn send(eth: &Eth, request: TransactionRequest) -> Reply {
     let dev = dev(eth)?;
     let from = request
         .from
@@ -274,39 +316,9 @@ fn send(eth: &Eth, mut request: TransactionRequest) -> Reply {
         .iter()
         .find(|signer| signer.address() == from)
         .ok_or_else(|| errors::refused("unknown account"))?;
-    let chain_id = eth.node.chain_id();
-    if request.chain_id.is_some_and(|asked| asked != chain_id) {
-        return Err(errors::invalid_params(format!(
-            "chainId does not match node's (have={}, want={chain_id})",
-            request.chain_id.unwrap_or_default()
-        )));
-    }
-    request.chain_id = Some(chain_id);
-    let input = std::mem::take(&mut request.input)
-        .try_into_unique_input()
-        .map_err(|error| errors::invalid_params(error.to_string()))?;
-    request.input = TransactionInput::new(input.unwrap_or_default());
-    request.to = Some(request.to.unwrap_or(TxKind::Create));
-    request.value = Some(request.value.unwrap_or_default());
-    if request.gas_price.is_none() {
-        let tip_wei = match request.max_priority_fee_per_gas {
-            Some(tip_wei) => tip_wei,
-            None => u128::from(suggested_tip_wei(eth)?),
-        };
-        let base_fee_wei = u128::from(eth.node.next_base_fee_wei());
-        let max_fee_wei = base_fee_wei.saturating_mul(2).saturating_add(tip_wei);
-        request.max_priority_fee_per_gas = Some(tip_wei);
-        request.max_fee_per_gas = Some(request.max_fee_per_gas.unwrap_or(max_fee_wei));
-    }
-    if request.gas.is_none() {
-        let message = call_request(request.clone())?;
-        let gas = eth.node.estimate_gas(&message, BlockRef::Pending);
-        request.gas = Some(gas.map_err(errors::query)?);
-    }
+    let mut request = fill::all_but_nonce(eth, request)?;
     let sending = dev.sending.lock().unwrap_or_else(PoisonError::into_inner);
-    if request.nonce.is_none() {
-        request.nonce = Some(eth.node.next_nonce(from).map_err(errors::query)?);
-    }
+    fill::nonce(eth, &mut request)?;
     let raw = signed(signer, request)?;
     let outcome = eth.node.submit(&raw).map_err(errors::submit)?;
     drop(sending);
@@ -317,9 +329,7 @@ fn signed(
     signer: &PrivateKeySigner,
     request: TransactionRequest,
 ) -> Result<Bytes, ErrorObjectOwned> {
-    let unsigned = request
-        .build_typed_tx()
-        .map_err(|_| errors::invalid_params("the fields fit no type of transaction"))?;
+    let unsigned = fill::typed(request)?;
     let signature = signer
         .sign_hash_sync(&unsigned.signature_hash())
         .map_err(|error| errors::internal(&error))?;

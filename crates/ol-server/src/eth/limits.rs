@@ -1,5 +1,7 @@
 //! What a server answers at most.
 
+use std::time::Duration;
+
 use ol_node::TraceConfig;
 
 /// Limits of a server. Plain data.
@@ -22,6 +24,11 @@ pub struct Limits {
     pub filter_expiry_s: u64,
     /// How long one request is waited for. Default 30 s.
     pub request_timeout_s: u64,
+    /// How often a WebSocket client is asked whether it is still there.
+    /// Default 30 s.
+    pub ping_interval: Duration,
+    /// After how much silence it is taken to be gone. Default 75 s.
+    pub silence_max: Duration,
     /// Methods that only read, running at one time. Default 64.
     pub reads_max: usize,
     /// Methods that run the EVM or read much, running at one time. Default 8.
@@ -47,6 +54,8 @@ impl Default for Limits {
             filters_max: 1_024,
             filter_expiry_s: 300,
             request_timeout_s: 30,
+            ping_interval: Duration::from_secs(30),
+            silence_max: Duration::from_secs(75),
             reads_max: 64,
             calls_max: 8,
             waiting_max: 1_024,

@@ -1,7 +1,7 @@
 //! About the node: chain, network, version.
 
 use alloy_primitives::{Bytes, U64, keccak256};
-use ol_node::FollowPhase;
+use ol_node::FollowStatus;
 use serde_json::{Value, json};
 
 use super::args::Args;
@@ -37,15 +37,21 @@ fn syncing(_: &mut Args<'_>, eth: &Eth) -> Reply {
         return Ok(json!(false));
     };
     let status = upstream.status();
-    if status.phase == FollowPhase::Live {
+    if !status.is_syncing {
         return Ok(json!(false));
     }
     let current = eth.node.head().header.number;
-    shown(json!({
+    Ok(progress(&status, current))
+}
+
+/// From where to where a follower syncs.
+pub(super) fn progress(status: &FollowStatus, current: u64) -> Value {
+    let highest = status.highest_block.unwrap_or(current);
+    json!({
         "startingBlock": U64::from(status.starting_block),
         "currentBlock": U64::from(current),
-        "highestBlock": U64::from(status.highest_block.unwrap_or(current)),
-    }))
+        "highestBlock": U64::from(highest.max(current)),
+    })
 }
 
 /// The namespaces that are served, each with its version.

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use alloy_eips::BlockId;
-use alloy_primitives::{Address, B256, U256};
+use alloy_primitives::{Address, B256, Bytes, KECCAK256_EMPTY, U64, U256};
 use alloy_rpc_types_eth::{EIP1186AccountProofResponse, EIP1186StorageProof};
 use alloy_serde::JsonStorageKey;
 use jsonrpsee::types::ErrorObjectOwned;
-use ol_node::{BlockRef, Node, StateReader};
+use ol_node::{BlockRef, Node, StateReader, StoreError};
+use serde_json::json;
 
 use super::args::Args;
 use super::method::{Method, Reply, quantity, shown};
@@ -17,6 +18,7 @@ use super::{Eth, errors, shapes};
 const STORAGE_VALUES_MAX: usize = 1_024;
 
 pub(super) const METHODS: &[Method] = &[
+    Method::read("eth_getAccountInfo", 2, account_info),
     Method::read("eth_getBalance", 2, balance),
     Method::read("eth_getCode", 2, code),
     Method::call("eth_getProof", 3, proof),
@@ -24,6 +26,24 @@ pub(super) const METHODS: &[Method] = &[
     Method::read("eth_getStorageValues", 2, storage_values),
     Method::read("eth_getTransactionCount", 2, transaction_count),
 ];
+
+/// What foundry asks in one call: balance, nonce and code.
+fn account_info(args: &mut Args<'_>, eth: &Eth) -> Reply {
+    let address: Address = args.required()?;
+    let at = optional_block(args, &eth.node)?;
+    let failed = |error: StoreError| errors::query(error.into());
+    let state = eth.node.state(at).map_err(errors::query)?;
+    let account = state.account(address).map_err(failed)?.unwrap_or_default();
+    let code = match account.code_hash {
+        KECCAK256_EMPTY => Bytes::new(),
+        hash => state.code(hash).map_err(failed)?,
+    };
+    shown(json!({
+        "balance": account.balance_wei,
+        "nonce": U64::from(account.nonce),
+        "code": code,
+    }))
+}
 
 fn balance(args: &mut Args<'_>, eth: &Eth) -> Reply {
     let address: Address = args.required()?;

@@ -10,9 +10,10 @@ use jsonrpsee::core::traits::IdProvider;
 use jsonrpsee::types::error::METHOD_NOT_FOUND_CODE;
 use jsonrpsee::types::{ErrorObjectOwned, Params, SubscriptionId};
 use jsonrpsee::{PendingSubscriptionSink, RpcModule};
-use ol_node::{ChainEvent, LogFilter};
+use ol_node::{ChainEvent, FollowStatus, LogFilter};
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
+use serde_json::{Value, json};
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::metrics::Open;
@@ -20,7 +21,7 @@ use crate::metrics::Open;
 use super::args::Args;
 use super::events::Since;
 use super::logs::{checked, find};
-use super::{Eth, errors, shapes, transactions};
+use super::{Eth, errors, net, shapes, transactions};
 
 /// What is subscribed to.
 enum Kind {
@@ -29,7 +30,7 @@ enum Kind {
     NewPendingTransactions {
         full: bool,
     },
-    /// A sequencer is never behind, so nothing is ever told.
+    /// Only a follower has something to tell.
     Syncing,
 }
 
@@ -105,9 +106,30 @@ impl Kind {
                     |hash: &B256| transactions::find_anywhere(&eth.node, *hash).ok().flatten();
                 each(&hashes.iter().filter_map(find).collect::<Vec<_>>())
             }
+            (Self::Syncing, ChainEvent::Syncing(status)) => Ok(vec![raw(&syncing(status))?]),
             _ => Ok(Vec::new()),
         }
     }
+
+    /// What is told at the beginning.
+    fn told_first(&self, eth: &Eth) -> Result<Option<Box<RawValue>>, SubscriptionError> {
+        let (Self::Syncing, Some(upstream)) = (self, &eth.upstream) else {
+            return Ok(None);
+        };
+        let status = upstream.status();
+        if status.is_syncing {
+            return raw(&syncing(&status)).map(Some);
+        }
+        Ok(None)
+    }
+}
+
+/// As geth tells it: where it stands, or `false` when it is done.
+fn syncing(status: &FollowStatus) -> Value {
+    if !status.is_syncing {
+        return json!(false);
+    }
+    json!({"syncing": true, "status": net::progress(status, status.current_block)})
 }
 
 fn each<T: Serialize>(items: &[T]) -> Result<Vec<Box<RawValue>>, SubscriptionError> {
@@ -140,6 +162,9 @@ async fn subscribe(
     drop(feed);
     let sink = pending.accept().await?;
     let _open = Open::subscription();
+    if let Some(message) = kind.told_first(&eth)? {
+        sink.send(message).await?;
+    }
     loop {
         let event = tokio::select! {
             () = sink.closed() => return Ok(()),

@@ -9,7 +9,7 @@ mod filters;
 mod hostile;
 mod pending;
 mod subscriptions;
-mod websocket;
+pub(crate) mod websocket;
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;

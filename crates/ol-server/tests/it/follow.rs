@@ -25,6 +25,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
+use crate::eth::websocket::WebSocket;
+
 const CHAIN_ID: u64 = 161_200;
 const TARGET: Address = Address::repeat_byte(0x77);
 
@@ -304,6 +306,44 @@ fn restarts_of_either_side_are_survived() {
         std::thread::yield_now();
     }
     assert_eq!(follower.status().n_reorgs, 1);
+    follower.stop(&runtime);
+    source.stop(&runtime);
+}
+
+#[test]
+fn subscribers_hear_when_a_follower_catches_up_and_falls_behind() {
+    let runtime = runtime();
+    let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let source = Served::sequencer(&runtime, &dirs[0], any_port(), 0);
+    let addr = source.server.addr;
+    let mut of_source = WebSocket::connect(addr);
+    for value_wei in 1..=10 {
+        source.transfer(value_wei);
+    }
+    let url = source.url();
+    let follower = Served::follower(&runtime, &dirs[1], url);
+    follower.wait_for(&source.node);
+    let mut socket = WebSocket::connect(follower.server.addr);
+    let syncing = socket.ok("eth_subscribe", json!(["syncing"]));
+    // Nothing if it has caught up by now, else that it has.
+    while follower.status().is_syncing {
+        std::thread::yield_now();
+    }
+    assert_eq!(socket.ok("eth_syncing", json!([])), false);
+    // A sequencer has nothing to tell.
+    of_source.ok("eth_subscribe", json!(["syncing"]));
+    drop(of_source);
+    source.stop(&runtime);
+    let lost = loop {
+        let told = socket.told(&syncing);
+        if told != false && told["status"]["currentBlock"] == "0xa" {
+            break told;
+        }
+    };
+    assert_eq!(lost["syncing"], true, "{lost}");
+    assert_eq!(lost["status"]["highestBlock"], "0xa", "{lost}");
+    let source = Served::sequencer(&runtime, &dirs[0], addr, 5);
+    assert_eq!(socket.told(&syncing), false);
     follower.stop(&runtime);
     source.stop(&runtime);
 }

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use alloy_primitives::{address, hex, keccak256};
 use ol_node::{Genesis, NodeConfig, TraceConfig};
@@ -719,4 +720,56 @@ fn bombs_end_within_the_limits() {
     assert_eq!(status, 200);
     let n_frames = body.matches("\"type\":\"CALL\"").count();
     assert!(n_frames > 300, "{n_frames}: {}", &body[..200]);
+}
+
+#[test]
+fn traces_past_the_limits_are_told_to_come_back_and_reads_go_on() {
+    let mut genesis = Genesis::default();
+    genesis.config.chain_id = 161_200;
+    let limits = Limits {
+        traces_max: 1,
+        traces_waiting_max: 1,
+        trace: TraceConfig {
+            steps_max: 200_000,
+            ..TraceConfig::default()
+        },
+        ..Limits::default()
+    };
+    let server = Server::start_on(
+        &genesis,
+        |config| config.limits = limits,
+        NodeConfig::default(),
+    );
+    let target = address!("0x00000000000000000000000000000000000b0b0b");
+    let overrides = json!({target.to_string(): {"code": "0x5b5f56"}});
+    let params = json!([{"to": target}, "latest", {"stateOverrides": overrides}]);
+    let has_been_busy = AtomicBool::new(false);
+    // More at one time than may run and wait, until one is told so.
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| {
+                while !has_been_busy.load(Ordering::Relaxed) {
+                    let reply = server.reply("debug_traceCall", params.clone());
+                    assert_eq!(reply["error"]["code"], -32_005, "{reply}");
+                    let message = reply["error"]["message"].as_str().unwrap();
+                    if message.contains("too many requests are waiting") {
+                        has_been_busy.store(true, Ordering::Relaxed);
+                    } else {
+                        assert!(message.contains("more than 200000 steps"), "{message}");
+                    }
+                }
+            });
+        }
+        scope.spawn(|| {
+            while !has_been_busy.load(Ordering::Relaxed) {
+                assert_eq!(server.ok("eth_getBalance", json!([target])), "0x0");
+                let called = server.ok("eth_call", json!([{"to": target}]));
+                assert_eq!(called, "0x");
+            }
+        });
+    });
+    // Nothing is kept from before: there is room again.
+    let reply = server.reply("debug_traceCall", params);
+    let message = reply["error"]["message"].as_str().unwrap();
+    assert!(message.contains("more than 200000 steps"), "{message}");
 }

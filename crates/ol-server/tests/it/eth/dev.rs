@@ -66,6 +66,19 @@ fn blocks_and_time_by_hand() {
         "timestamp 1 is not after that of the newest block",
     );
     server.error("anvil_mine", json!([1_000_000]), -32_602, "too many blocks");
+    for (method, params) in [
+        ("evm_setNextBlockTimestamp", json!([253_402_300_800_u64])),
+        ("evm_mine", json!([u64::MAX])),
+        ("evm_increaseTime", json!(["0xffffffffffffffff"])),
+        ("evm_increaseTime", json!([253_402_300_799_u64])),
+        ("hardhat_mine", json!([2, "0xffffffffffffffff"])),
+    ] {
+        server.error(method, params, -32_602, "is too late");
+    }
+    assert_eq!(number(&newest()["timestamp"]), 1_900_000_000);
+    server.ok("evm_mine", json!([253_402_300_799_u64]));
+    assert_eq!(number(&newest()["timestamp"]), 253_402_300_799);
+    server.ok("evm_mine", json!([]));
     let info = server.ok("anvil_nodeInfo", json!([]));
     assert_eq!(info["currentBlockHash"], newest()["hash"]);
 }
@@ -206,4 +219,95 @@ fn going_back_to_a_snapshot_takes_logs_away() {
     let again = socket.told(&logs);
     assert_eq!(again["blockNumber"], added["blockNumber"]);
     assert_ne!(again["blockHash"], added["blockHash"]);
+}
+
+#[test]
+fn going_back_to_a_snapshot_brings_back_what_waited_then() {
+    let server = Server::start_dev();
+    server.ok("evm_setAutomine", json!([false]));
+    let to = Address::repeat_byte(0x22);
+    let send = |nonce| {
+        let raw = signed(nonce, TxKind::Call(to), 1, Bytes::new());
+        server.ok("eth_sendRawTransaction", json!([raw]))
+    };
+    let waiting = [send(0), send(1), send(3)];
+    let snapshot = server.ok("evm_snapshot", json!([]));
+    let pool = server.ok("txpool_content", json!([]));
+    let later = send(2);
+    server.ok("evm_mine", json!([]));
+    assert_eq!(server.ok("eth_getBalance", json!([to])), "0x4");
+    assert_eq!(server.ok("evm_revert", json!([snapshot])), true);
+    assert_eq!(server.ok("eth_getBalance", json!([to])), "0x0");
+    assert_eq!(server.ok("txpool_content", json!([])), pool);
+    let found = |hash| server.ok("eth_getTransactionByHash", json!([hash]));
+    assert_eq!(found(&later), Value::Null);
+    for hash in &waiting {
+        assert_eq!(found(hash)["hash"], *hash);
+    }
+    server.ok("evm_mine", json!([]));
+    assert_eq!(server.ok("eth_getBalance", json!([to])), "0x2");
+}
+
+#[test]
+fn a_transaction_is_filled_in_and_an_account_shown_whole() {
+    let server = Server::start_dev();
+    let (from, to) = (signer().address(), Address::repeat_byte(0x22));
+    let filled = server.ok(
+        "eth_fillTransaction",
+        json!([{"from": from, "to": to, "value": "0x5"}]),
+    );
+    let transaction = &filled["tx"];
+    for (field, expected) in [
+        ("type", json!("0x2")),
+        ("chainId", json!("0x275b0")),
+        ("nonce", json!("0x0")),
+        ("gas", json!("0x5208")),
+        ("maxPriorityFeePerGas", json!("0xf4240")),
+        ("value", json!("0x5")),
+        ("to", json!(to)),
+        ("input", json!("0x")),
+        ("r", json!("0x0")),
+        ("s", json!("0x0")),
+    ] {
+        assert_eq!(transaction[field], expected, "{field}: {transaction}");
+    }
+    assert!(filled["raw"].as_str().unwrap().starts_with("0x02"));
+    // What it says stays; what waits counts.
+    server.ok("evm_setAutomine", json!([false]));
+    server.ok("eth_sendTransaction", json!([{"from": from, "to": to}]));
+    let filled = server.ok(
+        "eth_fillTransaction",
+        json!([{"from": from, "to": to, "gas": "0x7530", "gasPrice": "0x77359400"}]),
+    );
+    assert_eq!(filled["tx"]["type"], "0x0");
+    assert_eq!(filled["tx"]["nonce"], "0x1");
+    assert_eq!(filled["tx"]["gas"], "0x7530");
+    assert_eq!(filled["tx"]["gasPrice"], "0x77359400");
+    server.error(
+        "eth_fillTransaction",
+        json!([{"from": from, "to": to, "chainId": "0x1"}]),
+        -32_602,
+        "chainId does not match",
+    );
+
+    let code = Bytes::from(contract_code());
+    let raw = json!([{"from": from, "data": init_code(&code), "gas": "0x7a120"}]);
+    let hash = server.ok("eth_sendTransaction", raw);
+    server.ok("evm_mine", json!([]));
+    let receipt = server.ok("eth_getTransactionReceipt", json!([hash]));
+    let contract = &receipt["contractAddress"];
+    assert_eq!(
+        server.ok("eth_getAccountInfo", json!([contract])),
+        json!({"balance": "0x0", "nonce": "0x1", "code": code})
+    );
+    assert_eq!(
+        server.ok("eth_getAccountInfo", json!([contract, "earliest"])),
+        json!({"balance": "0x0", "nonce": "0x0", "code": "0x"})
+    );
+    let balance = server.ok("eth_getBalance", json!([from, "latest"]));
+    let info = server.ok("eth_getAccountInfo", json!([from, "latest"]));
+    assert_eq!(
+        info,
+        json!({"balance": balance, "nonce": "0x2", "code": "0x"})
+    );
 }

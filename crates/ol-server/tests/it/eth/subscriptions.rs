@@ -1,9 +1,13 @@
 //! Subscriptions over a real WebSocket.
 
+use std::time::Duration;
+
 use alloy_primitives::{Address, TxKind, hex};
+use ol_node::NodeConfig;
+use ol_server::eth::ServeConfig;
 use serde_json::json;
 
-use super::websocket::WebSocket;
+use super::websocket::{PING, PONG, WebSocket};
 use super::{Server, contract_code, init_code, signed, word};
 
 #[test]
@@ -124,4 +128,35 @@ fn one_that_reads_nothing_is_cut_off_with_words() {
         assert_eq!(told["removed"], false);
     }
     assert_eq!(deaf.ok("eth_unsubscribe", json!([logs])), false);
+}
+
+#[test]
+fn who_does_not_answer_pings_is_hung_up_on() {
+    let impatient = |config: &mut ServeConfig| {
+        config.limits.ping_interval = Duration::from_millis(10);
+        config.limits.silence_max = Duration::from_millis(50);
+    };
+    let server = Server::start_with(impatient, NodeConfig::default());
+    let mut socket = WebSocket::connect(server.addr);
+    let mut n_pings = 0;
+    // Until the server closes, by a frame or without.
+    while let Ok((PING, _)) = socket.next_frame() {
+        n_pings += 1;
+    }
+    assert!(n_pings > 0);
+}
+
+#[test]
+fn who_answers_pings_is_not() {
+    let curious = |config: &mut ServeConfig| {
+        config.limits.ping_interval = Duration::from_millis(10);
+    };
+    let server = Server::start_with(curious, NodeConfig::default());
+    let mut socket = WebSocket::connect(server.addr);
+    for _ in 0..5 {
+        let (kind, payload) = socket.next_frame().unwrap();
+        assert_eq!(kind, PING);
+        socket.send_frame(PONG, &payload);
+    }
+    assert_eq!(socket.ok("eth_chainId", json!([])), "0x275b0");
 }

@@ -2,12 +2,17 @@
 //! of one piece, and nothing hidden between it and the socket.
 
 use std::collections::VecDeque;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 
 use serde_json::{Value, json};
 
-pub(super) struct WebSocket {
+/// Kinds of final frames.
+pub(crate) const TEXT: u8 = 0x81;
+pub(crate) const PING: u8 = 0x89;
+pub(crate) const PONG: u8 = 0x8a;
+
+pub(crate) struct WebSocket {
     stream: BufReader<TcpStream>,
     /// Notifications that came while an answer was waited for.
     notified: VecDeque<Value>,
@@ -15,7 +20,7 @@ pub(super) struct WebSocket {
 }
 
 impl WebSocket {
-    pub(super) fn connect(addr: SocketAddr) -> Self {
+    pub(crate) fn connect(addr: SocketAddr) -> Self {
         let mut stream = TcpStream::connect(addr).unwrap();
         write!(
             stream,
@@ -38,10 +43,14 @@ impl WebSocket {
         }
     }
 
-    pub(super) fn send(&mut self, text: &str) {
-        // Final text frame, masked with zeros, which changes nothing.
-        let mut frame = vec![0x81];
-        match text.len() {
+    pub(crate) fn send(&mut self, text: &str) {
+        self.send_frame(TEXT, text.as_bytes());
+    }
+
+    /// Sends a whole frame, masked with zeros, which changes nothing.
+    pub(crate) fn send_frame(&mut self, kind: u8, payload: &[u8]) {
+        let mut frame = vec![kind];
+        match payload.len() {
             n @ 0..126 => frame.push(0x80 | u8::try_from(n).unwrap()),
             n @ 126..65_536 => {
                 frame.push(0x80 | 126);
@@ -53,40 +62,46 @@ impl WebSocket {
             }
         }
         frame.extend([0; 4]);
-        frame.extend(text.as_bytes());
+        frame.extend(payload);
         self.stream.get_mut().write_all(&frame).unwrap();
     }
 
+    /// The next frame: its kind, and what is in it.
+    pub(crate) fn next_frame(&mut self) -> io::Result<(u8, Vec<u8>)> {
+        let mut head = [0; 2];
+        self.stream.read_exact(&mut head)?;
+        let size = match head[1] {
+            126 => {
+                let mut size = [0; 2];
+                self.stream.read_exact(&mut size)?;
+                usize::from(u16::from_be_bytes(size))
+            }
+            127 => {
+                let mut size = [0; 8];
+                self.stream.read_exact(&mut size)?;
+                usize::try_from(u64::from_be_bytes(size)).unwrap()
+            }
+            size => usize::from(size),
+        };
+        let mut payload = vec![0; size];
+        self.stream.read_exact(&mut payload)?;
+        Ok((head[0], payload))
+    }
+
     /// The next message, whatever it is.
-    pub(super) fn next(&mut self) -> Value {
+    pub(crate) fn next(&mut self) -> Value {
         loop {
-            let mut head = [0; 2];
-            self.stream.read_exact(&mut head).unwrap();
-            let size = match head[1] {
-                126 => {
-                    let mut size = [0; 2];
-                    self.stream.read_exact(&mut size).unwrap();
-                    usize::from(u16::from_be_bytes(size))
-                }
-                127 => {
-                    let mut size = [0; 8];
-                    self.stream.read_exact(&mut size).unwrap();
-                    usize::try_from(u64::from_be_bytes(size)).unwrap()
-                }
-                size => usize::from(size),
-            };
-            let mut payload = vec![0; size];
-            self.stream.read_exact(&mut payload).unwrap();
-            match head[0] {
-                0x81 => return serde_json::from_slice(&payload).unwrap(),
-                0x89 | 0x8a => {}
+            let (kind, payload) = self.next_frame().unwrap();
+            match kind {
+                TEXT => return serde_json::from_slice(&payload).unwrap(),
+                PING | PONG => {}
                 other => panic!("frame of type {other:#x}: {payload:?}"),
             }
         }
     }
 
     /// The answer to a call.
-    pub(super) fn ask(&mut self, method: &str, params: Value) -> Value {
+    pub(crate) fn ask(&mut self, method: &str, params: Value) -> Value {
         self.n_asked += 1;
         let id = self.n_asked;
         let request = json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params});
@@ -103,7 +118,7 @@ impl WebSocket {
     }
 
     #[track_caller]
-    pub(super) fn ok(&mut self, method: &str, params: Value) -> Value {
+    pub(crate) fn ok(&mut self, method: &str, params: Value) -> Value {
         let reply = self.ask(method, params);
         assert!(reply.get("error").is_none(), "{method}: {reply}");
         reply["result"].clone()
@@ -111,7 +126,7 @@ impl WebSocket {
 
     /// What a subscription is told next: a result, or an error. Subscriptions
     /// of one connection are told in no order.
-    pub(super) fn told(&mut self, subscription: &Value) -> Value {
+    pub(crate) fn told(&mut self, subscription: &Value) -> Value {
         let mine = |message: &Value| {
             assert_eq!(message["method"], "eth_subscription", "{message}");
             message["params"]["subscription"] == *subscription
