@@ -15,6 +15,12 @@ mod cache;
 mod chat_template;
 mod config;
 mod generation_config;
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "the loader comes with quantised layers"
+)]
+mod gguf;
 mod isa;
 pub(crate) mod kernels;
 mod layout;
@@ -32,6 +38,10 @@ pub use cache::{KvCache, KvPool, PAGE_TOKENS, PoolFull};
 pub use chat_template::{ChatOptions, ChatTemplateError, Conversation};
 pub use config::{ConfigError, Family, Mla, ModelConfig, Moe, Rope, Routing, SlidingWindow};
 pub use generation_config::GenerationConfig;
+pub use gguf::{
+    Array, Gguf, GgufError, GgufTensor, GgufTokenizer, MAX_GGUF_HEADER_SIZE_BYTES, Storage,
+    TokenKind, Value,
+};
 pub use isa::Isa;
 pub use layout::{Layout, TensorSpec};
 pub use lora::{

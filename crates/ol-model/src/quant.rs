@@ -184,7 +184,6 @@ impl Format {
 ///
 /// # Panics
 /// For NF4, whose scales lie apart from the codes.
-#[cfg_attr(not(test), expect(dead_code, reason = "for the GGUF reader"))]
 pub(crate) fn dequantise(format: Format, stored: &[u8], out: &mut [f32]) -> Result<(), QuantError> {
     let expected = format.size_bytes(1, out.len())?;
     if stored.len() != expected {
@@ -230,7 +229,6 @@ pub(crate) fn dequantise(format: Format, stored: &[u8], out: &mut [f32]) -> Resu
 ///
 /// # Panics
 /// If the row is not whole blocks of finite weights, or the format is NF4.
-#[cfg_attr(not(test), expect(dead_code, reason = "for the GGUF writer"))]
 pub(crate) fn quantise(format: Format, row: &[f32], out: &mut Vec<u8>) {
     match format {
         Format::F16 => out.extend(row.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes())),
