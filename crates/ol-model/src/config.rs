@@ -1,10 +1,12 @@
 //! Shape of a model, as Hugging Face's `config.json` gives it.
 
 mod json;
+mod memory;
 mod rope;
 
 use thiserror::Error;
 
+pub use memory::WeightFormat;
 pub use rope::Rope;
 
 /// Longest context accepted, in tokens.
@@ -304,6 +306,12 @@ impl ModelConfig {
             ("n_group", moe.n_group, 4096),
             ("topk_group", moe.topk_group, moe.n_group),
         ])?;
+        if moe.n_routed_experts * self.num_hidden_layers > 1 << 16 {
+            return invalid(format!(
+                "n_routed_experts is {} in {} layers, allowed are 65536 in all",
+                moe.n_routed_experts, self.num_hidden_layers
+            ));
+        }
         if moe.first_k_dense_replace > self.num_hidden_layers {
             return invalid(format!(
                 "first_k_dense_replace is {} of {} layers",

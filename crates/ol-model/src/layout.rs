@@ -1,6 +1,8 @@
-//! Where each tensor lies in the flat parameter vector.
+//! Which tensors a model has and where each lies in the flat parameters.
 
-use crate::config::ModelConfig;
+use std::collections::HashMap;
+
+use crate::config::{ModelConfig, Routing};
 
 /// One tensor of the model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,23 +33,24 @@ impl TensorSpec {
     pub fn range(&self) -> std::ops::Range<usize> {
         self.offset..self.offset + self.len()
     }
+
+    /// Rows and row width; a vector is one row.
+    pub(crate) fn rows(&self) -> (usize, usize) {
+        match self.shape.as_slice() {
+            [rows, cols] => (*rows, *cols),
+            _ => (1, self.len()),
+        }
+    }
 }
 
-/// Tensors of one block, as indices into [`Layout::tensors`].
-pub(crate) const NORM1: usize = 0;
-pub(crate) const Q: usize = 1;
-pub(crate) const O: usize = 4;
-pub(crate) const NORM2: usize = 5;
-pub(crate) const GATE: usize = 6;
-pub(crate) const DOWN: usize = 8;
-const PER_LAYER: usize = 9;
-
-/// Order of all parameters: embedding, blocks (norm, q, k, v, o, norm, gate,
-/// up, down), final norm, output layer unless tied. Matrices are
-/// `[out, in]`, row-major; q, k, v and gate, up lie side by side.
+/// Order of all parameters: embedding, blocks, final norm, output layer unless
+/// tied. A block is norm, attention, norm, feed-forward in order of
+/// computation. Matrices are `[out, in]`, row-major; those that read the same
+/// input (q, k, v; gate, up) lie side by side, then their biases.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
     tensors: Vec<TensorSpec>,
+    index: HashMap<String, usize>,
     len: usize,
 }
 
@@ -55,53 +58,126 @@ impl Layout {
     /// The layout of `config`.
     #[must_use]
     pub fn new(config: &ModelConfig) -> Self {
-        let (h, f) = (config.hidden_size, config.intermediate_size);
-        let (q, kv) = (config.query_size(), config.key_value_size());
+        let h = config.hidden_size;
         let mut this = Self {
             tensors: Vec::new(),
+            index: HashMap::new(),
             len: 0,
         };
-        this.push(
-            "model.embed_tokens.weight".to_owned(),
-            vec![config.vocab_size, h],
-        );
+        let embedding = vec![config.vocab_size, h];
+        this.push("model.embed_tokens.weight", embedding.clone());
         for layer in 0..config.num_hidden_layers {
-            let parts: [(&str, Vec<usize>); PER_LAYER] = [
-                ("input_layernorm", vec![h]),
-                ("self_attn.q_proj", vec![q, h]),
-                ("self_attn.k_proj", vec![kv, h]),
-                ("self_attn.v_proj", vec![kv, h]),
-                ("self_attn.o_proj", vec![h, q]),
-                ("post_attention_layernorm", vec![h]),
-                ("mlp.gate_proj", vec![f, h]),
-                ("mlp.up_proj", vec![f, h]),
-                ("mlp.down_proj", vec![h, f]),
-            ];
-            for (name, shape) in parts {
-                this.push(format!("model.layers.{layer}.{name}.weight"), shape);
-            }
+            let prefix = format!("model.layers.{layer}");
+            this.push(&format!("{prefix}.input_layernorm.weight"), vec![h]);
+            this.push_attention(config, &format!("{prefix}.self_attn"));
+            this.push(
+                &format!("{prefix}.post_attention_layernorm.weight"),
+                vec![h],
+            );
+            this.push_feed_forward(config, layer, &format!("{prefix}.mlp"));
         }
-        this.push("model.norm.weight".to_owned(), vec![h]);
+        this.push("model.norm.weight", vec![h]);
         if !config.tie_word_embeddings {
-            this.push("lm_head.weight".to_owned(), vec![config.vocab_size, h]);
+            this.push("lm_head.weight", embedding);
         }
         this
     }
 
-    fn push(&mut self, name: String, shape: Vec<usize>) {
+    fn push(&mut self, name: &str, shape: Vec<usize>) {
         let spec = TensorSpec {
-            name,
+            name: name.to_owned(),
             shape,
             offset: self.len,
         };
         self.len += spec.len();
+        self.index.insert(spec.name.clone(), self.tensors.len());
         self.tensors.push(spec);
+    }
+
+    /// Matrices that read the same input, then their biases.
+    fn push_linear(&mut self, prefix: &str, d_in: usize, outputs: &[(&str, usize)], bias: bool) {
+        for (name, d_out) in outputs {
+            self.push(&format!("{prefix}.{name}.weight"), vec![*d_out, d_in]);
+        }
+        for (name, d_out) in outputs.iter().filter(|_| bias) {
+            self.push(&format!("{prefix}.{name}.bias"), vec![*d_out]);
+        }
+    }
+
+    fn push_attention(&mut self, config: &ModelConfig, prefix: &str) {
+        let h = config.hidden_size;
+        if let Some(mla) = &config.mla {
+            let bias = config.attention_bias;
+            let q = config.query_size();
+            if let Some(rank) = mla.q_lora_rank {
+                self.push_linear(prefix, h, &[("q_a_proj", rank)], bias);
+                self.push(&format!("{prefix}.q_a_layernorm.weight"), vec![rank]);
+                self.push_linear(prefix, rank, &[("q_b_proj", q)], false);
+            } else {
+                self.push_linear(prefix, h, &[("q_proj", q)], false);
+            }
+            let rank = mla.kv_lora_rank;
+            let width = rank + mla.qk_rope_head_dim;
+            self.push_linear(prefix, h, &[("kv_a_proj_with_mqa", width)], bias);
+            self.push(&format!("{prefix}.kv_a_layernorm.weight"), vec![rank]);
+            let width = config.num_attention_heads * (mla.qk_nope_head_dim + mla.v_head_dim);
+            self.push_linear(prefix, rank, &[("kv_b_proj", width)], false);
+        } else {
+            let kv = config.key_value_size();
+            let outputs = [
+                ("q_proj", config.query_size()),
+                ("k_proj", kv),
+                ("v_proj", kv),
+            ];
+            self.push_linear(prefix, h, &outputs, config.has_qkv_bias());
+            if config.has_qk_norm() {
+                for name in ["q_norm", "k_norm"] {
+                    self.push(&format!("{prefix}.{name}.weight"), vec![config.head_dim]);
+                }
+            }
+        }
+        let attended = config.attended_size();
+        let bias = config.has_output_bias();
+        self.push_linear(prefix, attended, &[("o_proj", h)], bias);
+    }
+
+    fn push_feed_forward(&mut self, config: &ModelConfig, layer: usize, prefix: &str) {
+        let h = config.hidden_size;
+        let bias = config.mlp_bias;
+        let Some(moe) = config.moe.filter(|_| config.has_experts(layer)) else {
+            return self.push_gated(prefix, h, config.intermediate_size, bias);
+        };
+        self.push(
+            &format!("{prefix}.gate.weight"),
+            vec![moe.n_routed_experts, h],
+        );
+        if moe.routing == Routing::NoAuxTc {
+            let name = format!("{prefix}.gate.e_score_correction_bias");
+            self.push(&name, vec![moe.n_routed_experts]);
+        }
+        for expert in 0..moe.n_routed_experts {
+            let prefix = format!("{prefix}.experts.{expert}");
+            self.push_gated(&prefix, h, moe.moe_intermediate_size, false);
+        }
+        let width = config.feed_forward_size(layer);
+        self.push_gated(&format!("{prefix}.shared_experts"), h, width, bias);
+    }
+
+    fn push_gated(&mut self, prefix: &str, h: usize, f: usize, bias: bool) {
+        self.push_linear(prefix, h, &[("gate_proj", f), ("up_proj", f)], bias);
+        self.push_linear(prefix, f, &[("down_proj", h)], bias);
     }
 
     /// Every tensor, in flat order.
     #[must_use]
     pub fn tensors(&self) -> &[TensorSpec] {
         &self.tensors
+    }
+
+    /// The tensor of that name.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<&TensorSpec> {
+        self.index.get(name).map(|i| &self.tensors[*i])
     }
 
     /// Parameters in all.
@@ -114,26 +190,5 @@ impl Layout {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
-    }
-
-    /// Elements from tensor `first` to tensor `last` of block `layer`.
-    pub(crate) fn block(&self, layer: usize, first: usize, last: usize) -> std::ops::Range<usize> {
-        let at = |part: usize| self.tensors[1 + layer * PER_LAYER + part].range();
-        at(first).start..at(last).end
-    }
-
-    pub(crate) fn embedding(&self) -> std::ops::Range<usize> {
-        self.tensors[0].range()
-    }
-
-    pub(crate) fn final_norm(&self, layers: usize) -> std::ops::Range<usize> {
-        self.tensors[1 + layers * PER_LAYER].range()
-    }
-
-    /// The output layer; the embedding if they are tied.
-    pub(crate) fn head(&self, layers: usize) -> std::ops::Range<usize> {
-        self.tensors
-            .get(2 + layers * PER_LAYER)
-            .map_or_else(|| self.embedding(), TensorSpec::range)
     }
 }

@@ -24,6 +24,7 @@ mod gguf;
 mod isa;
 pub(crate) mod kernels;
 mod layout;
+mod linear;
 mod lora;
 mod model;
 mod pool;
@@ -36,7 +37,9 @@ mod weights;
 
 pub use cache::{KvCache, KvPool, PAGE_TOKENS, PoolFull};
 pub use chat_template::{ChatOptions, ChatTemplateError, Conversation};
-pub use config::{ConfigError, Family, Mla, ModelConfig, Moe, Rope, Routing, SlidingWindow};
+pub use config::{
+    ConfigError, Family, Mla, ModelConfig, Moe, Rope, Routing, SlidingWindow, WeightFormat,
+};
 pub use generation_config::GenerationConfig;
 pub use gguf::{
     Array, Gguf, GgufError, GgufTensor, GgufTokenizer, MAX_GGUF_HEADER_SIZE_BYTES, Storage,
@@ -48,8 +51,8 @@ pub use lora::{
     Lora, LoraBlock, LoraConfig, LoraError, MAX_ADAPTER_SIZE_BYTES, MAX_RANK, PeftError, Projection,
 };
 pub use model::{
-    ForwardError, Labels, LoadError, MAX_MODEL_SIZE_BYTES, Model, Segment, Sequence,
-    SequenceGradient,
+    ForwardError, GradientOptions, Labels, LoadError, MAX_MODEL_SIZE_BYTES, Model, Segment,
+    Sequence, SequenceGradient,
 };
 pub use pool::Pool;
 pub use quant::{Format, QuantError, QuantMatrix};

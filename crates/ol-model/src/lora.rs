@@ -42,11 +42,26 @@ pub enum Projection {
     /// Output of the feed-forward layer.
     #[serde(rename = "down_proj")]
     Down,
+    /// Compressed queries of latent attention.
+    #[serde(rename = "q_a_proj")]
+    QA,
+    /// Queries from the compressed ones.
+    #[serde(rename = "q_b_proj")]
+    QB,
+    /// Compressed keys and values, and the shared rotated key.
+    #[serde(rename = "kv_a_proj_with_mqa")]
+    KvA,
+    /// Keys and values from the compressed ones.
+    #[serde(rename = "kv_b_proj")]
+    KvB,
 }
 
 impl Projection {
-    /// Every linear layer, in flat order.
-    pub const ALL: [Self; 7] = [
+    /// How many there are.
+    pub(crate) const COUNT: usize = 11;
+
+    /// Every linear layer of any family, in flat order.
+    pub const ALL: [Self; Self::COUNT] = [
         Self::Q,
         Self::K,
         Self::V,
@@ -54,7 +69,19 @@ impl Projection {
         Self::Gate,
         Self::Up,
         Self::Down,
+        Self::QA,
+        Self::QB,
+        Self::KvA,
+        Self::KvB,
     ];
+
+    /// The linear layers that some block of `model` has: what `all-linear`
+    /// adapts. Experts that tokens choose and the router are not among them.
+    #[must_use]
+    pub fn of(model: &ModelConfig) -> Vec<Self> {
+        let has = |p: &Self| (0..model.num_hidden_layers).any(|i| p.shape(model, i).is_some());
+        Self::ALL.into_iter().filter(has).collect()
+    }
 
     /// Name in files, as in `q_proj`.
     #[must_use]
@@ -67,29 +94,60 @@ impl Projection {
             Self::Gate => "gate_proj",
             Self::Up => "up_proj",
             Self::Down => "down_proj",
+            Self::QA => "q_a_proj",
+            Self::QB => "q_b_proj",
+            Self::KvA => "kv_a_proj_with_mqa",
+            Self::KvB => "kv_b_proj",
         }
     }
 
-    /// Module that holds it, as in `self_attn`.
+    /// The projection of that name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|p| p.name() == name)
+    }
+
+    /// Module that holds it, as in `self_attn`, in a block without experts.
     #[must_use]
     pub const fn module(self) -> &'static str {
         match self {
-            Self::Q | Self::K | Self::V | Self::O => "self_attn",
             Self::Gate | Self::Up | Self::Down => "mlp",
+            _ => "self_attn",
         }
     }
 
-    /// Output and input width.
+    /// Path of the module in block `layer`, as in `self_attn.q_proj`.
     #[must_use]
-    pub const fn shape(self, config: &ModelConfig) -> (usize, usize) {
-        let (h, f) = (config.hidden_size, config.intermediate_size);
-        match self {
-            Self::Q => (config.query_size(), h),
-            Self::K | Self::V => (config.key_value_size(), h),
-            Self::O => (h, config.query_size()),
-            Self::Gate | Self::Up => (f, h),
-            Self::Down => (h, f),
-        }
+    pub fn path(self, model: &ModelConfig, layer: usize) -> String {
+        let module = match self.module() {
+            "mlp" if model.has_experts(layer) => "mlp.shared_experts",
+            module => module,
+        };
+        format!("{module}.{}", self.name())
+    }
+
+    /// Output and input width in block `layer`, if it has this projection.
+    #[must_use]
+    pub fn shape(self, model: &ModelConfig, layer: usize) -> Option<(usize, usize)> {
+        let (h, f) = (model.hidden_size, model.feed_forward_size(layer));
+        let (q, kv) = (model.query_size(), model.key_value_size());
+        let shape = match (self, &model.mla) {
+            (Self::O, _) => (h, model.attended_size()),
+            (Self::Gate | Self::Up, _) => (f, h),
+            (Self::Down, _) => (h, f),
+            (Self::Q, None) => (q, h),
+            (Self::K | Self::V, None) => (kv, h),
+            (Self::Q, Some(mla)) if mla.q_lora_rank.is_none() => (q, h),
+            (Self::QA, Some(mla)) => (mla.q_lora_rank?, h),
+            (Self::QB, Some(mla)) => (q, mla.q_lora_rank?),
+            (Self::KvA, Some(mla)) => (mla.kv_lora_rank + mla.qk_rope_head_dim, h),
+            (Self::KvB, Some(mla)) => (
+                model.num_attention_heads * (mla.qk_nope_head_dim + mla.v_head_dim),
+                mla.kv_lora_rank,
+            ),
+            _ => return None,
+        };
+        Some(shape)
     }
 }
 
@@ -106,7 +164,8 @@ pub struct LoraConfig {
 }
 
 impl LoraConfig {
-    /// Every linear layer, alpha twice the rank.
+    /// Every linear layer of a block of the dense families, alpha twice the
+    /// rank. [`Projection::of`] names those of any model.
     #[must_use]
     pub fn all_linear(rank: usize) -> Self {
         #[expect(clippy::cast_precision_loss, reason = "ranks are small")]
@@ -114,7 +173,7 @@ impl LoraConfig {
         Self {
             rank,
             alpha,
-            target_modules: Projection::ALL.to_vec(),
+            target_modules: Projection::ALL[..7].to_vec(),
         }
     }
 }
@@ -147,21 +206,37 @@ pub enum LoraError {
 
 /// Where the two factors of one adapted layer lie in the flat vector: A
 /// (`rank x d_in`) at `offset`, then B (`d_out x rank`), both row-major.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct LoraBlock {
     /// Block of the model.
     pub layer: usize,
     /// Layer in the block.
     pub projection: Projection,
+    /// Path of the layer, as in `model.layers.0.self_attn.q_proj`.
+    pub module: String,
     /// Shape of A: rank, input width.
     pub rows_a: (usize, usize),
     /// Shape of B: output width, rank.
     pub rows_b: (usize, usize),
     /// First parameter of A.
     pub offset: usize,
+    /// Factor of the low-rank product.
+    pub scale: f32,
 }
 
 impl LoraBlock {
+    /// Inner width.
+    #[must_use]
+    pub const fn rank(&self) -> usize {
+        self.rows_a.0
+    }
+
+    /// Elements of the block in the flat vector.
+    #[must_use]
+    pub fn range(&self) -> std::ops::Range<usize> {
+        self.offset..self.range_b().end
+    }
+
     /// Elements of A in the flat vector.
     #[must_use]
     pub fn range_a(&self) -> std::ops::Range<usize> {
@@ -196,7 +271,7 @@ pub struct Lora {
     dims: [usize; 5],
     blocks: Vec<LoraBlock>,
     /// Index into `blocks` by layer and projection.
-    index: Vec<[Option<usize>; 7]>,
+    index: Vec<[Option<usize>; Projection::COUNT]>,
     params: Vec<f32>,
     factors: Vec<Factors>,
     back: OnceLock<Vec<BackFactors>>,
@@ -214,6 +289,7 @@ fn dims(c: &ModelConfig) -> [usize; 5] {
 }
 
 /// Blocks of an adapter in flat order, and the number of parameters.
+#[expect(clippy::cast_precision_loss, reason = "ranks are small")]
 fn blocks(model: &ModelConfig, config: &LoraConfig) -> (Vec<LoraBlock>, usize) {
     let mut targets = config.target_modules.clone();
     targets.sort_unstable();
@@ -222,13 +298,17 @@ fn blocks(model: &ModelConfig, config: &LoraConfig) -> (Vec<LoraBlock>, usize) {
     let mut offset = 0;
     for layer in 0..model.num_hidden_layers {
         for &projection in &targets {
-            let (d_out, d_in) = projection.shape(model);
+            let Some((d_out, d_in)) = projection.shape(model, layer) else {
+                continue;
+            };
             let block = LoraBlock {
                 layer,
                 projection,
+                module: format!("model.layers.{layer}.{}", projection.path(model, layer)),
                 rows_a: (config.rank, d_in),
                 rows_b: (d_out, config.rank),
                 offset,
+                scale: config.alpha / config.rank as f32,
             };
             offset = block.range_b().end;
             blocks.push(block);
@@ -275,6 +355,10 @@ impl Lora {
         check(&config)?;
         config.target_modules.sort_unstable();
         config.target_modules.dedup();
+        // What no block has is no target, as in PEFT.
+        let known = Projection::of(model);
+        config.target_modules.retain(|p| known.contains(p));
+        check(&config)?;
         let (blocks, expected) = blocks(model, &config);
         let bad = params.iter().filter(|p| !p.is_finite()).count();
         if params.len() != expected || bad > 0 {
@@ -284,7 +368,7 @@ impl Lora {
                 bad,
             });
         }
-        let mut index = vec![[None; 7]; model.num_hidden_layers];
+        let mut index = vec![[None; Projection::COUNT]; model.num_hidden_layers];
         for (i, block) in blocks.iter().enumerate() {
             index[block.layer][block.projection as usize] = Some(i);
         }
@@ -346,7 +430,7 @@ impl Lora {
         &self.blocks
     }
 
-    /// Factor of the low-rank product: `alpha / rank`.
+    /// Factor of the low-rank products: `alpha / rank`.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "ranks are small")]
     pub fn scale(&self) -> f32 {
@@ -394,23 +478,13 @@ impl Lora {
 
     /// `z = scale x A^T`, `y += z B^T`; `z` is `rows x rank`.
     pub(crate) fn apply(&self, isa: Isa, block: usize, x: Mat<'_>, z: &mut [f32], y: MatMut<'_>) {
-        let rows = z.len() / self.config.rank;
-        let factors = &self.factors[block];
-        matmul_here(
-            isa,
-            x,
-            factors.a_t.view(),
-            MatMut::new(z, rows, self.config.rank),
-            false,
-        );
-        math::scale(isa, z, self.scale());
-        matmul_here(
-            isa,
-            Mat::new(z, rows, self.config.rank),
-            factors.b_t.view(),
-            y,
-            true,
-        );
+        let (factors, block) = (&self.factors[block], &self.blocks[block]);
+        let (rows, rank) = (z.len() / block.rank(), block.rank());
+        let out = MatMut::new(z, rows, rank);
+        matmul_here(isa, x, factors.a_t.view(), out, false);
+        math::scale(isa, z, block.scale);
+        let z = Mat::new(z, rows, rank);
+        matmul_here(isa, z, factors.b_t.view(), y, true);
     }
 
     /// A (`rank x d_in`) and B (`d_out x rank`) as right-hand sides.

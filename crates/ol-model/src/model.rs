@@ -1,30 +1,37 @@
-//! The Llama architecture: weights, inference and gradients.
+//! The model: weights, inference and gradients.
 
+mod adapters;
 mod attention;
-mod backward;
+mod block;
+mod build;
 mod forward;
+mod heads;
+mod load;
+mod mlp;
+mod rope;
+mod rows;
 mod train;
 
 pub use forward::{ForwardError, Segment};
-pub use train::{Labels, Sequence, SequenceGradient};
+pub use load::MAX_MODEL_SIZE_BYTES;
+pub use train::{GradientOptions, Labels, Sequence, SequenceGradient};
 
 use std::path::Path;
 use std::sync::OnceLock;
 
-use ol_types::{B256, keccak256};
+use ol_types::{B256, Keccak256};
 use thiserror::Error;
 
 use crate::config::{ConfigError, ModelConfig};
-use crate::kernels::{Mat, Panels};
-use crate::layout::{DOWN, GATE, Layout, NORM1, NORM2, O, Q};
+use crate::layout::{Layout, TensorSpec};
+use crate::linear::{Linear, Norm};
 use crate::pool::Pool;
 use crate::random::Random;
-use crate::weights::{Dtype, Tensors, WeightsError, read_limited, serialize, write_atomic};
+use crate::weights::{Dtype, WeightsError, write_atomic, write_rows};
 
-/// Longest `model.safetensors` accepted.
-pub const MAX_MODEL_SIZE_BYTES: u64 = 1 << 36;
-
-const MAX_CONFIG_SIZE_BYTES: u64 = 1 << 20;
+use block::Block;
+use build::{Builder, Flat};
+use rope::RopeTable;
 
 /// Why a model directory cannot be loaded.
 #[derive(Debug, Error)]
@@ -45,119 +52,29 @@ pub enum LoadError {
     },
 }
 
-#[derive(Debug)]
-struct Layer {
-    norm1: Vec<f32>,
-    qkv: Panels,
-    o: Panels,
-    norm2: Vec<f32>,
-    gate_up: Panels,
-    down: Panels,
-}
-
-/// The matrices as right-hand sides of the backward products.
-#[derive(Debug)]
-struct BackLayer {
-    qkv: Panels,
-    o: Panels,
-    gate_up: Panels,
-    down: Panels,
-}
-
-#[derive(Debug)]
-struct Back {
-    layers: Vec<BackLayer>,
-    head: Panels,
-}
-
-/// Base weights of a Llama-family model; immutable in use, so share it by `Arc`.
+/// Base weights of a model; immutable in use, so share it by `Arc`.
 ///
-/// Weights are held in f32 whatever the file stores.
+/// All arithmetic is f32 whatever the weights are stored as.
 #[derive(Debug)]
 pub struct Model {
     config: ModelConfig,
     layout: Layout,
     /// Absent when it is the output layer.
-    embedding: Option<Vec<f32>>,
-    layers: Vec<Layer>,
-    norm: Vec<f32>,
-    head: Panels,
-    /// Cosines and sines by position, half a head each.
-    rope: (Vec<f32>, Vec<f32>),
-    back: OnceLock<Back>,
+    embedding: Option<Linear>,
+    blocks: Vec<Block>,
+    norm: Norm,
+    head: Linear,
+    rope: RopeTable,
     hash: OnceLock<B256>,
 }
 
-/// Cosines and sines of the rotary embedding by position, angles in f64.
-#[expect(
-    clippy::cast_precision_loss,
-    clippy::cast_possible_truncation,
-    reason = "rounding is what is wanted"
-)]
-fn rope(config: &ModelConfig) -> (Vec<f32>, Vec<f32>) {
-    let rates = config.rope.rates(config.rope_theta, config.head_dim);
-    let factor = config.rope.attention_factor();
-    let angles =
-        (0..config.max_position_embeddings).flat_map(|p| rates.iter().map(move |r| p as f64 * r));
-    angles
-        .map(|a| {
-            (
-                (factor * libm::cos(a)) as f32,
-                (factor * libm::sin(a)) as f32,
-            )
-        })
-        .unzip()
+/// Where the values of a tensor are.
+enum Piece<'a> {
+    Matrix(&'a Linear),
+    Vector(&'a [f32]),
 }
 
 impl Model {
-    /// Reads `config.json` and `model.safetensors` (one file, or the shards
-    /// of `model.safetensors.index.json`) from a Hugging Face directory.
-    ///
-    /// # Errors
-    /// [`LoadError`] that names the file, and the tensor where there is one.
-    pub fn load(dir: &Path) -> Result<Self, LoadError> {
-        let config = ModelConfig::from_json(&read_limited(
-            &dir.join("config.json"),
-            MAX_CONFIG_SIZE_BYTES,
-        )?)?;
-        let files = weight_files(dir)?;
-        let layout = Layout::new(&config);
-        let mut bytes = Vec::new();
-        let mut left_bytes = MAX_MODEL_SIZE_BYTES;
-        for path in &files {
-            let file = read_limited(path, left_bytes)?;
-            left_bytes -= file.len() as u64;
-            bytes.push(file);
-        }
-        let shards = files
-            .iter()
-            .zip(&bytes)
-            .map(|(p, b)| Tensors::parse(p, b))
-            .collect::<Result<Vec<_>, _>>()?;
-        let owner = |name: &str| {
-            shards
-                .iter()
-                .find(|s| s.view(name).is_ok())
-                .unwrap_or(&shards[0])
-        };
-        // All shapes first: what is allocated is then bounded by the files.
-        for spec in layout.tensors() {
-            let shard = owner(&spec.name);
-            let view = shard.view(&spec.name)?;
-            if view.shape() != spec.shape {
-                let reason = format!("has shape {:?}, expected {:?}", view.shape(), spec.shape);
-                return Err(shard.error(&spec.name, reason).into());
-            }
-        }
-        let mut params = vec![0.0_f32; layout.len()];
-        for spec in layout.tensors() {
-            owner(&spec.name).read(&spec.name, &spec.shape, &mut params[spec.range()])?;
-        }
-        drop(shards);
-        drop(bytes);
-        Self::from_parameters(config, &params)
-    }
-
     /// A model from its flat parameters (order of [`Layout`]).
     ///
     /// # Errors
@@ -165,116 +82,51 @@ impl Model {
     /// not fit it or are not finite.
     pub fn from_parameters(config: ModelConfig, params: &[f32]) -> Result<Self, LoadError> {
         config.check()?;
-        if !config.is_plain_llama() {
-            let kind = format!("model_type {:?}", config.family.model_type());
-            return Err(ConfigError::Unsupported(kind).into());
-        }
         let layout = Layout::new(&config);
-        let finite = params.iter().filter(|p| p.is_finite()).count();
-        if params.len() != layout.len() || finite != params.len() {
-            return Err(LoadError::Parameters {
-                expected: layout.len(),
-                got: finite,
-            });
-        }
-        let rope = rope(&config);
-        let layers = (0..config.num_hidden_layers)
-            .map(|_| Layer {
-                norm1: Vec::new(),
-                qkv: Panels::default(),
-                o: Panels::default(),
-                norm2: Vec::new(),
-                gate_up: Panels::default(),
-                down: Panels::default(),
-            })
-            .collect();
-        let mut model = Self {
-            config,
-            layout,
-            embedding: None,
-            layers,
-            norm: Vec::new(),
-            head: Panels::default(),
-            rope,
-            back: OnceLock::new(),
-            hash: OnceLock::new(),
-        };
-        model.fill(&Pool::new(1), params);
-        Ok(model)
-    }
-
-    fn fill(&mut self, pool: &Pool, params: &[f32]) {
-        let (c, layout) = (&self.config, &self.layout);
-        let (h, q, f) = (c.hidden_size, c.query_size(), c.intermediate_size);
-        let qkv = q + 2 * c.key_value_size();
-        for (i, layer) in self.layers.iter_mut().enumerate() {
-            let part = |first, last| &params[layout.block(i, first, last)];
-            layer.norm1 = part(NORM1, NORM1).to_vec();
-            layer.norm2 = part(NORM2, NORM2).to_vec();
-            layer.qkv.repack(pool, Mat::new(part(Q, Q + 2), qkv, h).t());
-            layer.o.repack(pool, Mat::new(part(O, O), h, q).t());
-            layer
-                .gate_up
-                .repack(pool, Mat::new(part(GATE, GATE + 1), 2 * f, h).t());
-            layer
-                .down
-                .repack(pool, Mat::new(part(DOWN, DOWN), h, f).t());
-        }
-        let n = self.layers.len();
-        self.norm = params[layout.final_norm(n)].to_vec();
-        self.head
-            .repack(pool, Mat::new(&params[layout.head(n)], c.vocab_size, h).t());
-        self.embedding = (!c.tie_word_embeddings).then(|| params[layout.embedding()].to_vec());
-        self.back = OnceLock::new();
-        self.hash = OnceLock::new();
+        check_parameters(&layout, params)?;
+        Builder::new(&config, &layout, &Flat(params), &Pool::new(1)).model()
     }
 
     /// Replaces all parameters (order of [`Layout`]), for training.
     ///
     /// # Errors
-    /// [`LoadError::Parameters`] when they do not fit or are not finite; the
-    /// model is then unchanged.
+    /// [`LoadError::Parameters`] when they do not fit or are not finite, or
+    /// the model is not held in f32; it is then unchanged.
     pub fn set_parameters(&mut self, pool: &Pool, params: &[f32]) -> Result<(), LoadError> {
-        let finite = params.iter().filter(|p| p.is_finite()).count();
-        if params.len() != self.layout.len() || finite != params.len() {
+        check_parameters(&self.layout, params)?;
+        if !self.linears().iter().all(|l| l.is_dense()) {
             return Err(LoadError::Parameters {
-                expected: self.layout.len(),
-                got: finite,
+                expected: 0,
+                got: params.len(),
             });
         }
-        self.fill(pool, params);
+        for linear in self.linears_mut() {
+            linear.refill(pool, params);
+        }
+        for norm in self.norms_mut() {
+            let range = norm.flat();
+            norm.weight.copy_from_slice(&params[range]);
+        }
+        self.hash = OnceLock::new();
         Ok(())
     }
 
     /// All parameters in the order of [`Layout`].
     #[must_use]
     pub fn parameters(&self) -> Vec<f32> {
-        let layout = &self.layout;
-        let n = self.layers.len();
-        let mut params = vec![0.0_f32; layout.len()];
-        for (i, layer) in self.layers.iter().enumerate() {
-            params[layout.block(i, NORM1, NORM1)].copy_from_slice(&layer.norm1);
-            params[layout.block(i, NORM2, NORM2)].copy_from_slice(&layer.norm2);
-            layer.qkv.unpack_t(&mut params[layout.block(i, Q, Q + 2)]);
-            layer.o.unpack_t(&mut params[layout.block(i, O, O)]);
-            layer
-                .gate_up
-                .unpack_t(&mut params[layout.block(i, GATE, GATE + 1)]);
-            layer
-                .down
-                .unpack_t(&mut params[layout.block(i, DOWN, DOWN)]);
+        let mut params = vec![0.0_f32; self.layout.len()];
+        for (spec, piece) in self.pieces() {
+            let (_, width) = spec.rows();
+            for (row, out) in params[spec.range()].chunks_exact_mut(width).enumerate() {
+                piece.row(spec, row, out);
+            }
         }
-        params[layout.final_norm(n)].copy_from_slice(&self.norm);
-        if let Some(embedding) = &self.embedding {
-            params[layout.embedding()].copy_from_slice(embedding);
-        }
-        self.head.unpack_t(&mut params[layout.head(n)]);
         params
     }
 
     /// A model with random weights: normal with deviation 0.02, the layers
     /// that write to the residual stream scaled down by `sqrt(2 layers)`
-    /// (Radford et al., 2019), norms one.
+    /// (Radford et al., 2019), norms one, biases zero.
     ///
     /// # Errors
     /// [`LoadError::Config`] when the configuration is invalid.
@@ -285,39 +137,61 @@ impl Model {
         let mut random = Random::new(seed);
         let mut params = vec![1.0_f32; layout.len()];
         let quiet = 1.0 / (2.0 * config.num_hidden_layers as f32).sqrt();
-        for spec in layout.tensors().iter().filter(|s| s.shape.len() == 2) {
-            let writes = spec.name.contains("o_proj") || spec.name.contains("down_proj");
-            let deviation = if writes { 0.02 * quiet } else { 0.02 };
-            params[spec.range()].fill_with(|| deviation * random.normal());
+        for spec in layout.tensors() {
+            let values = &mut params[spec.range()];
+            if spec.shape.len() == 2 {
+                let writes = spec.name.contains("o_proj") || spec.name.contains("down_proj");
+                let deviation = if writes { 0.02 * quiet } else { 0.02 };
+                values.fill_with(|| deviation * random.normal());
+            } else if spec.name.ends_with("bias") {
+                values.fill(0.0);
+            }
         }
         Self::from_parameters(config, &params)
     }
 
-    /// Writes `config.json` and `model.safetensors`.
+    /// Writes `config.json` and `model.safetensors`, row by row.
     ///
     /// # Errors
-    /// [`WeightsError::Io`] when a file cannot be written.
+    /// [`WeightsError::Io`] when a file cannot be written,
+    /// [`WeightsError::Tensor`] when a weight is too large for `dtype`.
     pub fn save(&self, dir: &Path, dtype: Dtype) -> Result<(), WeightsError> {
-        let params = self.parameters();
-        let tensors: Vec<(&str, &[usize], &[f32])> = self
-            .layout
-            .tensors()
-            .iter()
-            .map(|s| (s.name.as_str(), s.shape.as_slice(), &params[s.range()]))
-            .collect();
+        self.save_weights(dir, dtype)?;
+        let path = dir.join("config.json");
+        write_atomic(&path, self.config.to_json().as_bytes())
+            .map_err(|source| WeightsError::Io { path, source })
+    }
+
+    /// Writes `model.safetensors` alone: for a directory whose other files
+    /// come from the model it was made of.
+    ///
+    /// # Errors
+    /// As [`Self::save`].
+    pub fn save_weights(&self, dir: &Path, dtype: Dtype) -> Result<(), WeightsError> {
         std::fs::create_dir_all(dir).map_err(|source| WeightsError::Io {
             path: dir.to_owned(),
             source,
         })?;
-        let files = [
-            ("model.safetensors", serialize(&tensors, dtype)),
-            ("config.json", self.config.to_json().into_bytes()),
-        ];
-        for (name, bytes) in files {
-            let path = dir.join(name);
-            write_atomic(&path, &bytes).map_err(|source| WeightsError::Io { path, source })?;
-        }
-        Ok(())
+        let pieces: std::collections::HashMap<&str, _> = self
+            .pieces()
+            .into_iter()
+            .map(|(spec, piece)| (spec.name.as_str(), (spec, piece)))
+            .collect();
+        let tensors: Vec<(&str, &[usize])> = self
+            .layout
+            .tensors()
+            .iter()
+            .map(|s| (s.name.as_str(), s.shape.as_slice()))
+            .collect();
+        write_rows(
+            &dir.join("model.safetensors"),
+            &tensors,
+            dtype,
+            |name, row, out| {
+                let (spec, piece) = &pieces[name];
+                piece.row(spec, row, out);
+            },
+        )
     }
 
     /// Shape of the model.
@@ -328,8 +202,14 @@ impl Model {
 
     /// Cosines and sines of the rotary embedding, `[positions, head_dim / 2]` each.
     #[must_use]
-    pub fn rotations(&self) -> (&[f32], &[f32]) {
-        (&self.rope.0, &self.rope.1)
+    pub fn rotations(&self) -> (Vec<f32>, Vec<f32>) {
+        let (mut cosines, mut sines) = (Vec::new(), Vec::new());
+        for position in 0..self.config.max_position_embeddings {
+            let (cos, sin) = self.rope.at(position);
+            cosines.extend(cos);
+            sines.extend(sin);
+        }
+        (cosines, sines)
     }
 
     /// Where each tensor lies in the flat parameters.
@@ -338,102 +218,170 @@ impl Model {
         &self.layout
     }
 
-    /// keccak256 of the model's content: `openledger-model/1`, the fields of the
+    /// Memory of the weights in bytes. The first backward pass of a model below
+    /// 256 MiB keeps its matrices once more, turned.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        let vectors: usize = self.norms().iter().map(|n| n.weight.len() * 4).sum();
+        vectors + self.linears().iter().map(|l| l.size_bytes()).sum::<usize>()
+    }
+
+    /// keccak256 of the model's content.
+    ///
+    /// A plain Llama held in f32: `openledger-model/1`, the fields of the
     /// configuration as big-endian 64-bit words, its parameters as
     /// little-endian f32 in flat order. What a 16-bit file stores is exact
     /// in f32, so everyone who loads the same files computes the same hash.
+    ///
+    /// Any other: `openledger-model/2`, the configuration, then for each tensor
+    /// in flat order its name and the name of its format, each with its length
+    /// before it, its shape after the number of its dimensions, and its bytes
+    /// as stored.
     #[must_use]
     pub fn hash(&self) -> B256 {
         *self.hash.get_or_init(|| {
+            let mut hasher = Keccak256::new();
+            let plain = self.config.is_plain_llama() && self.linears().iter().all(|l| l.is_dense());
             let mut bytes = Vec::new();
-            if self.config.is_plain_llama() {
+            if plain {
                 bytes.extend(b"openledger-model/1");
                 self.config.encode(&mut bytes);
             } else {
                 bytes.extend(b"openledger-model/2");
                 self.config.encode_any(&mut bytes);
             }
-            bytes.extend(self.parameters().iter().flat_map(|p| p.to_le_bytes()));
-            keccak256(&bytes)
+            for (spec, piece) in self.pieces() {
+                if !plain {
+                    let words = |words: &[usize], out: &mut Vec<u8>| {
+                        out.extend(words.iter().flat_map(|w| (*w as u64).to_be_bytes()));
+                    };
+                    for name in [spec.name.as_str(), piece.format_name(spec)] {
+                        words(&[name.len()], &mut bytes);
+                        bytes.extend(name.as_bytes());
+                    }
+                    words(&[spec.shape.len()], &mut bytes);
+                    words(&spec.shape, &mut bytes);
+                }
+                let (rows, _) = spec.rows();
+                for row in 0..rows {
+                    piece.stored_row(spec, row, &mut bytes);
+                    if bytes.len() > 1 << 20 {
+                        hasher.update(&bytes);
+                        bytes.clear();
+                    }
+                }
+            }
+            hasher.update(&bytes);
+            hasher.finalize()
         })
     }
 
-    /// The backward right-hand sides, packed on first use.
-    fn back(&self, pool: &Pool) -> &Back {
-        self.back.get_or_init(|| {
-            let turn = |panels: &Panels| panels.transposed(pool);
-            Back {
-                layers: self
-                    .layers
-                    .iter()
-                    .map(|l| BackLayer {
-                        qkv: turn(&l.qkv),
-                        o: turn(&l.o),
-                        gate_up: turn(&l.gate_up),
-                        down: turn(&l.down),
-                    })
-                    .collect(),
-                head: turn(&self.head),
-            }
-        })
+    /// The embedding; the output layer if they are tied.
+    fn embedding(&self) -> &Linear {
+        self.embedding.as_ref().unwrap_or(&self.head)
     }
 
     /// Row of the embedding.
     fn embed(&self, token: usize, out: &mut [f32]) {
-        if let Some(embedding) = &self.embedding {
-            out.copy_from_slice(&embedding[token * out.len()..(token + 1) * out.len()]);
-        } else {
-            for (k, out) in out.iter_mut().enumerate() {
-                *out = self.head.at(k, token);
+        self.embedding().row(token, out);
+    }
+
+    fn linears(&self) -> Vec<&Linear> {
+        let mut all: Vec<&Linear> = self.embedding.iter().collect();
+        all.extend(self.blocks.iter().flat_map(Block::linears));
+        all.push(&self.head);
+        all
+    }
+
+    fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        let mut all: Vec<&mut Linear> = self.embedding.iter_mut().collect();
+        all.extend(self.blocks.iter_mut().flat_map(Block::linears_mut));
+        all.push(&mut self.head);
+        all
+    }
+
+    fn norms(&self) -> Vec<&Norm> {
+        let mut all: Vec<&Norm> = self.blocks.iter().flat_map(Block::norms).collect();
+        all.push(&self.norm);
+        all
+    }
+
+    fn norms_mut(&mut self) -> Vec<&mut Norm> {
+        let mut all: Vec<&mut Norm> = self.blocks.iter_mut().flat_map(Block::norms_mut).collect();
+        all.push(&mut self.norm);
+        all
+    }
+
+    /// Every tensor of the layout and where its values are.
+    fn pieces(&self) -> Vec<(&TensorSpec, Piece<'_>)> {
+        let mut at = std::collections::BTreeMap::new();
+        for linear in self.linears() {
+            at.insert(linear.flat().start, Piece::Matrix(linear));
+            if let (Some(range), Some(bias)) = (linear.flat_bias(), linear.bias()) {
+                at.insert(range.start, Piece::Vector(bias));
             }
+        }
+        for norm in self.norms() {
+            at.insert(norm.flat, Piece::Vector(&norm.weight));
+        }
+        let piece = |spec: &TensorSpec| {
+            let (start, piece) = at
+                .range(..=spec.offset)
+                .next_back()
+                .expect("the embedding comes first, and what it is tied to has its place");
+            match piece {
+                Piece::Matrix(linear) => Piece::Matrix(linear),
+                Piece::Vector(values) => {
+                    let first = spec.offset - start;
+                    Piece::Vector(&values[first..first + spec.len()])
+                }
+            }
+        };
+        self.layout
+            .tensors()
+            .iter()
+            .map(|spec| (spec, piece(spec)))
+            .collect()
+    }
+}
+
+impl Piece<'_> {
+    fn row(&self, spec: &TensorSpec, row: usize, out: &mut [f32]) {
+        match self {
+            Self::Matrix(linear) => linear.row(first_row(linear, spec) + row, out),
+            Self::Vector(values) => out.copy_from_slice(values),
         }
     }
 
-    /// Rotates every head of `row` to (`sign` 1) or back from (-1) `position`.
-    fn rotate(&self, isa: crate::Isa, row: &mut [f32], position: usize, sign: f32) {
-        let half = self.config.head_dim / 2;
-        let at = position * half..(position + 1) * half;
-        for head in row.chunks_exact_mut(self.config.head_dim) {
-            crate::kernels::math::rotate(
-                isa,
-                head,
-                &self.rope.0[at.clone()],
-                &self.rope.1[at.clone()],
-                sign,
-            );
+    fn stored_row(&self, spec: &TensorSpec, row: usize, out: &mut Vec<u8>) {
+        match self {
+            Self::Matrix(linear) => linear.stored_row(first_row(linear, spec) + row, out),
+            Self::Vector(values) => out.extend(values.iter().flat_map(|v| v.to_le_bytes())),
+        }
+    }
+
+    fn format_name(&self, spec: &TensorSpec) -> &'static str {
+        match self {
+            Self::Matrix(linear) => linear.format_name(first_row(linear, spec)),
+            Self::Vector(_) => "F32",
         }
     }
 }
 
-/// The weight files of a directory: one, or those that the index names.
-fn weight_files(dir: &Path) -> Result<Vec<std::path::PathBuf>, WeightsError> {
-    let index = dir.join("model.safetensors.index.json");
-    if !index.exists() {
-        return Ok(vec![dir.join("model.safetensors")]);
+/// Output of `linear` that the tensor begins with.
+fn first_row(linear: &Linear, spec: &TensorSpec) -> usize {
+    (spec.offset - linear.flat().start) / linear.d_in()
+}
+
+fn check_parameters(layout: &Layout, params: &[f32]) -> Result<(), LoadError> {
+    let finite = params.iter().filter(|p| p.is_finite()).count();
+    if params.len() == layout.len() && finite == params.len() {
+        return Ok(());
     }
-    let bad = |reason: String| WeightsError::Format {
-        path: index.clone(),
-        reason,
-    };
-    let value: serde_json::Value =
-        serde_json::from_slice(&read_limited(&index, 16 << 20)?).map_err(|e| bad(e.to_string()))?;
-    let map = value
-        .get("weight_map")
-        .and_then(|m| m.as_object())
-        .ok_or_else(|| bad("no weight_map".to_owned()))?;
-    let mut names = std::collections::BTreeSet::new();
-    for name in map.values() {
-        let name = name
-            .as_str()
-            .filter(|n| !n.contains(['/', '\\']) && *n != "..");
-        names.insert(
-            name.ok_or_else(|| bad("a file name in weight_map leaves the directory".to_owned()))?,
-        );
-    }
-    if names.is_empty() || names.len() > 1000 {
-        return Err(bad(format!("names {} files", names.len())));
-    }
-    Ok(names.into_iter().map(|n| dir.join(n)).collect())
+    Err(LoadError::Parameters {
+        expected: layout.len(),
+        got: finite,
+    })
 }
 
 #[cfg(test)]

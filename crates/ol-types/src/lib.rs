@@ -7,7 +7,7 @@
 mod dev;
 mod receipt;
 
-pub use alloy_primitives::{Address, B256, U256, keccak256};
+pub use alloy_primitives::{Address, B256, Keccak256, U256, keccak256};
 pub use dev::{DEV_MNEMONIC_KEYS, contributor_dev_key};
 pub use receipt::{RECEIPT_SIZE_BYTES, Receipt, ReceiptError};
 

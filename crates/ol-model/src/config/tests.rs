@@ -99,7 +99,7 @@ fn what_a_file_leaves_out_is_what_transformers_assumes() {
     let mistral = read(&bare("mistral")).unwrap();
     assert_eq!(mistral.num_key_value_heads, 8);
     assert_eq!(mistral.max_position_embeddings, 131_072);
-    assert_eq!(mistral.window(2), Some(4096));
+    assert_eq!(mistral.sliding_window.unwrap().window_tokens, 4096);
     let qwen3 = read(&bare("qwen3")).unwrap();
     assert_eq!((qwen3.head_dim, qwen3.num_key_value_heads), (128, 32));
     assert!(qwen3.has_qk_norm() && !qwen3.has_qkv_bias());
@@ -118,8 +118,15 @@ fn windows_follow_the_layer_types() {
         &json!({"use_sliding_window": true, "sliding_window": 5, "max_window_layers": 2}),
     );
     let windows = |file: &Value| {
-        let config = read(file).unwrap();
-        (0..3).map(|i| config.window(i)).collect::<Vec<_>>()
+        let window = read(file).unwrap().sliding_window;
+        (0..3)
+            .map(|i| {
+                window
+                    .as_ref()
+                    .filter(|w| w.layers[i])
+                    .map(|w| w.window_tokens)
+            })
+            .collect::<Vec<_>>()
     };
     assert_eq!(windows(&qwen), [None, None, Some(5)]);
     let types = json!({"layer_types": ["sliding_attention", "full_attention", "full_attention"]});

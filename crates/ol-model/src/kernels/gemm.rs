@@ -93,6 +93,20 @@ impl<'a> Mat<'a> {
         }
     }
 
+    /// Columns `range`.
+    pub(crate) fn columns(self, range: &Range<usize>) -> Self {
+        assert!(
+            range.start <= range.end && range.end <= self.cols,
+            "columns outside the matrix"
+        );
+        let data = &self.data[(range.start * self.col_stride).min(self.data.len())..];
+        Self {
+            data,
+            cols: range.len(),
+            ..self
+        }
+    }
+
     pub(crate) fn n_rows(&self) -> usize {
         self.rows
     }
@@ -236,13 +250,76 @@ impl Panels {
         });
     }
 
-    /// The same matrix transposed, packed anew.
-    pub(crate) fn transposed(&self, pool: &Pool) -> Self {
-        let mut rows = vec![0.0_f32; self.k * self.n];
-        self.unpack_t(&mut rows);
-        let mut out = Self::default();
-        out.repack(pool, Mat::new(&rows, self.n, self.k));
-        out
+    /// A `k x n` matrix of zeros.
+    pub(crate) fn zeros(k: usize, n: usize) -> Self {
+        Self {
+            lines: vec![Line::ZERO; k * n.div_ceil(PANEL)],
+            k,
+            n,
+        }
+    }
+
+    /// Columns `first..` become the rows of `rows`, each `k` long.
+    pub(crate) fn write_t(&mut self, pool: &Pool, first: usize, rows: Mat<'_>) {
+        let (k, last) = (self.k, first + rows.rows);
+        assert!(rows.cols == k && last <= self.n, "shape of the columns");
+        if rows.rows == 0 || k == 0 {
+            return;
+        }
+        let first_panel = first / PANEL;
+        let n_panels = last.div_ceil(PANEL) - first_panel;
+        let parts = crate::pool::Parts::new(&mut self.lines);
+        let chunk = if rows.rows * k < FORK_WORK {
+            n_panels
+        } else {
+            1
+        };
+        pool.ranges(n_panels, chunk, &|range| {
+            for p in range.start + first_panel..range.end + first_panel {
+                // SAFETY: each panel is written by one task.
+                let panel = unsafe { parts.slice(p * k..(p + 1) * k) };
+                for column in (p * PANEL).max(first)..((p + 1) * PANEL).min(last) {
+                    for (i, line) in panel.iter_mut().enumerate() {
+                        line.0[column % PANEL] = rows.at(column - first, i);
+                    }
+                }
+            }
+        });
+    }
+
+    /// Columns `columns` (from a multiple of sixteen on) as the rows of `out`:
+    /// the right-hand side of a backward product, or a part of it.
+    pub(crate) fn transpose_to(&self, pool: &Pool, columns: Range<usize>, out: &mut Self) {
+        assert!(
+            columns.start.is_multiple_of(PANEL) && columns.end <= self.n,
+            "columns of whole panels"
+        );
+        let (k, n) = (columns.len(), self.k);
+        out.k = k;
+        out.n = n;
+        out.lines.clear();
+        out.lines.resize(k * n.div_ceil(PANEL), Line::ZERO);
+        if k == 0 {
+            return;
+        }
+        let parts = crate::pool::Parts::new(&mut out.lines);
+        let n_panels = n.div_ceil(PANEL);
+        let chunk = if k * n < FORK_WORK { n_panels } else { 1 };
+        pool.ranges(n_panels, chunk, &|range| {
+            for q in range {
+                // SAFETY: each panel is written by one task.
+                let to = unsafe { parts.slice(q * k..(q + 1) * k) };
+                for (at, to) in to.chunks_mut(PANEL).enumerate() {
+                    let from = (columns.start / PANEL + at) * self.k + q * PANEL;
+                    let height = PANEL.min(self.k - q * PANEL);
+                    for (c, from) in self.lines[from..from + height].iter().enumerate() {
+                        for (to, value) in to.iter_mut().zip(&from.0) {
+                            to.0[c] = *value;
+                        }
+                    }
+                }
+            }
+        });
     }
 
     pub(crate) fn view(&self) -> PanelsRef<'_> {
@@ -256,19 +333,21 @@ impl Panels {
         }
     }
 
-    /// The element at row `k`, column `n`.
-    pub(crate) fn at(&self, k: usize, n: usize) -> f32 {
-        self.lines[(n / PANEL) * self.k + k].0[n % PANEL]
+    /// Column `column`.
+    pub(crate) fn read_t(&self, column: usize, out: &mut [f32]) {
+        assert!(
+            out.len() == self.k && column < self.n,
+            "shape of the column"
+        );
+        let panel = &self.lines[column / PANEL * self.k..][..self.k];
+        for (value, line) in out.iter_mut().zip(panel) {
+            *value = line.0[column % PANEL];
+        }
     }
 
-    /// Writes the matrix back transposed: `out[n * k_total + k]`.
-    pub(crate) fn unpack_t(&self, out: &mut [f32]) {
-        assert_eq!(out.len(), self.k * self.n, "shape of the unpacked matrix");
-        for (col, row) in out.chunks_exact_mut(self.k.max(1)).enumerate() {
-            for (k, value) in row.iter_mut().enumerate() {
-                *value = self.at(k, col);
-            }
-        }
+    /// Bytes in memory.
+    pub(crate) fn size_bytes(&self) -> usize {
+        self.lines.len() * size_of::<Line>()
     }
 }
 
@@ -323,6 +402,14 @@ impl<'a> PanelsRef<'a> {
             k,
             n,
         }
+    }
+
+    pub(crate) fn n_rows(&self) -> usize {
+        self.k
+    }
+
+    pub(crate) fn n_columns(&self) -> usize {
+        self.n
     }
 
     /// The keys of one head in `pages`, positions as columns.

@@ -58,7 +58,7 @@ enum Targets {
     Pattern(String),
 }
 
-fn parse_config(text: &[u8]) -> Result<LoraConfig, PeftError> {
+fn parse_config(text: &[u8], model: &ModelConfig) -> Result<LoraConfig, PeftError> {
     let raw: RawAdapter =
         serde_json::from_slice(text).map_err(|e| PeftError::Config(e.to_string()))?;
     let refuse = |what: String| Err(PeftError::Config(what));
@@ -86,7 +86,7 @@ fn parse_config(text: &[u8]) -> Result<LoraConfig, PeftError> {
         }
     }
     let target_modules = match raw.target_modules {
-        Targets::Pattern(p) if p == "all-linear" => Projection::ALL.to_vec(),
+        Targets::Pattern(p) if p == "all-linear" => Projection::of(model),
         Targets::Pattern(p) => {
             return refuse(format!(
                 "target_modules {p:?} is a pattern; name the layers"
@@ -97,14 +97,11 @@ fn parse_config(text: &[u8]) -> Result<LoraConfig, PeftError> {
             .map(|name| {
                 // PEFT 0.21 writes `all-linear` as the paths of all layers.
                 let last = name.rsplit('.').next().unwrap_or(name);
-                Projection::ALL
-                    .into_iter()
-                    .find(|p| p.name() == last)
-                    .ok_or_else(|| {
-                        PeftError::Config(format!(
-                            "target module {name:?} is not a linear layer of a block"
-                        ))
-                    })
+                Projection::from_name(last).ok_or_else(|| {
+                    PeftError::Config(format!(
+                        "target module {name:?} is not a linear layer of a block"
+                    ))
+                })
             })
             .collect::<Result<_, _>>()?,
     };
@@ -118,14 +115,7 @@ fn parse_config(text: &[u8]) -> Result<LoraConfig, PeftError> {
 }
 
 fn tensor_names(block: &LoraBlock) -> [String; 2] {
-    ["A", "B"].map(|factor| {
-        format!(
-            "base_model.model.model.layers.{}.{}.{}.lora_{factor}.weight",
-            block.layer,
-            block.projection.module(),
-            block.projection.name()
-        )
-    })
+    ["A", "B"].map(|factor| format!("base_model.model.{}.lora_{factor}.weight", block.module))
 }
 
 impl Lora {
@@ -174,12 +164,12 @@ impl Lora {
             }
             .into());
         }
-        let config = parse_config(config_json)?;
+        let config = parse_config(config_json, model)?;
         let tensors = Tensors::parse(path, weights)?;
         let (blocks, n) = blocks(model, &config);
         let known: std::collections::HashSet<String> =
             blocks.iter().flat_map(tensor_names).collect();
-        if let Some(extra) = tensors.names().iter().find(|name| !known.contains(*name)) {
+        if let Some(extra) = tensors.names().find(|name| !known.contains(*name)) {
             return Err(tensors
                 .error(extra, "does not belong to this model or to target_modules")
                 .into());
@@ -187,28 +177,15 @@ impl Lora {
         // All shapes first: what is allocated is then bounded by the file.
         for block in &blocks {
             for (name, shape) in tensor_names(block).iter().zip([block.rows_a, block.rows_b]) {
-                let view = tensors.view(name)?;
-                if view.shape() != [shape.0, shape.1] {
-                    let got = view.shape().to_vec();
-                    return Err(tensors
-                        .error(name, format!("has shape {got:?}, expected {shape:?}"))
-                        .into());
-                }
+                tensors.expect(name, &[shape.0, shape.1])?;
             }
         }
         let mut params = vec![0.0_f32; n];
         for block in &blocks {
             let [a, b] = tensor_names(block);
-            tensors.read(
-                &a,
-                &[block.rows_a.0, block.rows_a.1],
-                &mut params[block.range_a()],
-            )?;
-            tensors.read(
-                &b,
-                &[block.rows_b.0, block.rows_b.1],
-                &mut params[block.range_b()],
-            )?;
+            for (name, range) in [(a, block.range_a()), (b, block.range_b())] {
+                tensors.read(&name, 0..range.len(), &mut params[range])?;
+            }
         }
         Ok(Self::from_parameters(model, config, params)?)
     }
@@ -246,7 +223,8 @@ impl Lora {
             tensors.push((&names[0], &shapes[0], &self.params[block.range_a()]));
             tensors.push((&names[1], &shapes[1], &self.params[block.range_b()]));
         }
-        (text, serialize(&tensors, Dtype::F32))
+        let weights = serialize(&tensors, Dtype::F32).expect("the parameters are finite");
+        (text, weights)
     }
 
     /// Writes a PEFT directory; `base_model` is the name it records.

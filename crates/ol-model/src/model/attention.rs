@@ -23,11 +23,9 @@ pub(super) struct Sight {
 impl Sight {
     /// What the tokens from position `first` on see in a layer.
     pub(super) fn new(config: &ModelConfig, layer: usize, first: usize) -> Self {
-        let window = config.sliding_window.as_ref();
-        let window = window.filter(|w| w.layers.get(layer) == Some(&true));
         Self {
             first,
-            window: window.map(|w| w.window_tokens),
+            window: config.window(layer),
         }
     }
 
@@ -128,6 +126,28 @@ pub(super) struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
+    /// Columns `first..first + width` of rows `rows` of a buffer whose rows
+    /// are `stride` long.
+    pub(super) fn of(
+        data: &'a [f32],
+        rows: &Range<usize>,
+        first: usize,
+        width: usize,
+        stride: usize,
+    ) -> Self {
+        let data = if rows.is_empty() {
+            &[]
+        } else {
+            &data[rows.start * stride + first..]
+        };
+        Self {
+            data,
+            rows: rows.len(),
+            width,
+            stride,
+        }
+    }
+
     fn block(&self, first: usize, rows: usize) -> Mat<'a> {
         Mat::strided(
             &self.data[first * self.stride..],

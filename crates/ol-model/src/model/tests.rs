@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::cache::KvCache;
+use crate::config::{Family, Rope, SlidingWindow, WeightFormat};
 use crate::isa::Isa;
 use crate::lora::{Lora, LoraConfig, Projection};
 
@@ -20,25 +21,68 @@ fn tiny(tied: bool) -> ModelConfig {
     }
 }
 
+/// What tells the dense families apart, each in one small model.
+fn variants() -> Vec<ModelConfig> {
+    let window = |window_tokens, layers: [bool; 2]| {
+        Some(SlidingWindow {
+            window_tokens,
+            layers: layers.to_vec(),
+        })
+    };
+    vec![
+        ModelConfig {
+            attention_bias: true,
+            mlp_bias: true,
+            rope: Rope::Linear { factor: 2.0 },
+            ..tiny(false)
+        },
+        ModelConfig {
+            family: Family::Mistral,
+            sliding_window: window(7, [true, true]),
+            head_dim: 8,
+            ..tiny(false)
+        },
+        ModelConfig {
+            family: Family::Qwen2,
+            sliding_window: window(19, [false, true]),
+            ..tiny(true)
+        },
+        ModelConfig {
+            family: Family::Qwen3,
+            attention_bias: true,
+            head_dim: 10,
+            ..tiny(true)
+        },
+    ]
+}
+
 /// Weights large enough that nothing is nearly zero.
 fn model(tied: bool) -> Model {
-    let base = Model::random(tiny(tied), 5).unwrap();
+    model_of(tiny(tied))
+}
+
+fn model_of(config: ModelConfig) -> Model {
+    let base = Model::random(config.clone(), 5).unwrap();
     let mut random = Random::new(9);
     let params: Vec<f32> = base
         .parameters()
         .iter()
         .map(|p| p + 0.15 * random.normal())
         .collect();
-    Model::from_parameters(tiny(tied), &params).unwrap()
+    Model::from_parameters(config, &params).unwrap()
 }
 
 fn adapter(rank: usize, seed: u64, targets: &[Projection]) -> Lora {
+    adapter_of(&tiny(true), rank, seed, targets)
+}
+
+fn adapter_of(model: &ModelConfig, rank: usize, seed: u64, targets: &[Projection]) -> Lora {
     let config = LoraConfig {
         rank,
         alpha: 12.0,
         target_modules: targets.to_vec(),
     };
-    let mut lora = Lora::init(&tiny(true), config, seed).unwrap();
+    let mut lora = Lora::init(model, config, seed).unwrap();
     let mut random = Random::new(seed);
     let params: Vec<f32> = (0..lora.n_params())
         .map(|_| 0.1 * random.normal())
@@ -333,6 +377,195 @@ fn adapter_gradients_agree_with_finite_differences() {
     }
 }
 
+/// Prompts of several lengths at once, in chunks and alone: the same bits.
+#[test]
+fn every_variant_serves_the_same_bits_in_any_way() {
+    let pool = Pool::new(2);
+    let oracle = Pool::with_isa(1, Isa::SCALAR);
+    for config in variants() {
+        let model = model_of(config.clone());
+        let lora = adapter_of(&config, 3, 2, &Projection::ALL);
+        let prompts: Vec<Vec<u32>> = [70, 1, 33].iter().map(|&n| tokens(n, 9)).collect();
+        let want: Vec<Vec<u32>> = prompts
+            .iter()
+            .map(|p| bits(&alone(&model, &oracle, p, Some(&lora))))
+            .collect();
+        let mut caches: Vec<KvCache> = (0..3).map(|_| KvCache::new(&config, 70)).collect();
+        let mut segments: Vec<Segment<'_>> = prompts
+            .iter()
+            .zip(&mut caches)
+            .map(|(tokens, cache)| Segment {
+                tokens,
+                cache,
+                adapter: Some(&lora),
+            })
+            .collect();
+        let logits = model.forward(&pool, &mut segments).unwrap();
+        for (row, want) in logits.chunks(61).zip(&want) {
+            assert!(bits(row) == *want, "{:?} in a batch", config.family);
+        }
+        let mut cache = KvCache::new(&config, 70);
+        let (mut last, mut at) = (Vec::new(), 0);
+        for n in [1, 18, 1, 50] {
+            let segment = Segment {
+                tokens: &prompts[0][at..at + n],
+                cache: &mut cache,
+                adapter: Some(&lora),
+            };
+            last = model.forward(&pool, &mut [segment]).unwrap();
+            at += n;
+        }
+        assert!(bits(&last) == want[0], "{:?} in chunks", config.family);
+    }
+}
+
+#[test]
+fn gradients_of_every_variant_agree_with_finite_differences() {
+    let pool = Pool::new(2);
+    let seqs = [sequence(17, 1), sequence(1, 2), sequence(60, 3)];
+    for config in variants() {
+        let base = model_of(config.clone());
+        let (_, gradient) = base.full_gradient(&pool, &seqs).unwrap();
+        for spec in base.layout().tensors() {
+            let some = gradient[spec.range()].iter().any(|g| *g != 0.0);
+            assert!(some, "{} has no gradient", spec.name);
+        }
+        check_directions(&gradient, &base.parameters(), |p| {
+            let moved = Model::from_parameters(config.clone(), p).unwrap();
+            moved.losses(&pool, None, &seqs).unwrap().iter().sum()
+        });
+        let lora = adapter_of(&config, 3, 5, &Projection::ALL);
+        let (loss, gradient) = base
+            .lora_gradient(&pool, &lora, &seqs, Labels::Given)
+            .unwrap();
+        check_directions(&gradient, lora.parameters(), |p| {
+            let moved = Lora::from_parameters(&config, lora.config().clone(), p.to_vec()).unwrap();
+            base.losses(&pool, Some(&moved), &seqs)
+                .unwrap()
+                .iter()
+                .sum()
+        });
+        let recompute = GradientOptions {
+            labels: Labels::Given,
+            recompute: true,
+        };
+        let again = base.lora_gradient(&pool, &lora, &seqs, recompute).unwrap();
+        assert_eq!(loss.to_bits(), again.0.to_bits());
+        assert!(bits(&gradient) == bits(&again.1), "recomputed");
+    }
+}
+
+#[test]
+fn files_of_every_variant_read_back_and_can_stay_as_stored() {
+    let pool = Pool::new(2);
+    for config in variants() {
+        let base = model_of(config.clone());
+        let dir = tempfile::tempdir().unwrap();
+        base.save(dir.path(), Dtype::Bf16).unwrap();
+        let wide = Model::load(dir.path()).unwrap();
+        assert_eq!(*wide.config(), config);
+        let stored = Model::load_as(&pool, dir.path(), WeightFormat::Stored).unwrap();
+        assert_ne!(stored.hash(), wide.hash());
+        assert!(stored.size_bytes() < wide.size_bytes() * 3 / 4);
+        assert_eq!(bits(&stored.parameters()), bits(&wide.parameters()));
+        // The same numbers in the same order: the same bits.
+        let prompt = tokens(40, 3);
+        assert_eq!(
+            bits(&alone(&stored, &pool, &prompt, None)),
+            bits(&alone(&wide, &pool, &prompt, None))
+        );
+        let lora = adapter_of(&config, 2, 5, &Projection::ALL);
+        let seqs = [sequence(30, 1)];
+        let [a, b] = [&stored, &wide].map(|model| {
+            let (_, gradient) = model
+                .lora_gradient(&pool, &lora, &seqs, Labels::Given)
+                .unwrap();
+            bits(&gradient)
+        });
+        assert!(a == b, "gradients of {:?}", config.family);
+        assert!(matches!(
+            stored.full_gradient(&pool, &seqs),
+            Err(ForwardError::Frozen(_))
+        ));
+        let again = tempfile::tempdir().unwrap();
+        stored.save(again.path(), Dtype::Bf16).unwrap();
+        let read =
+            |dir: &tempfile::TempDir| std::fs::read(dir.path().join("model.safetensors")).unwrap();
+        assert!(read(&again) == read(&dir), "written as it was read");
+    }
+}
+
+#[test]
+fn files_that_do_not_fit_are_refused_by_file_and_tensor() {
+    let config = ModelConfig {
+        family: Family::Qwen2,
+        ..tiny(true)
+    };
+    let base = model_of(config);
+    let dir = tempfile::tempdir().unwrap();
+    base.save(dir.path(), Dtype::F32).unwrap();
+    let file = |name: &str| dir.path().join(name);
+    let config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(file("config.json")).unwrap()).unwrap();
+    let refused = |changes: &[(&str, serde_json::Value)]| {
+        let mut changed = config.clone();
+        for (name, value) in changes {
+            changed[name] = value.clone();
+        }
+        std::fs::write(file("config.json"), changed.to_string()).unwrap();
+        let error = Model::load(dir.path()).unwrap_err().to_string();
+        std::fs::write(file("config.json"), config.to_string()).unwrap();
+        error
+    };
+    let error = refused(&[("hidden_size", 28.into())]);
+    assert!(
+        error.contains("model.safetensors")
+            && error.contains("embed_tokens.weight: has shape [61, 24], expected [61, 28]"),
+        "{error}"
+    );
+    let error = refused(&[("model_type", "llama".into())]);
+    assert!(error.contains("k_proj.bias: does not belong"), "{error}");
+    let error = refused(&[
+        ("model_type", "qwen3".into()),
+        ("attention_bias", true.into()),
+    ]);
+    assert!(error.contains("o_proj.bias: is missing"), "{error}");
+    let error = refused(&[("tie_word_embeddings", false.into())]);
+    assert!(error.contains("lm_head.weight: is missing"), "{error}");
+    let error = refused(&[("model_type", "gpt2".into())]);
+    assert!(error.contains("gpt2"), "{error}");
+
+    // Two files: each tensor in one of them, as the index says.
+    let index = |map: serde_json::Value| {
+        let text = serde_json::json!({ "weight_map": map }).to_string();
+        std::fs::write(file("model.safetensors.index.json"), text).unwrap();
+        Model::load(dir.path()).map(|_| ())
+    };
+    let all = |other: &str| {
+        let names = base.layout().tensors().iter().map(|s| s.name.clone());
+        let mut map: serde_json::Map<String, serde_json::Value> =
+            names.map(|n| (n, "model.safetensors".into())).collect();
+        map.insert("model.norm.weight".to_owned(), other.into());
+        serde_json::Value::Object(map)
+    };
+    index(all("model.safetensors")).unwrap();
+    std::fs::copy(file("model.safetensors"), file("other.safetensors")).unwrap();
+    for (map, word) in [
+        (all("other.safetensors"), "is also in"),
+        (all("../model.safetensors"), "of the directory"),
+        (all("missing.safetensors"), "missing.safetensors"),
+        (serde_json::json!({}), "names 0 files"),
+        (
+            serde_json::json!({"x": "model.safetensors"}),
+            "tensor x: is not in",
+        ),
+        (serde_json::json!(null), "no weight_map"),
+    ] {
+        let error = index(map).unwrap_err().to_string();
+        assert!(error.contains(word), "{word}: {error}");
+    }
+}
+
 #[test]
 fn per_sequence_gradients_do_not_depend_on_the_batch() {
     let base = model(true);
@@ -435,11 +668,16 @@ proptest! {
 
     #[test]
     fn hostile_model_files_are_errors(cut in 0.0_f64..1.0, at in 0.0_f64..1.0, byte: u8, grow in 0_usize..40) {
-        let base = Model::random(ModelConfig { num_hidden_layers: 1, ..tiny(true) }, 1).unwrap();
+        static FILES: OnceLock<[Vec<u8>; 2]> = OnceLock::new();
+        let [config, bytes] = FILES.get_or_init(|| {
+            let base = Model::random(ModelConfig { num_hidden_layers: 1, ..tiny(true) }, 1).unwrap();
+            let dir = tempfile::tempdir().unwrap();
+            base.save(dir.path(), Dtype::F16).unwrap();
+            ["config.json", "model.safetensors"].map(|f| std::fs::read(dir.path().join(f)).unwrap())
+        });
         let dir = tempfile::tempdir().unwrap();
-        base.save(dir.path(), Dtype::F16).unwrap();
+        std::fs::write(dir.path().join("config.json"), config).unwrap();
         let path = dir.path().join("model.safetensors");
-        let bytes = std::fs::read(&path).unwrap();
         let mut cut_off = bytes[..part(cut, bytes.len())].to_vec();
         std::fs::write(&path, &cut_off).unwrap();
         prop_assert!(Model::load(dir.path()).is_err());
@@ -451,6 +689,11 @@ proptest! {
         let i = part(at * at * at, bytes.len() - 1);
         changed[i] = byte;
         std::fs::write(&path, &changed).unwrap();
+        let _ = Model::load(dir.path());
+        std::fs::write(&path, bytes).unwrap();
+        let mut changed = config.clone();
+        changed[part(at, config.len() - 1)] = byte;
+        std::fs::write(dir.path().join("config.json"), &changed).unwrap();
         let _ = Model::load(dir.path());
     }
 

@@ -3,11 +3,13 @@
 use std::ops::Range;
 
 use super::Model;
-use super::attention::{HeadPanels, Rows, Sight, attend};
-use super::backward::Target;
-use super::forward::{ForwardError, Group, ROW_CHUNK, activate, add_adapters, product};
+use super::adapters::{Group, Pass, Target};
+use super::block::{Place, Saved};
+use super::forward::ForwardError;
+use super::rows::{ROW_CHUNK, norm, norm_gradient};
 use crate::kernels::{Mat, MatMut, Output, Panels, math, matmul};
-use crate::lora::{Lora, Projection};
+use crate::linear::Precision;
+use crate::lora::Lora;
 use crate::pool::{Parts, Pool};
 use crate::random::Random;
 
@@ -42,6 +44,26 @@ pub enum Labels {
     },
 }
 
+/// How gradients are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GradientOptions {
+    /// What is predicted.
+    pub labels: Labels,
+    /// Keeps only the input of each block and computes the rest again in the
+    /// backward pass: a third more work, a fraction of the memory, the same
+    /// bits (Chen et al., 2016).
+    pub recompute: bool,
+}
+
+impl From<Labels> for GradientOptions {
+    fn from(labels: Labels) -> Self {
+        Self {
+            labels,
+            recompute: false,
+        }
+    }
+}
+
 /// Loss of one sequence and its gradient with respect to the adapter.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SequenceGradient {
@@ -55,6 +77,8 @@ pub struct SequenceGradient {
 pub(super) struct Batch {
     pub(super) tokens: Vec<u32>,
     pub(super) spans: Vec<Range<usize>>,
+    /// Position of each row in its sequence.
+    pub(super) positions: Vec<usize>,
     /// Rows that have a loss.
     targets: Vec<Goal>,
 }
@@ -72,6 +96,7 @@ impl Batch {
         let mut batch = Self {
             tokens: Vec::new(),
             spans: Vec::new(),
+            positions: Vec::new(),
             targets: Vec::new(),
         };
         for (sequence, s) in seqs.iter().enumerate() {
@@ -79,6 +104,7 @@ impl Batch {
             let inputs = s.tokens.len().saturating_sub(1);
             batch.tokens.extend(&s.tokens[..inputs]);
             batch.spans.push(start..start + inputs);
+            batch.positions.extend(0..inputs);
             let key = match labels {
                 Labels::Given => None,
                 // FNV-1a over the tokens: batch-independent.
@@ -104,19 +130,6 @@ impl Batch {
         }
         batch
     }
-}
-
-/// What the forward pass of one block leaves for the backward pass.
-#[derive(Default)]
-pub(super) struct Saved {
-    pub(super) x: Vec<f32>,
-    pub(super) inverse1: Vec<f32>,
-    pub(super) qkv: Vec<f32>,
-    pub(super) attended: Vec<f32>,
-    pub(super) middle: Vec<f32>,
-    pub(super) inverse2: Vec<f32>,
-    pub(super) gate_up: Vec<f32>,
-    pub(super) z: [Vec<f32>; 7],
 }
 
 /// Consecutive sequences of at most [`BATCH_ROWS`] tokens, or one longer one.
@@ -171,12 +184,13 @@ impl Model {
         pool: &Pool,
         adapter: &Lora,
         seqs: &[Sequence],
-        labels: Labels,
+        options: impl Into<GradientOptions>,
     ) -> Result<Vec<SequenceGradient>, ForwardError> {
         self.check_sequences(Some(adapter), seqs)?;
+        let options = options.into();
         let mut out = Vec::with_capacity(seqs.len());
         for range in batches(seqs) {
-            let batch = Batch::new(&seqs[range], labels);
+            let batch = Batch::new(&seqs[range], options.labels);
             let mut gradients = vec![vec![0.0_f32; adapter.n_params()]; batch.spans.len()];
             let groups = batch
                 .spans
@@ -184,7 +198,8 @@ impl Model {
                 .cloned()
                 .zip(gradients.iter_mut().map(Vec::as_mut_slice))
                 .collect();
-            let losses = self.gradients(pool, &batch, &mut Target::Lora { adapter, groups });
+            let target = &mut Target::Lora { adapter, groups };
+            let losses = self.gradients(pool, &batch, options, target);
             out.extend(
                 losses
                     .into_iter()
@@ -205,10 +220,10 @@ impl Model {
         pool: &Pool,
         adapter: &Lora,
         seqs: &[Sequence],
-        labels: Labels,
+        options: impl Into<GradientOptions>,
     ) -> Result<(f64, Vec<f32>), ForwardError> {
         let mut gradient = vec![0.0_f32; adapter.n_params()];
-        let losses = self.add_lora_gradient(pool, adapter, seqs, labels, &mut gradient)?;
+        let losses = self.add_lora_gradient(pool, adapter, seqs, options, &mut gradient)?;
         Ok((losses.iter().sum(), gradient))
     }
 
@@ -227,16 +242,18 @@ impl Model {
         pool: &Pool,
         adapter: &Lora,
         seqs: &[Sequence],
-        labels: Labels,
+        options: impl Into<GradientOptions>,
         gradient: &mut [f32],
     ) -> Result<Vec<f64>, ForwardError> {
         assert_eq!(gradient.len(), adapter.n_params(), "one value a parameter");
         self.check_sequences(Some(adapter), seqs)?;
+        let options = options.into();
         let mut losses = Vec::with_capacity(seqs.len());
         for range in batches(seqs) {
-            let batch = Batch::new(&seqs[range], labels);
+            let batch = Batch::new(&seqs[range], options.labels);
             let groups = vec![(0..batch.tokens.len(), &mut *gradient)];
-            losses.extend(self.gradients(pool, &batch, &mut Target::Lora { adapter, groups }));
+            let target = &mut Target::Lora { adapter, groups };
+            losses.extend(self.gradients(pool, &batch, options, target));
         }
         Ok(losses)
     }
@@ -245,7 +262,8 @@ impl Model {
     /// base parameter, in the flat order of [`crate::Layout`].
     ///
     /// # Errors
-    /// [`ForwardError`] when a sequence does not fit the model.
+    /// [`ForwardError`] when a sequence does not fit the model, or its weights
+    /// cannot be trained.
     pub fn full_gradient(
         &self,
         pool: &Pool,
@@ -261,8 +279,8 @@ impl Model {
     /// returns the loss of each sequence.
     ///
     /// # Errors
-    /// [`ForwardError`] when a sequence does not fit the model; `gradient` is
-    /// then unchanged.
+    /// [`ForwardError`] when a sequence does not fit the model, or its weights
+    /// cannot be trained; `gradient` is then unchanged.
     ///
     /// # Panics
     /// If `gradient` has not one element for each parameter of the model.
@@ -274,24 +292,34 @@ impl Model {
     ) -> Result<Vec<f64>, ForwardError> {
         assert_eq!(gradient.len(), self.layout.len(), "one value a parameter");
         self.check_sequences(None, seqs)?;
+        if !self.linears().iter().all(|l| l.is_dense()) {
+            return Err(ForwardError::Frozen("a quantised or 16-bit base"));
+        }
         let mut losses = Vec::with_capacity(seqs.len());
         for range in batches(seqs) {
             let batch = Batch::new(&seqs[range], Labels::Given);
-            losses.extend(self.gradients(pool, &batch, &mut Target::Full(gradient)));
+            let target = &mut Target::Full(gradient);
+            losses.extend(self.gradients(pool, &batch, Labels::Given.into(), target));
         }
         Ok(losses)
     }
 
-    fn gradients(&self, pool: &Pool, batch: &Batch, target: &mut Target<'_>) -> Vec<f64> {
+    fn gradients(
+        &self,
+        pool: &Pool,
+        batch: &Batch,
+        options: GradientOptions,
+        target: &mut Target<'_>,
+    ) -> Vec<f64> {
         let adapter = match target {
             Target::Lora { adapter, .. } => Some(*adapter),
             Target::Full(_) => None,
         };
-        let mut saved = Vec::with_capacity(self.layers.len());
-        let x = self.run(pool, adapter, batch, Some(&mut saved));
+        let mut saved = Vec::with_capacity(self.blocks.len());
+        let x = self.run(pool, adapter, batch, Some((&mut saved, options.recompute)));
         let (losses, dx) = self.loss(pool, batch, &x, Some(target));
         drop(x);
-        self.backward(pool, batch, saved, dx, target);
+        self.backward(pool, batch, saved, options.recompute, dx, target);
         losses
     }
 
@@ -323,30 +351,25 @@ impl Model {
         Ok(())
     }
 
-    /// The residual stream after the last block, `[rows, hidden]`.
+    /// The residual stream after the last block, `[rows, hidden]`. What the
+    /// backward pass needs is pushed to `saved`: all of it, or only the input
+    /// of each block if that is to be recomputed.
     fn run(
         &self,
         pool: &Pool,
         adapter: Option<&Lora>,
         batch: &Batch,
-        mut saved: Option<&mut Vec<Saved>>,
+        mut saved: Option<(&mut Vec<Saved>, bool)>,
     ) -> Vec<f32> {
-        let c = &self.config;
-        let (h, f, q, kv) = (
-            c.hidden_size,
-            c.intermediate_size,
-            c.query_size(),
-            c.key_value_size(),
-        );
-        let width = q + 2 * kv;
+        let h = self.config.hidden_size;
         let rows = batch.tokens.len();
-        let groups: Vec<Group<'_>> = adapter
-            .map(|adapter| Group {
-                rows: 0..rows,
-                adapter,
-            })
-            .into_iter()
-            .collect();
+        let groups = whole(adapter, rows);
+        let pass = Pass {
+            pool,
+            config: &self.config,
+            groups: &groups,
+            precision: Precision::Exact,
+        };
         let mut x = vec![0.0_f32; rows * h];
         let parts = Parts::new(&mut x);
         pool.ranges(rows, ROW_CHUNK, &|range| {
@@ -356,153 +379,74 @@ impl Model {
                 }
             });
         });
-        let mut normed = vec![0.0_f32; rows * h];
-        let mut act = vec![0.0_f32; rows * f];
-        let mut delta = vec![0.0_f32; rows * h];
         let mut s = Saved::default();
-        for (i, layer) in self.layers.iter().enumerate() {
-            if saved.is_some() {
-                s.x.clone_from(&x);
-            }
-            self.norm_rows(pool, &x, &layer.norm1, &mut normed, Some(&mut s.inverse1));
-            s.qkv.resize(rows * width, 0.0);
-            product(pool, &normed, h, &layer.qkv, &mut s.qkv, width);
-            let parts = [Projection::Q, Projection::K, Projection::V];
-            add_adapters(
-                pool,
-                c,
-                i,
-                &parts,
-                &groups,
-                &normed,
-                &mut s.qkv,
-                Some(&mut s.z),
-            );
-            self.rotate_rows(pool, batch, &mut s.qkv, 1.0);
-            s.attended.resize(rows * q, 0.0);
-            self.attend_batch(pool, i, batch, &s.qkv, &mut s.attended);
-            product(pool, &s.attended, q, &layer.o, &mut delta, h);
-            add_adapters(
-                pool,
-                c,
-                i,
-                &[Projection::O],
-                &groups,
-                &s.attended,
-                &mut delta,
-                Some(&mut s.z),
-            );
-            math::add(pool.isa(), &mut x, &delta);
-            if saved.is_some() {
-                s.middle.clone_from(&x);
-            }
-            self.norm_rows(pool, &x, &layer.norm2, &mut normed, Some(&mut s.inverse2));
-            s.gate_up.resize(rows * 2 * f, 0.0);
-            product(pool, &normed, h, &layer.gate_up, &mut s.gate_up, 2 * f);
-            let parts = [Projection::Gate, Projection::Up];
-            add_adapters(
-                pool,
-                c,
-                i,
-                &parts,
-                &groups,
-                &normed,
-                &mut s.gate_up,
-                Some(&mut s.z),
-            );
-            activate(pool, &s.gate_up, f, &mut act);
-            product(pool, &act, f, &layer.down, &mut delta, h);
-            add_adapters(
-                pool,
-                c,
-                i,
-                &[Projection::Down],
-                &groups,
-                &act,
-                &mut delta,
-                Some(&mut s.z),
-            );
-            math::add(pool.isa(), &mut x, &delta);
-            if let Some(saved) = saved.as_deref_mut() {
-                saved.push(std::mem::take(&mut s));
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let place = self.place(batch, layer);
+            match saved.as_mut() {
+                Some((saved, false)) => {
+                    block.forward(&pass, &place, &mut x, &mut s, true);
+                    saved.push(std::mem::take(&mut s));
+                }
+                Some((saved, true)) => {
+                    saved.push(Saved::input(x.clone()));
+                    block.forward(&pass, &place, &mut x, &mut s, false);
+                }
+                None => block.forward(&pass, &place, &mut x, &mut s, false),
             }
         }
         x
     }
 
-    /// Rotates queries and keys of all rows forth (1) or back (-1).
-    pub(super) fn rotate_rows(&self, pool: &Pool, batch: &Batch, qkv: &mut [f32], sign: f32) {
-        let turned = self.config.query_size() + self.config.key_value_size();
-        let width = turned + self.config.key_value_size();
-        let parts = Parts::new(qkv);
-        pool.run(batch.spans.len(), &|i| {
-            let span = &batch.spans[i];
-            parts.with(span.start * width..span.end * width, |rows| {
-                for (position, row) in rows.chunks_exact_mut(width).enumerate() {
-                    self.rotate(pool.isa(), &mut row[..turned], position, sign);
-                }
-            });
-        });
+    fn place<'a>(&'a self, batch: &'a Batch, layer: usize) -> Place<'a> {
+        Place {
+            layer,
+            rope: &self.rope,
+            spans: &batch.spans,
+            positions: &batch.positions,
+        }
     }
 
-    fn attend_batch(
+    /// Carries `dx`, the gradient of the residual stream after the last block,
+    /// back to the embedding and adds what belongs to the target.
+    fn backward(
         &self,
         pool: &Pool,
-        layer: usize,
         batch: &Batch,
-        qkv: &[f32],
-        attended: &mut [f32],
+        mut saved: Vec<Saved>,
+        recompute: bool,
+        mut dx: Vec<f32>,
+        target: &mut Target<'_>,
     ) {
-        let c = &self.config;
-        let share = c.num_attention_heads / c.num_key_value_heads;
-        let out = Output::new(attended, c.query_size());
-        pool.run(batch.spans.len() * c.num_key_value_heads, &|task| {
-            let (span, group) = (
-                &batch.spans[task / c.num_key_value_heads],
-                task % c.num_key_value_heads,
-            );
-            let keys = self.head_rows(qkv, span, c.num_attention_heads + group);
-            let values = self.head_rows(
-                qkv,
-                span,
-                c.num_attention_heads + c.num_key_value_heads + group,
-            );
-            let panels = HeadPanels::new(&keys, &values);
-            for head in group * share..(group + 1) * share {
-                let queries = self.head_rows(qkv, span, head);
-                let out = out.tile(span.clone(), head * c.head_dim..(head + 1) * c.head_dim);
-                attend(
-                    pool.isa(),
-                    &queries,
-                    panels.keys.view(),
-                    panels.values.view(),
-                    0,
-                    Sight::new(c, layer, 0),
-                    out,
-                );
-            }
-        });
-    }
-
-    /// Rows of head `head` of `[queries, keys, values]`, counted through.
-    pub(super) fn head_rows<'a>(
-        &self,
-        qkv: &'a [f32],
-        span: &Range<usize>,
-        head: usize,
-    ) -> Rows<'a> {
-        let d = self.config.head_dim;
-        let stride = self.config.query_size() + 2 * self.config.key_value_size();
-        let data = if span.is_empty() {
-            &[]
-        } else {
-            &qkv[span.start * stride + head * d..]
+        let adapter = match target {
+            Target::Lora { adapter, .. } => Some(*adapter),
+            Target::Full(_) => None,
         };
-        Rows {
-            data,
-            rows: span.len(),
-            width: d,
-            stride,
+        let groups = whole(adapter, batch.tokens.len());
+        let pass = Pass {
+            pool,
+            config: &self.config,
+            groups: &groups,
+            precision: Precision::Exact,
+        };
+        for (layer, block) in self.blocks.iter().enumerate().rev() {
+            let Some(mut s) = saved.pop() else { return };
+            let place = self.place(batch, layer);
+            if recompute {
+                let mut x = s.into_input();
+                s = Saved::default();
+                block.forward(&pass, &place, &mut x, &mut s, true);
+            }
+            // Below the first block only the embedding is trained.
+            let below = layer > 0 || matches!(target, Target::Full(_));
+            block.backward(&pass, &place, s, &mut dx, below, target);
+        }
+        if let Target::Full(gradient) = target {
+            let h = self.config.hidden_size;
+            let embedding = &mut gradient[self.embedding().flat()];
+            for (dx, &token) in dx.chunks_exact(h).zip(&batch.tokens) {
+                let row = token as usize * h..(token as usize + 1) * h;
+                math::add(pool.isa(), &mut embedding[row], dx);
+            }
         }
     }
 
@@ -533,10 +477,18 @@ impl Model {
                 .copied()
                 .collect();
             normed.resize(n * h, 0.0_f32);
-            self.norm_rows(pool, &rows, &self.norm, &mut normed, Some(&mut inverse));
+            let eps = self.config.rms_norm_eps;
+            norm(
+                pool,
+                &rows,
+                &self.norm,
+                eps,
+                &mut normed,
+                Some(&mut inverse),
+            );
             logits.resize(n * stride, 0.0_f32);
-            let out = Output::new(&mut logits, stride).tile(0..n, 0..vocab);
-            matmul(pool, Mat::new(&normed, n, h), self.head.view(), out, false);
+            let out = Output::new(&mut logits, stride);
+            self.head.product_to(pool, &normed, &out, Precision::Exact);
             let mut row_losses = vec![0.0_f64; n];
             let (logit_parts, loss_parts) = (Parts::new(&mut logits), Parts::new(&mut row_losses));
             pool.ranges(n, 4, &|range| {
@@ -554,18 +506,10 @@ impl Model {
             };
             let d_logits = Mat::strided(&logits, n, vocab, stride);
             let mut d_normed = vec![0.0_f32; n * h];
-            let back = self.back(pool);
-            matmul(
-                pool,
-                d_logits,
-                back.head.view(),
-                MatMut::new(&mut d_normed, n, h),
-                false,
-            );
+            self.head.product_back_of(pool, d_logits, &mut d_normed);
             if let Target::Full(gradient) = target {
-                let layers = self.layers.len();
                 panels.repack(pool, Mat::new(&normed, n, h));
-                let d_head = &mut gradient[self.layout.head(layers)];
+                let d_head = &mut gradient[self.head.flat()];
                 matmul(
                     pool,
                     d_logits.t(),
@@ -573,18 +517,30 @@ impl Model {
                     MatMut::new(d_head, vocab, h),
                     true,
                 );
-                let d_norm = &mut gradient[self.layout.final_norm(layers)];
-                super::backward::norm_gradient(pool, &rows, &inverse, &d_normed, d_norm);
+                let d_norm = &mut gradient[self.norm.flat()];
+                norm_gradient(pool, &rows, &inverse, &d_normed, d_norm);
             }
             // Rows of the targets are distinct: each has one next token.
             for (i, goal) in goals.iter().enumerate() {
                 let (row, dy) = (&rows[i * h..(i + 1) * h], &d_normed[i * h..(i + 1) * h]);
+                let weight = &self.norm.weight;
                 let out = &mut dx[goal.row * h..(goal.row + 1) * h];
-                math::rms_norm_backward(pool.isa(), row, &self.norm, inverse[i], dy, out);
+                math::rms_norm_backward(pool.isa(), row, weight, inverse[i], dy, out);
             }
         }
         (losses, dx)
     }
+}
+
+/// One group of all rows.
+fn whole(adapter: Option<&Lora>, rows: usize) -> Vec<Group<'_>> {
+    adapter
+        .map(|adapter| Group {
+            rows: 0..rows,
+            adapter,
+        })
+        .into_iter()
+        .collect()
 }
 
 /// Negative log-likelihood of the goal; `row` turns from logits to their

@@ -43,6 +43,12 @@ macro_rules! families {
 
 families! {
     llama2: "llama2";
+    llama_linear_rope: "llama-linear-rope";
+    llama_yarn: "llama-yarn";
+    mistral: "mistral";
+    qwen2: "qwen2";
+    qwen3: "qwen3";
+    deepseek_distill_qwen: "deepseek-distill-qwen";
 }
 
 /// Feeds `tokens` to one cache and returns the last position's logits.
@@ -114,11 +120,7 @@ fn check_outputs_of(fixture: &Fixture, of: &str, adapter: Option<&Lora>) {
 
 /// The name of a factor in PEFT's files.
 fn parameter(block: &LoraBlock, factor: char) -> String {
-    let (module, projection) = (block.projection.module(), block.projection.name());
-    format!(
-        "base_model.model.model.layers.{}.{module}.{projection}.lora_{factor}.weight",
-        block.layer
-    )
+    format!("base_model.model.{}.lora_{factor}.weight", block.module)
 }
 
 /// The tensors of a flat vector that is laid out as the adapter's parameters.

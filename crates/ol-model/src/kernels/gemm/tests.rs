@@ -94,7 +94,22 @@ fn panels_pack_and_unpack() {
     repacked.repack(&Pool::new(2), Mat::new(&b, n, k).t());
     let panels = Panels::pack(Mat::new(&b, n, k).t());
     assert_eq!(panels.lines, repacked.lines);
-    let mut out = vec![0.0; k * n];
-    panels.unpack_t(&mut out);
-    assert_eq!(out, b);
+    let mut written = Panels::zeros(k, n);
+    for rows in [0..7, 7..20, 20..n] {
+        let from = Mat::new(&b, n, k).rows(&rows);
+        written.write_t(&Pool::new(2), rows.start, from);
+    }
+    assert_eq!(panels.lines, written.lines);
+    let mut row = vec![0.0; k];
+    for (column, want) in b.chunks(k).enumerate() {
+        panels.read_t(column, &mut row);
+        assert_eq!(row, want);
+    }
+    let turned = Panels::pack(Mat::new(&b, n, k));
+    let mut out = Panels::default();
+    panels.transpose_to(&Pool::new(2), 0..n, &mut out);
+    assert_eq!(turned.lines, out.lines);
+    panels.transpose_to(&Pool::new(2), 16..n, &mut out);
+    let part = Mat::new(&b[16 * k..], n - 16, k);
+    assert_eq!(Panels::pack(part).lines, out.lines);
 }

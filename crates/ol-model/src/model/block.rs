@@ -1,0 +1,232 @@
+//! One block of the model over whole sequences: forward for training, and
+//! backward.
+
+use std::ops::Range;
+
+use super::adapters::{Inner, Pass, Target};
+use super::heads::{Heads, SavedHeads};
+use super::mlp::Mlp;
+use super::rope::RopeTable;
+use super::rows::{norm, norm_again, norm_backward, norm_gradient};
+use crate::kernels::math;
+use crate::linear::{Linear, Norm};
+
+/// Weights of one block.
+#[derive(Debug)]
+pub(super) struct Block {
+    pub(super) norm1: Norm,
+    pub(super) attention: Heads,
+    pub(super) norm2: Norm,
+    pub(super) mlp: Mlp,
+}
+
+/// What the forward pass of one block leaves for the backward pass.
+#[derive(Default)]
+pub(super) struct Saved {
+    /// The residual stream before the block.
+    x: Vec<f32>,
+    inverse1: Vec<f32>,
+    attention: SavedHeads,
+    /// The residual stream between attention and feed-forward.
+    middle: Vec<f32>,
+    inverse2: Vec<f32>,
+    gate_up: Vec<f32>,
+    inner: Inner,
+}
+
+impl Saved {
+    /// Only what is needed to run the block again.
+    pub(super) fn input(x: Vec<f32>) -> Self {
+        Self {
+            x,
+            ..Self::default()
+        }
+    }
+
+    /// The residual stream before the block.
+    pub(super) fn into_input(self) -> Vec<f32> {
+        self.x
+    }
+}
+
+/// Where the rows of a pass come from.
+pub(super) struct Place<'a> {
+    /// The block's number.
+    pub(super) layer: usize,
+    pub(super) rope: &'a RopeTable,
+    /// Rows of each sequence.
+    pub(super) spans: &'a [Range<usize>],
+    /// Position of each row in its sequence.
+    pub(super) positions: &'a [usize],
+}
+
+impl Block {
+    /// Every linear layer.
+    pub(super) fn linears(&self) -> Vec<&Linear> {
+        let (attention, mlp) = (&self.attention, &self.mlp);
+        vec![&attention.qkv, &attention.o, &mlp.gate_up, &mlp.down]
+    }
+
+    /// As [`Self::linears`].
+    pub(super) fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        let (attention, mlp) = (&mut self.attention, &mut self.mlp);
+        vec![
+            &mut attention.qkv,
+            &mut attention.o,
+            &mut mlp.gate_up,
+            &mut mlp.down,
+        ]
+    }
+
+    /// Every norm.
+    pub(super) fn norms(&self) -> Vec<&Norm> {
+        let heads = self.attention.norms.iter().flat_map(|n| [&n.query, &n.key]);
+        [&self.norm1, &self.norm2]
+            .into_iter()
+            .chain(heads)
+            .collect()
+    }
+
+    /// As [`Self::norms`].
+    pub(super) fn norms_mut(&mut self) -> Vec<&mut Norm> {
+        let heads = self.attention.norms.iter_mut();
+        let heads = heads.flat_map(|n| [&mut n.query, &mut n.key]);
+        [&mut self.norm1, &mut self.norm2]
+            .into_iter()
+            .chain(heads)
+            .collect()
+    }
+
+    /// `x` becomes what the next block reads; with `keep` all that the
+    /// backward pass needs is left in `saved`.
+    pub(super) fn forward(
+        &self,
+        pass: &Pass<'_>,
+        place: &Place<'_>,
+        x: &mut [f32],
+        saved: &mut Saved,
+        keep: bool,
+    ) {
+        let (pool, eps) = (pass.pool, pass.config.rms_norm_eps);
+        if keep {
+            saved.x.clear();
+            saved.x.extend_from_slice(x);
+        }
+        let mut normed = vec![0.0_f32; x.len()];
+        let mut delta = vec![0.0_f32; x.len()];
+        norm(
+            pool,
+            x,
+            &self.norm1,
+            eps,
+            &mut normed,
+            Some(&mut saved.inverse1),
+        );
+        self.attention.forward(
+            pass,
+            place.layer,
+            place.rope,
+            place.spans,
+            place.positions,
+            &normed,
+            &mut saved.attention,
+            &mut saved.inner,
+            &mut delta,
+        );
+        math::add(pool.isa(), x, &delta);
+        if keep {
+            saved.middle.clear();
+            saved.middle.extend_from_slice(x);
+        }
+        norm(
+            pool,
+            x,
+            &self.norm2,
+            eps,
+            &mut normed,
+            Some(&mut saved.inverse2),
+        );
+        self.mlp.forward(
+            pass,
+            place.layer,
+            &normed,
+            &mut saved.gate_up,
+            Some(&mut saved.inner),
+            &mut delta,
+        );
+        math::add(pool.isa(), x, &delta);
+    }
+
+    /// Carries `dx`, the gradient of the block's output, to its input (unless
+    /// nothing below is trained: `below` false) and adds what belongs to the
+    /// target.
+    pub(super) fn backward(
+        &self,
+        pass: &Pass<'_>,
+        place: &Place<'_>,
+        mut saved: Saved,
+        dx: &mut [f32],
+        below: bool,
+        target: &mut Target<'_>,
+    ) {
+        let pool = pass.pool;
+        let mut normed = vec![0.0_f32; dx.len()];
+        let mut d_normed = vec![0.0_f32; dx.len()];
+        norm_again(
+            pool,
+            &saved.middle,
+            &self.norm2,
+            &saved.inverse2,
+            &mut normed,
+        );
+        self.mlp.backward(
+            pass,
+            place.layer,
+            &normed,
+            &mut saved.gate_up,
+            &saved.inner,
+            dx,
+            &mut d_normed,
+            target,
+        );
+        let (x, inverse) = (&saved.middle, &saved.inverse2);
+        if let Target::Full(gradient) = target {
+            norm_gradient(
+                pool,
+                x,
+                inverse,
+                &d_normed,
+                &mut gradient[self.norm2.flat()],
+            );
+        }
+        norm_backward(pool, x, &self.norm2, inverse, &d_normed, dx);
+        norm_again(pool, &saved.x, &self.norm1, &saved.inverse1, &mut normed);
+        self.attention.backward(
+            pass,
+            place.layer,
+            place.rope,
+            place.spans,
+            place.positions,
+            &normed,
+            &saved.attention,
+            &saved.inner,
+            dx,
+            below.then_some(&mut d_normed),
+            target,
+        );
+        if !below {
+            return;
+        }
+        let (x, inverse) = (&saved.x, &saved.inverse1);
+        if let Target::Full(gradient) = target {
+            norm_gradient(
+                pool,
+                x,
+                inverse,
+                &d_normed,
+                &mut gradient[self.norm1.flat()],
+            );
+        }
+        norm_backward(pool, x, &self.norm1, inverse, &d_normed, dx);
+    }
+}
