@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::kernels::{Mat, Output, Panels, math, matmul};
 use crate::pool::{Parts, Pool};
@@ -158,6 +159,14 @@ pub(crate) struct Linear {
     flat: usize,
     /// First bias there.
     flat_bias: usize,
+    /// Tells these weights from all others of the process.
+    id: u64,
+}
+
+/// An id that no weights had before.
+fn new_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 impl Linear {
@@ -198,6 +207,7 @@ impl Linear {
             d_out,
             flat: flat.0,
             flat_bias: flat.1,
+            id: new_id(),
         }
     }
 
@@ -209,6 +219,12 @@ impl Linear {
     /// Input width.
     pub(crate) fn d_in(&self) -> usize {
         self.d_in
+    }
+
+    /// Changes with the weights: what was computed from them may be kept under
+    /// it.
+    pub(crate) fn id(&self) -> u64 {
+        self.id
     }
 
     /// `y = x W^T + b` for all rows of `x` (`[rows, d_in]`).
@@ -312,6 +328,7 @@ impl Linear {
     /// # Panics
     /// If the layer is not dense.
     pub(crate) fn refill(&mut self, pool: &Pool, params: &[f32]) {
+        self.id = new_id();
         let weights = &params[self.flat()];
         if let Some(range) = self.flat_bias() {
             self.bias = Some(params[range].to_vec());
@@ -326,6 +343,58 @@ impl Linear {
             if let Some(back) = &mut part.back {
                 *back = OnceLock::new();
             }
+        }
+    }
+
+    /// Lets `change` rewrite the weights of outputs `rows`, which lie in one
+    /// matrix; it is held in f32 from then on.
+    pub(crate) fn map_rows(
+        &mut self,
+        pool: &Pool,
+        rows: Range<usize>,
+        change: &(dyn Fn(usize, &mut [f32]) + Sync),
+    ) {
+        self.id = new_id();
+        let width = self.d_in;
+        let at = self.parts.partition_point(|p| p.first <= rows.start) - 1;
+        let part = &mut self.parts[at];
+        let n = part.weight.rows();
+        if let Weight::Quantised(matrix) = &part.weight {
+            let mut panels = Panels::zeros(width, n);
+            let mut values = Vec::new();
+            for start in (0..n).step_by(BACK_ROWS) {
+                let range = start..(start + BACK_ROWS).min(n);
+                values.resize(range.len() * width, 0.0_f32);
+                for (row, out) in range.clone().zip(values.chunks_exact_mut(width)) {
+                    matrix.dequantise_row(row, out);
+                }
+                panels.write_t(pool, start, Mat::new(&values, range.len(), width));
+            }
+            part.weight = Weight::Dense(panels);
+            part.back = part.back.is_some().then(OnceLock::new);
+        }
+        let Weight::Dense(panels) = &mut part.weight else {
+            return;
+        };
+        let mut values = Vec::new();
+        for start in rows.clone().step_by(BACK_ROWS) {
+            let range = start..(start + BACK_ROWS).min(rows.end);
+            values.resize(range.len() * width, 0.0_f32);
+            let parts = Parts::new(&mut values);
+            pool.ranges(range.len(), 16, &|chunk| {
+                parts.with(chunk.start * width..chunk.end * width, |values| {
+                    let rows = chunk.start + range.start..chunk.end + range.start;
+                    for (row, out) in rows.zip(values.chunks_exact_mut(width)) {
+                        panels.read_t(row - part.first, out);
+                        change(row, out);
+                    }
+                });
+            });
+            let from = Mat::new(&values, range.len(), width);
+            panels.write_t(pool, range.start - part.first, from);
+        }
+        if let Some(back) = &mut part.back {
+            *back = OnceLock::new();
         }
     }
 }

@@ -1,9 +1,16 @@
-//! Low-rank adapters (Hu et al., 2021): `y = W x + (alpha / r) B A x`.
+//! Low-rank adapters: `y = W x + s B A x` (LoRA, Hu et al., 2021), with
+//! `s = alpha / r` or `alpha / sqrt(r)` (rsLoRA, Kalajdzievski, 2023), and DoRA
+//! (Liu et al., 2024): `y = m / ||W + s B A|| (W + s B A) x`, norms by output.
 
 mod peft;
+mod projection;
+mod targets;
 
 pub use peft::{MAX_ADAPTER_SIZE_BYTES, PeftError};
+pub use projection::Projection;
 
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use ol_types::{B256, keccak256};
@@ -15,152 +22,46 @@ use crate::isa::Isa;
 use crate::kernels::{Mat, MatMut, Panels, math, matmul_here};
 use crate::random::Random;
 
+use targets::{blocks, check_alpha, check_rank, scale};
+
 /// Largest rank accepted.
 pub const MAX_RANK: usize = 256;
 
-/// A linear layer of a block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum Projection {
-    /// Queries.
-    #[serde(rename = "q_proj")]
-    Q,
-    /// Keys.
-    #[serde(rename = "k_proj")]
-    K,
-    /// Values.
-    #[serde(rename = "v_proj")]
-    V,
-    /// Attention output.
-    #[serde(rename = "o_proj")]
-    O,
-    /// Gate of the feed-forward layer.
-    #[serde(rename = "gate_proj")]
-    Gate,
-    /// Input of the feed-forward layer.
-    #[serde(rename = "up_proj")]
-    Up,
-    /// Output of the feed-forward layer.
-    #[serde(rename = "down_proj")]
-    Down,
-    /// Compressed queries of latent attention.
-    #[serde(rename = "q_a_proj")]
-    QA,
-    /// Queries from the compressed ones.
-    #[serde(rename = "q_b_proj")]
-    QB,
-    /// Compressed keys and values, and the shared rotated key.
-    #[serde(rename = "kv_a_proj_with_mqa")]
-    KvA,
-    /// Keys and values from the compressed ones.
-    #[serde(rename = "kv_b_proj")]
-    KvB,
-}
-
-impl Projection {
-    /// How many there are.
-    pub(crate) const COUNT: usize = 11;
-
-    /// Every linear layer of any family, in flat order.
-    pub const ALL: [Self; Self::COUNT] = [
-        Self::Q,
-        Self::K,
-        Self::V,
-        Self::O,
-        Self::Gate,
-        Self::Up,
-        Self::Down,
-        Self::QA,
-        Self::QB,
-        Self::KvA,
-        Self::KvB,
-    ];
-
-    /// The linear layers that some block of `model` has: what `all-linear`
-    /// adapts. Experts that tokens choose and the router are not among them.
-    #[must_use]
-    pub fn of(model: &ModelConfig) -> Vec<Self> {
-        let has = |p: &Self| (0..model.num_hidden_layers).any(|i| p.shape(model, i).is_some());
-        Self::ALL.into_iter().filter(has).collect()
-    }
-
-    /// Name in files, as in `q_proj`.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Q => "q_proj",
-            Self::K => "k_proj",
-            Self::V => "v_proj",
-            Self::O => "o_proj",
-            Self::Gate => "gate_proj",
-            Self::Up => "up_proj",
-            Self::Down => "down_proj",
-            Self::QA => "q_a_proj",
-            Self::QB => "q_b_proj",
-            Self::KvA => "kv_a_proj_with_mqa",
-            Self::KvB => "kv_b_proj",
-        }
-    }
-
-    /// The projection of that name.
-    #[must_use]
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|p| p.name() == name)
-    }
-
-    /// Module that holds it, as in `self_attn`, in a block without experts.
-    #[must_use]
-    pub const fn module(self) -> &'static str {
-        match self {
-            Self::Gate | Self::Up | Self::Down => "mlp",
-            _ => "self_attn",
-        }
-    }
-
-    /// Path of the module in block `layer`, as in `self_attn.q_proj`.
-    #[must_use]
-    pub fn path(self, model: &ModelConfig, layer: usize) -> String {
-        let module = match self.module() {
-            "mlp" if model.has_experts(layer) => "mlp.shared_experts",
-            module => module,
-        };
-        format!("{module}.{}", self.name())
-    }
-
-    /// Output and input width in block `layer`, if it has this projection.
-    #[must_use]
-    pub fn shape(self, model: &ModelConfig, layer: usize) -> Option<(usize, usize)> {
-        let (h, f) = (model.hidden_size, model.feed_forward_size(layer));
-        let (q, kv) = (model.query_size(), model.key_value_size());
-        let shape = match (self, &model.mla) {
-            (Self::O, _) => (h, model.attended_size()),
-            (Self::Gate | Self::Up, _) => (f, h),
-            (Self::Down, _) => (h, f),
-            (Self::Q, None) => (q, h),
-            (Self::K | Self::V, None) => (kv, h),
-            (Self::Q, Some(mla)) if mla.q_lora_rank.is_none() => (q, h),
-            (Self::QA, Some(mla)) => (mla.q_lora_rank?, h),
-            (Self::QB, Some(mla)) => (q, mla.q_lora_rank?),
-            (Self::KvA, Some(mla)) => (mla.kv_lora_rank + mla.qk_rope_head_dim, h),
-            (Self::KvB, Some(mla)) => (
-                model.num_attention_heads * (mla.qk_nope_head_dim + mla.v_head_dim),
-                mla.kv_lora_rank,
-            ),
-            _ => return None,
-        };
-        Some(shape)
-    }
-}
-
 /// Shape of an adapter. Fields are in alphabetical order, because manifests
-/// are hashed as JSON with sorted keys.
+/// are hashed as JSON with sorted keys; what is at its default is left out.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct LoraConfig {
     /// The product is scaled by `alpha / rank`.
     pub alpha: f32,
+    /// Another alpha for some modules: a regular expression for the end of
+    /// their path, as PEFT's `alpha_pattern`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub alpha_pattern: BTreeMap<String, f32>,
+    /// A regular expression for the whole path of a module, as in
+    /// `model\.layers\.[0-3]\..*`; others are not adapted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub module_pattern: Option<String>,
     /// Inner width, 1 to [`MAX_RANK`].
     pub rank: usize,
+    /// Another rank for some modules, as PEFT's `rank_pattern`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub rank_pattern: BTreeMap<String, usize>,
     /// Layers that are adapted, in every block.
     pub target_modules: Vec<Projection>,
+    /// Whether each output also has a magnitude (DoRA).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub use_dora: bool,
+    /// Scales by `alpha / sqrt(rank)` instead (rsLoRA).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub use_rslora: bool,
+}
+
+impl Default for LoraConfig {
+    /// Every linear layer of a dense block at rank 8, alpha 16.
+    fn default() -> Self {
+        Self::all_linear(8)
+    }
 }
 
 impl LoraConfig {
@@ -171,10 +72,43 @@ impl LoraConfig {
         #[expect(clippy::cast_precision_loss, reason = "ranks are small")]
         let alpha = 2.0 * rank as f32;
         Self {
-            rank,
             alpha,
+            alpha_pattern: BTreeMap::new(),
+            module_pattern: None,
+            rank,
+            rank_pattern: BTreeMap::new(),
             target_modules: Projection::ALL[..7].to_vec(),
+            use_dora: false,
+            use_rslora: false,
         }
+    }
+
+    /// The parameters that an adapter of this shape has for `model`.
+    ///
+    /// # Errors
+    /// [`LoraError`] when the configuration is out of its limits.
+    pub fn n_params(&self, model: &ModelConfig) -> Result<usize, LoraError> {
+        self.check()?;
+        Ok(blocks(model, self)?.1)
+    }
+
+    fn check(&self) -> Result<(), LoraError> {
+        check_rank(self.rank)?;
+        check_alpha(self.alpha)?;
+        if self.target_modules.is_empty() {
+            return Err(LoraError::NoTarget);
+        }
+        Ok(())
+    }
+
+    /// Whether `openledger-lora/1` describes it.
+    fn is_plain(&self) -> bool {
+        self.alpha_pattern.is_empty()
+            && self.module_pattern.is_none()
+            && self.rank_pattern.is_empty()
+            && !self.use_dora
+            && !self.use_rslora
+            && self.target_modules.iter().all(|p| *p <= Projection::Down)
     }
 }
 
@@ -188,8 +122,22 @@ pub enum LoraError {
     #[error("alpha {0} is not a positive finite number")]
     Alpha(f32),
     /// No layer is adapted.
-    #[error("no target module is named")]
+    #[error("no target module is named that the model has")]
     NoTarget,
+    /// A target that is no linear layer of a block.
+    #[error("target module {0:?} is not a linear layer of a block")]
+    Target(String),
+    /// A pattern that cannot be used.
+    #[error("pattern {pattern:?}: {reason}")]
+    Pattern {
+        /// Its beginning, or the field it stands in.
+        pattern: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// DoRA starts from the norms of the base's weights.
+    #[error("a fresh DoRA adapter needs the base model, not its shape alone")]
+    NeedsBase,
     /// The parameters given are too many, too few, or not finite.
     #[error(
         "the adapter needs {expected} finite parameters; got {got} of which {bad} are not finite"
@@ -204,8 +152,9 @@ pub enum LoraError {
     },
 }
 
-/// Where the two factors of one adapted layer lie in the flat vector: A
-/// (`rank x d_in`) at `offset`, then B (`d_out x rank`), both row-major.
+/// Where the factors of one adapted layer lie in the flat vector: A
+/// (`rank x d_in`) at `offset`, then B (`d_out x rank`), both row-major, then
+/// with DoRA the magnitudes (`d_out`).
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoraBlock {
     /// Block of the model.
@@ -222,6 +171,8 @@ pub struct LoraBlock {
     pub offset: usize,
     /// Factor of the low-rank product.
     pub scale: f32,
+    /// Whether there are magnitudes.
+    pub has_magnitude: bool,
 }
 
 impl LoraBlock {
@@ -233,21 +184,29 @@ impl LoraBlock {
 
     /// Elements of the block in the flat vector.
     #[must_use]
-    pub fn range(&self) -> std::ops::Range<usize> {
-        self.offset..self.range_b().end
+    pub fn range(&self) -> Range<usize> {
+        self.offset..self.range_magnitude().end
     }
 
     /// Elements of A in the flat vector.
     #[must_use]
-    pub fn range_a(&self) -> std::ops::Range<usize> {
+    pub fn range_a(&self) -> Range<usize> {
         self.offset..self.offset + self.rows_a.0 * self.rows_a.1
     }
 
     /// Elements of B in the flat vector.
     #[must_use]
-    pub fn range_b(&self) -> std::ops::Range<usize> {
+    pub fn range_b(&self) -> Range<usize> {
         let start = self.range_a().end;
         start..start + self.rows_b.0 * self.rows_b.1
+    }
+
+    /// Magnitudes in the flat vector; empty without DoRA.
+    #[must_use]
+    pub fn range_magnitude(&self) -> Range<usize> {
+        let start = self.range_b().end;
+        let n = if self.has_magnitude { self.rows_b.0 } else { 0 };
+        start..start + n
     }
 }
 
@@ -264,6 +223,9 @@ struct BackFactors {
     b: Panels,
 }
 
+/// Norms of `W + s B A` by output, and the base weights they belong to.
+pub(crate) type WeightNorms = (u64, Vec<f32>);
+
 /// An adapter for one shape of model.
 #[derive(Debug, Clone)]
 pub struct Lora {
@@ -275,6 +237,8 @@ pub struct Lora {
     params: Vec<f32>,
     factors: Vec<Factors>,
     back: OnceLock<Vec<BackFactors>>,
+    /// For each block, of the base first used with.
+    weight_norms: Vec<OnceLock<WeightNorms>>,
     hash: OnceLock<B256>,
 }
 
@@ -288,44 +252,28 @@ fn dims(c: &ModelConfig) -> [usize; 5] {
     ]
 }
 
-/// Blocks of an adapter in flat order, and the number of parameters.
-#[expect(clippy::cast_precision_loss, reason = "ranks are small")]
-fn blocks(model: &ModelConfig, config: &LoraConfig) -> (Vec<LoraBlock>, usize) {
-    let mut targets = config.target_modules.clone();
-    targets.sort_unstable();
-    targets.dedup();
-    let mut blocks = Vec::new();
-    let mut offset = 0;
-    for layer in 0..model.num_hidden_layers {
-        for &projection in &targets {
-            let Some((d_out, d_in)) = projection.shape(model, layer) else {
-                continue;
-            };
-            let block = LoraBlock {
-                layer,
-                projection,
-                module: format!("model.layers.{layer}.{}", projection.path(model, layer)),
-                rows_a: (config.rank, d_in),
-                rows_b: (d_out, config.rank),
-                offset,
-                scale: config.alpha / config.rank as f32,
-            };
-            offset = block.range_b().end;
-            blocks.push(block);
-        }
-    }
-    (blocks, offset)
-}
-
 impl Lora {
     /// A fresh adapter that changes nothing yet: A uniform in
     /// `±1/sqrt(d_in)`, B zero.
     ///
     /// # Errors
-    /// [`LoraError`] when `config` is out of its limits.
+    /// [`LoraError`] when `config` is out of its limits, or for DoRA
+    /// ([`crate::Model::fresh_adapter`] makes those).
     pub fn init(model: &ModelConfig, config: LoraConfig, seed: u64) -> Result<Self, LoraError> {
-        check(&config)?;
-        let (blocks, n) = blocks(model, &config);
+        if config.use_dora {
+            return Err(LoraError::NeedsBase);
+        }
+        Self::init_with(model, config, seed)
+    }
+
+    /// As [`Self::init`]; magnitudes are one.
+    pub(crate) fn init_with(
+        model: &ModelConfig,
+        config: LoraConfig,
+        seed: u64,
+    ) -> Result<Self, LoraError> {
+        config.check()?;
+        let (blocks, n) = blocks(model, &config)?;
         let mut params = vec![0.0_f32; n];
         let mut random = Random::new(seed);
         for block in &blocks {
@@ -339,6 +287,7 @@ impl Lora {
                 let drawn = (bound * (2.0 * random.uniform() - 1.0)) as f32;
                 *value = drawn;
             }
+            params[block.range_magnitude()].fill(1.0);
         }
         Self::from_parameters(model, config, params)
     }
@@ -352,14 +301,13 @@ impl Lora {
         mut config: LoraConfig,
         params: Vec<f32>,
     ) -> Result<Self, LoraError> {
-        check(&config)?;
         config.target_modules.sort_unstable();
         config.target_modules.dedup();
         // What no block has is no target, as in PEFT.
         let known = Projection::of(model);
         config.target_modules.retain(|p| known.contains(p));
-        check(&config)?;
-        let (blocks, expected) = blocks(model, &config);
+        config.check()?;
+        let (blocks, expected) = blocks(model, &config)?;
         let bad = params.iter().filter(|p| !p.is_finite()).count();
         if params.len() != expected || bad > 0 {
             return Err(LoraError::Parameters {
@@ -376,6 +324,7 @@ impl Lora {
         Ok(Self {
             config,
             dims: dims(model),
+            weight_norms: vec![OnceLock::new(); blocks.len()],
             blocks,
             index,
             params,
@@ -420,6 +369,7 @@ impl Lora {
         self.params.copy_from_slice(params);
         self.factors = self.blocks.iter().map(|b| pack(b, &self.params)).collect();
         self.back = OnceLock::new();
+        self.weight_norms = vec![OnceLock::new(); self.blocks.len()];
         self.hash = OnceLock::new();
         Ok(())
     }
@@ -430,31 +380,54 @@ impl Lora {
         &self.blocks
     }
 
-    /// Factor of the low-rank products: `alpha / rank`.
+    /// Factor of the low-rank products of modules without a rank or alpha of
+    /// their own: `alpha / rank`, or `alpha / sqrt(rank)`.
     #[must_use]
-    #[expect(clippy::cast_precision_loss, reason = "ranks are small")]
     pub fn scale(&self) -> f32 {
-        self.config.alpha / self.config.rank as f32
+        scale(self.config.alpha, self.config.rank, self.config.use_rslora)
     }
 
-    /// keccak256 of the adapter's content: `openledger-lora/1`, five sizes of the
-    /// model (layers, hidden, feed-forward, query, key-value), rank and alpha
-    /// (f64) as big-endian 64-bit words, one byte with a bit for each target,
-    /// the parameters as little-endian f32 in flat order. Equal adapters have equal hashes
+    /// keccak256 of the adapter's content. Equal adapters have equal hashes
     /// however their files are laid out.
+    ///
+    /// Where one rank, `alpha / rank` and whole projections describe it:
+    /// `openledger-lora/1`, five sizes of the model (layers, hidden,
+    /// feed-forward, query, key-value), rank and alpha (f64) as big-endian
+    /// 64-bit words, one byte with a bit for each target, the parameters as
+    /// little-endian f32 in flat order.
+    ///
+    /// Any other: `openledger-lora/2`, the number of blocks, then for each its
+    /// path after its length, rank, input and output width, scale (f64) and
+    /// whether there are magnitudes, as words; then the parameters.
     #[must_use]
     pub fn hash(&self) -> B256 {
         *self.hash.get_or_init(|| {
-            let mut bytes = b"openledger-lora/1".to_vec();
-            bytes.extend(self.dims.iter().flat_map(|d| (*d as u64).to_be_bytes()));
-            bytes.extend((self.config.rank as u64).to_be_bytes());
-            bytes.extend(f64::from(self.config.alpha).to_be_bytes());
-            bytes.push(
-                self.config
-                    .target_modules
-                    .iter()
-                    .fold(0, |set, p| set | 1 << *p as u8),
-            );
+            let mut bytes = Vec::new();
+            let word = |n: usize| (n as u64).to_be_bytes();
+            if self.config.is_plain() {
+                bytes.extend(b"openledger-lora/1");
+                bytes.extend(self.dims.iter().flat_map(|d| word(*d)));
+                bytes.extend(word(self.config.rank));
+                bytes.extend(f64::from(self.config.alpha).to_be_bytes());
+                bytes.push(
+                    self.config
+                        .target_modules
+                        .iter()
+                        .fold(0, |set, p| set | 1 << *p as u8),
+                );
+            } else {
+                bytes.extend(b"openledger-lora/2");
+                bytes.extend(word(self.blocks.len()));
+                for block in &self.blocks {
+                    bytes.extend(word(block.module.len()));
+                    bytes.extend(block.module.as_bytes());
+                    for n in [block.rank(), block.rows_a.1, block.rows_b.0] {
+                        bytes.extend(word(n));
+                    }
+                    bytes.extend(f64::from(block.scale).to_be_bytes());
+                    bytes.extend(word(block.has_magnitude.into()));
+                }
+            }
             bytes.extend(self.params.iter().flat_map(|p| p.to_le_bytes()));
             keccak256(&bytes)
         })
@@ -470,6 +443,10 @@ impl Lora {
     #[must_use]
     pub fn fits(&self, config: &ModelConfig) -> bool {
         self.dims == dims(config)
+            && self.blocks.iter().all(|b| {
+                b.projection.shape(config, b.layer) == Some((b.rows_b.0, b.rows_a.1))
+                    && b.module == b.projection.module_path(config, b.layer)
+            })
     }
 
     pub(crate) fn block(&self, layer: usize, projection: Projection) -> Option<usize> {
@@ -483,8 +460,12 @@ impl Lora {
         let out = MatMut::new(z, rows, rank);
         matmul_here(isa, x, factors.a_t.view(), out, false);
         math::scale(isa, z, block.scale);
-        let z = Mat::new(z, rows, rank);
-        matmul_here(isa, z, factors.b_t.view(), y, true);
+        matmul_here(isa, Mat::new(z, rows, rank), factors.b_t.view(), y, true);
+    }
+
+    /// `y += z B^T`.
+    pub(crate) fn apply_inner(&self, isa: Isa, block: usize, z: Mat<'_>, y: MatMut<'_>) {
+        matmul_here(isa, z, self.factors[block].b_t.view(), y, true);
     }
 
     /// A (`rank x d_in`) and B (`d_out x rank`) as right-hand sides.
@@ -500,6 +481,29 @@ impl Lora {
         });
         (&all[block].a, &all[block].b)
     }
+
+    /// Adds output `row` of `s B A` to a row of the base's weights.
+    pub(crate) fn add_to_row(&self, block: &LoraBlock, row: usize, weights: &mut [f32]) {
+        let (rank, d_in) = block.rows_a;
+        let a = &self.params[block.range_a()];
+        let b = &self.params[block.range_b()][row * rank..(row + 1) * rank];
+        for (a, b) in a.chunks_exact(d_in).zip(b) {
+            let factor = b * block.scale;
+            for (weight, a) in weights.iter_mut().zip(a) {
+                *weight += factor * a;
+            }
+        }
+    }
+
+    /// Magnitudes of a DoRA block.
+    pub(crate) fn magnitudes(&self, block: &LoraBlock) -> &[f32] {
+        &self.params[block.range_magnitude()]
+    }
+
+    /// Where the norms of a block's weights are kept.
+    pub(crate) fn weight_norms(&self, block: usize) -> &OnceLock<WeightNorms> {
+        &self.weight_norms[block]
+    }
 }
 
 fn pack(block: &LoraBlock, params: &[f32]) -> Factors {
@@ -507,19 +511,6 @@ fn pack(block: &LoraBlock, params: &[f32]) -> Factors {
         a_t: Panels::pack(Mat::new(&params[block.range_a()], block.rows_a.0, block.rows_a.1).t()),
         b_t: Panels::pack(Mat::new(&params[block.range_b()], block.rows_b.0, block.rows_b.1).t()),
     }
-}
-
-fn check(config: &LoraConfig) -> Result<(), LoraError> {
-    if config.rank == 0 || config.rank > MAX_RANK {
-        return Err(LoraError::Rank(config.rank));
-    }
-    if !(config.alpha.is_finite() && config.alpha > 0.0) {
-        return Err(LoraError::Alpha(config.alpha));
-    }
-    if config.target_modules.is_empty() {
-        return Err(LoraError::NoTarget);
-    }
-    Ok(())
 }
 
 #[cfg(test)]

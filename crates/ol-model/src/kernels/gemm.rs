@@ -111,7 +111,7 @@ impl<'a> Mat<'a> {
         self.rows
     }
 
-    fn at(&self, row: usize, col: usize) -> f32 {
+    pub(crate) fn at(&self, row: usize, col: usize) -> f32 {
         self.data[row * self.row_stride + col * self.col_stride]
     }
 }

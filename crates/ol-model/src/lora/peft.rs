@@ -1,12 +1,15 @@
 //! Adapters as PEFT writes them: `adapter_config.json` and
 //! `adapter_model.safetensors`.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
+use serde_json::{Value, json};
 use thiserror::Error;
 
-use super::{Lora, LoraBlock, LoraConfig, LoraError, Projection, blocks, check};
+use super::targets::{blocks, of_names, of_text};
+use super::{Lora, LoraBlock, LoraConfig, LoraError};
 use crate::config::ModelConfig;
 use crate::weights::{Dtype, Tensors, WeightsError, read_limited, serialize, write_atomic};
 
@@ -29,7 +32,8 @@ pub enum PeftError {
     Shape(#[from] LoraError),
 }
 
-/// The fields of `adapter_config.json` that change the result.
+/// The fields of `adapter_config.json` that are used; [`UNUSED`] and
+/// [`refused`] deal with the others.
 #[derive(Deserialize)]
 struct RawAdapter {
     peft_type: String,
@@ -41,14 +45,11 @@ struct RawAdapter {
     #[serde(default)]
     use_dora: bool,
     #[serde(default)]
-    fan_in_fan_out: bool,
-    bias: Option<String>,
+    rank_pattern: Option<BTreeMap<String, usize>>,
     #[serde(default)]
-    rank_pattern: serde_json::Map<String, serde_json::Value>,
-    #[serde(default)]
-    alpha_pattern: serde_json::Map<String, serde_json::Value>,
-    modules_to_save: Option<Vec<String>>,
-    layers_to_transform: Option<serde_json::Value>,
+    alpha_pattern: Option<BTreeMap<String, f32>>,
+    #[serde(flatten)]
+    rest: BTreeMap<String, Value>,
 }
 
 #[derive(Deserialize)]
@@ -58,64 +59,99 @@ enum Targets {
     Pattern(String),
 }
 
-fn parse_config(text: &[u8], model: &ModelConfig) -> Result<LoraConfig, PeftError> {
+/// Fields that change nothing in what an adapter computes once it is trained.
+const UNUSED: [&str; 17] = [
+    "auto_mapping",
+    "base_model_name_or_path",
+    "eva_config",
+    "inference_mode",
+    "init_lora_weights",
+    "layers_pattern",
+    "lora_dropout",
+    "loftq_config",
+    "megatron_core",
+    "model_type",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "task_type",
+    "ensure_weight_tying",
+    "monteclora_config",
+];
+
+/// The field if it asks for something that is not done: anything but null,
+/// false, zero, an empty list or `"none"` in a field not known to be harmless.
+fn refused(rest: &BTreeMap<String, Value>) -> Option<String> {
+    // These replace the base's weights, or the adapter would not fit them.
+    if let Some(Value::String(init)) = rest.get("init_lora_weights") {
+        let init = init.to_ascii_lowercase();
+        let changes = ["pissa", "olora", "corda", "loftq", "lora_ga"];
+        if changes.iter().any(|name| init.starts_with(name)) {
+            return Some(format!("init_lora_weights {init:?}"));
+        }
+    }
+    let is_off = |value: &Value| match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Number(n) => n.as_f64() == Some(0.0),
+        Value::String(s) => s == "none",
+        Value::Array(a) => a.is_empty(),
+        Value::Object(o) => o.is_empty(),
+        Value::Bool(true) => false,
+    };
+    rest.iter()
+        .find(|(name, value)| !UNUSED.contains(&name.as_str()) && !is_off(value))
+        .map(|(name, _)| name.clone())
+}
+
+pub(super) fn parse_config(text: &[u8], model: &ModelConfig) -> Result<LoraConfig, PeftError> {
     let raw: RawAdapter =
         serde_json::from_slice(text).map_err(|e| PeftError::Config(e.to_string()))?;
-    let refuse = |what: String| Err(PeftError::Config(what));
     if raw.peft_type != "LORA" {
-        return refuse(format!("peft_type {:?} is not LORA", raw.peft_type));
+        let reason = format!("peft_type {:?} is not LORA", raw.peft_type);
+        return Err(PeftError::Config(reason));
     }
-    for (set, name) in [
-        (raw.use_rslora, "use_rslora"),
-        (raw.use_dora, "use_dora"),
-        (raw.fan_in_fan_out, "fan_in_fan_out"),
-        (!raw.rank_pattern.is_empty(), "rank_pattern"),
-        (!raw.alpha_pattern.is_empty(), "alpha_pattern"),
-        (
-            raw.modules_to_save.is_some_and(|m| !m.is_empty()),
-            "modules_to_save",
-        ),
-        (
-            raw.layers_to_transform.is_some_and(|l| !l.is_null()),
-            "layers_to_transform",
-        ),
-        (raw.bias.is_some_and(|b| b != "none"), "bias"),
-    ] {
-        if set {
-            return refuse(format!("{name} is not supported"));
-        }
+    if let Some(field) = refused(&raw.rest) {
+        return Err(PeftError::Config(format!("{field} is not supported")));
     }
-    let target_modules = match raw.target_modules {
-        Targets::Pattern(p) if p == "all-linear" => Projection::of(model),
-        Targets::Pattern(p) => {
-            return refuse(format!(
-                "target_modules {p:?} is a pattern; name the layers"
-            ));
-        }
-        Targets::Names(names) => names
-            .iter()
-            .map(|name| {
-                // PEFT 0.21 writes `all-linear` as the paths of all layers.
-                let last = name.rsplit('.').next().unwrap_or(name);
-                Projection::from_name(last).ok_or_else(|| {
-                    PeftError::Config(format!(
-                        "target module {name:?} is not a linear layer of a block"
-                    ))
-                })
-            })
-            .collect::<Result<_, _>>()?,
+    let selection = match &raw.target_modules {
+        Targets::Pattern(text) => of_text(model, text)?,
+        Targets::Names(names) => of_names(model, names)?,
     };
     let config = LoraConfig {
-        rank: raw.r,
         alpha: raw.lora_alpha,
-        target_modules,
+        alpha_pattern: raw.alpha_pattern.unwrap_or_default(),
+        module_pattern: selection.pattern,
+        rank: raw.r,
+        rank_pattern: raw.rank_pattern.unwrap_or_default(),
+        target_modules: selection.projections,
+        use_dora: raw.use_dora,
+        use_rslora: raw.use_rslora,
     };
-    check(&config)?;
+    config.check()?;
     Ok(config)
 }
 
-fn tensor_names(block: &LoraBlock) -> [String; 2] {
-    ["A", "B"].map(|factor| format!("base_model.model.{}.lora_{factor}.weight", block.module))
+/// Name, shape and place of each tensor of a block.
+fn tensors_of(block: &LoraBlock) -> Vec<(String, Vec<usize>, std::ops::Range<usize>)> {
+    let name = |part: &str| format!("base_model.model.{}.{part}", block.module);
+    let mut all = vec![
+        (
+            name("lora_A.weight"),
+            vec![block.rows_a.0, block.rows_a.1],
+            block.range_a(),
+        ),
+        (
+            name("lora_B.weight"),
+            vec![block.rows_b.0, block.rows_b.1],
+            block.range_b(),
+        ),
+    ];
+    if block.has_magnitude {
+        let range = block.range_magnitude();
+        all.push((name("lora_magnitude_vector"), vec![block.rows_b.0], range));
+    }
+    all
 }
 
 impl Lora {
@@ -166,26 +202,22 @@ impl Lora {
         }
         let config = parse_config(config_json, model)?;
         let tensors = Tensors::parse(path, weights)?;
-        let (blocks, n) = blocks(model, &config);
-        let known: std::collections::HashSet<String> =
-            blocks.iter().flat_map(tensor_names).collect();
+        let (blocks, n) = blocks(model, &config)?;
+        let wanted: Vec<_> = blocks.iter().flat_map(tensors_of).collect();
+        let known: std::collections::HashSet<&str> =
+            wanted.iter().map(|(name, ..)| name.as_str()).collect();
         if let Some(extra) = tensors.names().find(|name| !known.contains(*name)) {
             return Err(tensors
                 .error(extra, "does not belong to this model or to target_modules")
                 .into());
         }
         // All shapes first: what is allocated is then bounded by the file.
-        for block in &blocks {
-            for (name, shape) in tensor_names(block).iter().zip([block.rows_a, block.rows_b]) {
-                tensors.expect(name, &[shape.0, shape.1])?;
-            }
+        for (name, shape, _) in &wanted {
+            tensors.expect(name, shape)?;
         }
         let mut params = vec![0.0_f32; n];
-        for block in &blocks {
-            let [a, b] = tensor_names(block);
-            for (name, range) in [(a, block.range_a()), (b, block.range_b())] {
-                tensors.read(&name, 0..range.len(), &mut params[range])?;
-            }
+        for (name, _, range) in wanted {
+            tensors.read(&name, 0..range.len(), &mut params[range])?;
         }
         Ok(Self::from_parameters(model, config, params)?)
     }
@@ -196,33 +228,37 @@ impl Lora {
     /// Never: what it writes has been checked before.
     #[must_use]
     pub fn to_bytes(&self, base_model: &str) -> (Vec<u8>, Vec<u8>) {
-        let config = serde_json::json!({
+        let c = &self.config;
+        let targets = match &c.module_pattern {
+            // The projections' names are in no pattern written by hand.
+            Some(_) => json!(self.blocks.iter().map(|b| &b.module).collect::<Vec<_>>()),
+            None => json!(c.target_modules),
+        };
+        let config = json!({
+            "alpha_pattern": c.alpha_pattern,
             "base_model_name_or_path": base_model,
             "bias": "none",
             "fan_in_fan_out": false,
             "inference_mode": true,
-            "lora_alpha": self.config.alpha,
+            "lora_alpha": c.alpha,
             "lora_dropout": 0.0,
             "peft_type": "LORA",
-            "r": self.config.rank,
-            "target_modules": self.config.target_modules,
+            "r": c.rank,
+            "rank_pattern": c.rank_pattern,
+            "target_modules": targets,
             "task_type": "CAUSAL_LM",
-            "use_dora": false,
-            "use_rslora": false,
+            "use_dora": c.use_dora,
+            "use_rslora": c.use_rslora,
         });
         let mut text = serde_json::to_vec_pretty(&config).expect("a JSON value has a text");
         text.push(b'\n');
-        let names: Vec<[String; 2]> = self.blocks.iter().map(tensor_names).collect();
-        let shapes: Vec<[[usize; 2]; 2]> = self
-            .blocks
+        let named: Vec<_> = self.blocks.iter().flat_map(tensors_of).collect();
+        let tensors: Vec<(&str, &[usize], &[f32])> = named
             .iter()
-            .map(|b| [[b.rows_a.0, b.rows_a.1], [b.rows_b.0, b.rows_b.1]])
+            .map(|(name, shape, range)| {
+                (name.as_str(), shape.as_slice(), &self.params[range.clone()])
+            })
             .collect();
-        let mut tensors: Vec<(&str, &[usize], &[f32])> = Vec::new();
-        for ((block, names), shapes) in self.blocks.iter().zip(&names).zip(&shapes) {
-            tensors.push((&names[0], &shapes[0], &self.params[block.range_a()]));
-            tensors.push((&names[1], &shapes[1], &self.params[block.range_b()]));
-        }
         let weights = serialize(&tensors, Dtype::F32).expect("the parameters are finite");
         (text, weights)
     }

@@ -20,6 +20,7 @@ fn lora() -> Lora {
         rank: 2,
         alpha: 4.0,
         target_modules: vec![Projection::Down, Projection::K],
+        ..LoraConfig::default()
     };
     Lora::init(&model(), config, 7).unwrap()
 }
@@ -98,7 +99,8 @@ fn configurations_out_of_limits_are_refused_by_name() {
             "embed_tokens",
         ),
         ("target_modules", serde_json::json!([]), "target"),
-        ("target_modules", serde_json::json!(".*proj"), "pattern"),
+        ("target_modules", serde_json::json!("(proj"), "pattern"),
+        ("target_modules", serde_json::json!(".*"), "lm_head"),
         (
             "target_modules",
             serde_json::json!(["k_proj"]),
@@ -110,8 +112,22 @@ fn configurations_out_of_limits_are_refused_by_name() {
             "is missing",
         ),
         ("peft_type", serde_json::json!("IA3"), "IA3"),
-        ("use_dora", serde_json::json!(true), "use_dora"),
-        ("use_rslora", serde_json::json!(true), "use_rslora"),
+        (
+            "use_dora",
+            serde_json::json!(true),
+            "lora_magnitude_vector: is missing",
+        ),
+        (
+            "layers_to_transform",
+            serde_json::json!([0]),
+            "layers_to_transform",
+        ),
+        (
+            "init_lora_weights",
+            serde_json::json!("pissa_niter_4"),
+            "pissa",
+        ),
+        ("lora_bias", serde_json::json!(true), "lora_bias"),
         ("bias", serde_json::json!("all"), "bias"),
         (
             "modules_to_save",
@@ -121,8 +137,14 @@ fn configurations_out_of_limits_are_refused_by_name() {
         (
             "rank_pattern",
             serde_json::json!({"k_proj": 4}),
-            "rank_pattern",
+            "expected [4, 8]",
         ),
+        (
+            "alpha_pattern",
+            serde_json::json!({"k_proj": 4.0, "layers.0.self_attn.k_proj": 5.0}),
+            "different values",
+        ),
+        ("rank_pattern", serde_json::json!({"[": 4}), "pattern"),
     ] {
         let mut bad = config.clone();
         bad[field] = value;
@@ -164,6 +186,7 @@ fn tensors_that_do_not_fit_are_refused_by_name() {
         rank: 1,
         alpha: 1.0,
         target_modules: vec![Projection::V],
+        ..LoraConfig::default()
     };
     let shallow = ModelConfig {
         num_hidden_layers: 1,
@@ -188,4 +211,79 @@ fn tensors_that_do_not_fit_are_refused_by_name() {
             .set_parameters(&vec![f32::NAN; lora.n_params()]),
         Err(LoraError::Parameters { .. })
     ));
+}
+
+#[test]
+fn targets_are_chosen_as_peft_chooses_them() {
+    let model = model();
+    let (q, k, down) = (Projection::Q, Projection::K, Projection::Down);
+    let all: Vec<(usize, Projection)> = (0..2)
+        .flat_map(|layer| Projection::of(&model).into_iter().map(move |p| (layer, p)))
+        .collect();
+    let paths: Vec<String> = all.iter().map(|(l, p)| p.module_path(&model, *l)).collect();
+    for (targets, want) in [
+        (
+            serde_json::json!(["q_proj", "k_proj"]),
+            vec![(0, q), (0, k), (1, q), (1, k)],
+        ),
+        (
+            serde_json::json!(["self_attn.q_proj"]),
+            vec![(0, q), (1, q)],
+        ),
+        (
+            serde_json::json!(["layers.1.mlp.down_proj"]),
+            vec![(1, down)],
+        ),
+        (
+            serde_json::json!(["1.mlp.down_proj", "q_proj"]),
+            vec![(0, q), (1, q), (1, down)],
+        ),
+        (
+            serde_json::json!(r".*\.0\..*(q|k)_proj"),
+            vec![(0, q), (0, k)],
+        ),
+        (serde_json::json!("all-linear"), all.clone()),
+        (serde_json::json!(paths), all),
+    ] {
+        let text = serde_json::json!({
+            "peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": targets,
+        });
+        let config = peft::parse_config(text.to_string().as_bytes(), &model).unwrap();
+        let lora = Lora::init(&model, config, 3).unwrap();
+        let got: Vec<_> = lora
+            .blocks()
+            .iter()
+            .map(|b| (b.layer, b.projection))
+            .collect();
+        assert_eq!(got, want, "{targets}");
+        // What is written chooses the same.
+        let (config, weights) = lora.to_bytes("b");
+        let read = Lora::from_bytes(&config, &weights, &model).unwrap();
+        assert_eq!(read.hash(), lora.hash(), "{targets}");
+        assert_eq!(read.blocks(), lora.blocks());
+    }
+}
+
+#[test]
+fn patterns_and_scalings_reach_the_blocks() {
+    let config = LoraConfig {
+        rank: 4,
+        alpha: 8.0,
+        rank_pattern: [(r"1\.self_attn\.q_proj".to_owned(), 1)].into(),
+        alpha_pattern: [("down_proj".to_owned(), 2.0)].into(),
+        use_rslora: true,
+        target_modules: vec![Projection::Q, Projection::Down],
+        ..LoraConfig::default()
+    };
+    let lora = Lora::init(&model(), config, 1).unwrap();
+    let got: Vec<_> = lora.blocks().iter().map(|b| (b.rank(), b.scale)).collect();
+    assert_eq!(got, [(4, 4.0), (4, 1.0), (1, 8.0), (4, 1.0)]);
+    let (config, weights) = lora.to_bytes("b");
+    let read = Lora::from_bytes(&config, &weights, &model()).unwrap();
+    assert_eq!((read.hash(), read.config()), (lora.hash(), lora.config()));
+    let json = serde_json::to_string(&LoraConfig::all_linear(2)).unwrap();
+    assert!(
+        !json.contains("pattern") && !json.contains("use_"),
+        "{json}"
+    );
 }

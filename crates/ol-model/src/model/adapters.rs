@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::dora::{Dora, base_output};
 use super::rows::bias_gradient;
 use crate::config::ModelConfig;
 use crate::kernels::{Mat, MatMut, Output, Panels, math, matmul, matmul_here};
@@ -74,15 +75,29 @@ pub(super) fn product(
     }
     let columns = columns(pass.config, layer, parts);
     let d_in = linear.d_in();
-    let mut jobs = Vec::new();
+    let (mut jobs, mut doras) = (Vec::new(), Vec::new());
     for group in pass.groups {
         for (projection, columns) in &columns {
             let Some(block) = group.adapter.block(layer, *projection) else {
                 continue;
             };
+            doras.push(Dora::new(
+                pass.pool,
+                linear,
+                columns.start,
+                group.adapter,
+                block,
+            ));
             for start in group.rows.clone().step_by(ADAPTER_ROWS) {
                 let rows = start..(start + ADAPTER_ROWS).min(group.rows.end);
-                jobs.push((group.adapter, block, *projection, columns, rows));
+                jobs.push(Job {
+                    adapter: group.adapter,
+                    block,
+                    projection: *projection,
+                    columns,
+                    rows,
+                    dora: doras.len() - 1,
+                });
             }
         }
     }
@@ -90,8 +105,8 @@ pub(super) fn product(
     let kept = inner.map(|inner| {
         let mut kept: [Option<Parts<'_, f32>>; Projection::COUNT] = [None; Projection::COUNT];
         for (i, z) in inner.iter_mut().enumerate() {
-            if let Some((adapter, block, ..)) = jobs.iter().find(|j| j.2 as usize == i) {
-                z.resize(rows_total * adapter.blocks()[*block].rank(), 0.0);
+            if let Some(job) = jobs.iter().find(|j| j.projection as usize == i) {
+                z.resize(rows_total * job.rank(), 0.0);
                 kept[i] = Some(Parts::new(z));
             }
         }
@@ -99,19 +114,101 @@ pub(super) fn product(
     });
     let out = Output::new(y, linear.d_out());
     pass.pool.run(jobs.len(), &|i| {
-        let (adapter, block, projection, columns, rows) = &jobs[i];
-        let rank = adapter.blocks()[*block].rank();
+        let job = &jobs[i];
+        let (rows, rank) = (&job.rows, job.rank());
+        let mut y = out.tile(rows.clone(), job.columns.clone());
+        let bias = linear.bias().map(|bias| &bias[job.columns.clone()]);
+        let dora = doras[job.dora].as_ref();
+        if let (Some(_), Some(bias)) = (dora, bias) {
+            // The gain is the weights' alone.
+            for i in 0..rows.len() {
+                y.row(i).iter_mut().zip(bias).for_each(|(y, b)| *y -= b);
+            }
+        }
         let x = Mat::new(&x[rows.start * d_in..rows.end * d_in], rows.len(), d_in);
-        let y = out.tile(rows.clone(), (*columns).clone());
-        if let Some(z) = kept.as_ref().and_then(|k| k[*projection as usize]) {
+        let isa = pass.pool.isa();
+        if let Some(z) = kept.as_ref().and_then(|k| k[job.projection as usize]) {
             z.with(rows.start * rank..rows.end * rank, |z| {
-                adapter.apply(pass.pool.isa(), *block, x, z, y)
+                let y = y.rows(0..rows.len());
+                job.adapter.apply(isa, job.block, x, z, y);
             });
         } else {
             let mut z = vec![0.0; rows.len() * rank];
-            adapter.apply(pass.pool.isa(), *block, x, &mut z, y);
+            let y = y.rows(0..rows.len());
+            job.adapter.apply(isa, job.block, x, &mut z, y);
+        }
+        let Some(dora) = dora else { return };
+        for i in 0..rows.len() {
+            let row = y.row(i);
+            row.iter_mut().zip(&dora.gains).for_each(|(y, g)| *y *= g);
+            if let Some(bias) = bias {
+                math::add(isa, row, bias);
+            }
         }
     });
+}
+
+/// Rows to which one block of an adapter adds its product.
+struct Job<'a> {
+    adapter: &'a Lora,
+    block: usize,
+    projection: Projection,
+    /// Its columns of the output.
+    columns: &'a Range<usize>,
+    rows: Range<usize>,
+    dora: usize,
+}
+
+impl Job<'_> {
+    fn rank(&self) -> usize {
+        self.adapter.blocks()[self.block].rank()
+    }
+}
+
+/// Gradients of the magnitudes of every adapted projection; and `dy` of the
+/// layer's weights, which is `dy` of its output times the gains.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the inputs of `backward` and its target"
+)]
+fn dora_backward(
+    pass: &Pass<'_>,
+    layer: usize,
+    linear: &Linear,
+    parts: &[Projection],
+    x: &[f32],
+    dy: &[f32],
+    inner: &Inner,
+    adapter: &Lora,
+    groups: &mut [(Range<usize>, &mut [f32])],
+) -> Vec<f32> {
+    let (pool, width) = (pass.pool, linear.d_out());
+    let rows = dy.len() / width;
+    let mut u = base_output(pool, linear, x, pass.precision);
+    let mut scaled = dy.to_vec();
+    for (projection, columns) in columns(pass.config, layer, parts) {
+        let Some(at) = adapter.block(layer, projection) else {
+            continue;
+        };
+        let Some(dora) = Dora::new(pool, linear, columns.start, adapter, at) else {
+            continue;
+        };
+        let block = &adapter.blocks()[at];
+        let z = Mat::new(&inner[projection as usize], rows, block.rank());
+        let tile = Output::new(&mut u, width).tile(0..rows, columns.clone());
+        adapter.apply_inner(pool.isa(), at, z, tile);
+        let u = Mat::new(&u, rows, width).columns(&columns);
+        let dy = Mat::new(dy, rows, width).columns(&columns);
+        for (rows, gradient) in groups.iter_mut() {
+            let out = &mut gradient[block.range_magnitude()];
+            dora.magnitude_gradient(pool, rows, dy, u, out);
+        }
+        for row in scaled.chunks_exact_mut(width) {
+            let row = &mut row[columns.clone()];
+            row.iter_mut().zip(&dora.gains).for_each(|(d, g)| *d *= g);
+        }
+    }
+    scaled
 }
 
 /// Gradients of one linear layer: of its input into `dx` if asked, and of
@@ -132,6 +229,14 @@ pub(super) fn backward(
     target: &mut Target<'_>,
 ) {
     let pool = pass.pool;
+    let scaled;
+    let dy = match target {
+        Target::Lora { adapter, groups } if adapter.config().use_dora => {
+            scaled = dora_backward(pass, layer, linear, parts, x, dy, inner, adapter, groups);
+            scaled.as_slice()
+        }
+        _ => dy,
+    };
     if let Some(dx) = dx.as_deref_mut() {
         linear.product_back(pool, dy, dx);
     }

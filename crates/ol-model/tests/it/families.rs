@@ -43,6 +43,7 @@ macro_rules! families {
 
 families! {
     llama2: "llama2";
+    llama3: "llama3";
     llama_linear_rope: "llama-linear-rope";
     llama_yarn: "llama-yarn";
     mistral: "mistral";
@@ -126,8 +127,18 @@ fn parameter(block: &LoraBlock, factor: char) -> String {
 /// The tensors of a flat vector that is laid out as the adapter's parameters.
 fn by_name<'a>(lora: &Lora, flat: &'a [f32]) -> BTreeMap<String, &'a [f32]> {
     let of = |block: &LoraBlock| {
-        [('A', block.range_a()), ('B', block.range_b())]
-            .map(|(factor, range)| (parameter(block, factor), &flat[range]))
+        let mut all = vec![
+            (parameter(block, 'A'), &flat[block.range_a()]),
+            (parameter(block, 'B'), &flat[block.range_b()]),
+        ];
+        if block.has_magnitude {
+            let name = format!(
+                "base_model.model.{}.lora_magnitude_vector.weight",
+                block.module
+            );
+            all.push((name, &flat[block.range_magnitude()]));
+        }
+        all
     };
     lora.blocks().iter().flat_map(of).collect()
 }
@@ -315,4 +326,23 @@ fn check_config(family: &str) {
         ModelConfig::from_json(&text).unwrap()
     };
     assert_eq!(read("old"), read("base"));
+}
+
+/// Adapters of three kinds merged into the weights, as PEFT merges them.
+#[test]
+fn merged_weights_are_those_of_peft() {
+    let pool = Pool::new(2);
+    for name in ["adapter", "rslora", "dora"] {
+        let mut fixture = Fixture::load("llama3");
+        let lora = fixture.adapter(name);
+        fixture.model.merge(&pool, &lora).unwrap();
+        let (params, prefix) = (fixture.model.parameters(), format!("{name}.merged."));
+        let names = fixture.names(&prefix);
+        assert_eq!(names.len(), lora.blocks().len());
+        for tensor in names {
+            let spec = fixture.model.layout().find(tensor).unwrap();
+            let want = fixture.tensor(&format!("{prefix}{tensor}"));
+            check_close(&params[spec.range()], want, 1e-6, tensor);
+        }
+    }
 }
