@@ -199,7 +199,7 @@ impl Model {
                 .zip(gradients.iter_mut().map(Vec::as_mut_slice))
                 .collect();
             let target = &mut Target::Lora { adapter, groups };
-            let losses = self.gradients(pool, &batch, options, target);
+            let losses = self.gradients(pool, &batch, options, target, None);
             out.extend(
                 losses
                     .into_iter()
@@ -253,9 +253,38 @@ impl Model {
             let batch = Batch::new(&seqs[range], options.labels);
             let groups = vec![(0..batch.tokens.len(), &mut *gradient)];
             let target = &mut Target::Lora { adapter, groups };
-            losses.extend(self.gradients(pool, &batch, options, target));
+            losses.extend(self.gradients(pool, &batch, options, target, None));
         }
         Ok(losses)
+    }
+
+    /// As [`Self::add_lora_gradient`], the gradient of each sequence scaled by
+    /// what `factors` makes of the losses of all, which are returned as they
+    /// are. So a loss that is a function of several likelihoods is
+    /// differentiated in one pass (however long the sequences are together).
+    ///
+    /// # Errors
+    /// As [`Self::add_lora_gradient`].
+    ///
+    /// # Panics
+    /// As [`Self::add_lora_gradient`], and if there is not one factor for each
+    /// sequence.
+    pub fn add_scaled_lora_gradient(
+        &self,
+        pool: &Pool,
+        adapter: &Lora,
+        seqs: &[Sequence],
+        options: impl Into<GradientOptions>,
+        factors: &dyn Fn(&[f64]) -> Vec<f32>,
+        gradient: &mut [f32],
+    ) -> Result<Vec<f64>, ForwardError> {
+        assert_eq!(gradient.len(), adapter.n_params(), "one value a parameter");
+        self.check_sequences(Some(adapter), seqs)?;
+        let options = options.into();
+        let batch = Batch::new(seqs, options.labels);
+        let groups = vec![(0..batch.tokens.len(), gradient)];
+        let target = &mut Target::Lora { adapter, groups };
+        Ok(self.gradients(pool, &batch, options, target, Some(factors)))
     }
 
     /// Loss and gradient of the sum over all sequences with respect to every
@@ -270,13 +299,14 @@ impl Model {
         seqs: &[Sequence],
     ) -> Result<(f64, Vec<f32>), ForwardError> {
         let mut gradient = vec![0.0_f32; self.layout.len()];
-        let losses = self.add_full_gradient(pool, seqs, &mut gradient)?;
+        let losses = self.add_full_gradient(pool, seqs, false, &mut gradient)?;
         Ok((losses.iter().sum(), gradient))
     }
 
     /// Adds the gradient of the sum over all sequences with respect to every
     /// base parameter, in the flat order of [`crate::Layout`], to `gradient`;
-    /// returns the loss of each sequence.
+    /// returns the loss of each sequence. `recompute` is that of
+    /// [`GradientOptions`].
     ///
     /// # Errors
     /// [`ForwardError`] when a sequence does not fit the model, or its weights
@@ -288,6 +318,7 @@ impl Model {
         &self,
         pool: &Pool,
         seqs: &[Sequence],
+        recompute: bool,
         gradient: &mut [f32],
     ) -> Result<Vec<f64>, ForwardError> {
         assert_eq!(gradient.len(), self.layout.len(), "one value a parameter");
@@ -295,11 +326,15 @@ impl Model {
         if !self.linears().iter().all(|l| l.is_dense()) {
             return Err(ForwardError::Frozen("a quantised or 16-bit base"));
         }
+        let options = GradientOptions {
+            labels: Labels::Given,
+            recompute,
+        };
         let mut losses = Vec::with_capacity(seqs.len());
         for range in batches(seqs) {
-            let batch = Batch::new(&seqs[range], Labels::Given);
+            let batch = Batch::new(&seqs[range], options.labels);
             let target = &mut Target::Full(gradient);
-            losses.extend(self.gradients(pool, &batch, Labels::Given.into(), target));
+            losses.extend(self.gradients(pool, &batch, options, target, None));
         }
         Ok(losses)
     }
@@ -310,6 +345,7 @@ impl Model {
         batch: &Batch,
         options: GradientOptions,
         target: &mut Target<'_>,
+        factors: Option<&dyn Fn(&[f64]) -> Vec<f32>>,
     ) -> Vec<f64> {
         let adapter = match target {
             Target::Lora { adapter, .. } => Some(*adapter),
@@ -317,8 +353,16 @@ impl Model {
         };
         let mut saved = Vec::with_capacity(self.blocks.len());
         let x = self.run(pool, adapter, batch, Some((&mut saved, options.recompute)));
-        let (losses, dx) = self.loss(pool, batch, &x, Some(target));
+        let (losses, mut dx) = self.loss(pool, batch, &x, Some(target));
         drop(x);
+        if let Some(factors) = factors {
+            let (h, factors) = (self.config.hidden_size, factors(&losses));
+            assert_eq!(factors.len(), batch.spans.len(), "a factor a sequence");
+            for (span, factor) in batch.spans.iter().zip(factors) {
+                let rows = &mut dx[span.start * h..span.end * h];
+                math::scale(pool.isa(), rows, factor);
+            }
+        }
         self.backward(pool, batch, saved, options.recompute, dx, target);
         losses
     }
