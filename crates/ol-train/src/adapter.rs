@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use ol_model::{
-    ForwardError, Labels, Lora, LoraConfig, LoraError, Model, PeftError, Pool, Random, Sequence,
-    Tokenizer, TokenizerError, WeightsError,
+    ForwardError, GradientOptions, Labels, Lora, LoraConfig, LoraError, Model, PeftError, Pool,
+    Random, Sequence, Tokenizer, TokenizerError, WeightsError,
 };
 use ol_runtime::Clock;
 use ol_types::B256;
@@ -13,7 +13,7 @@ use thiserror::Error;
 use crate::checkpoint::clear_checkpoints;
 use crate::curve::CurvePoint;
 use crate::options::TrainOptions;
-use crate::trainer::{Measured, Objective, Observer, TrainError, mean_loss, train};
+use crate::trainer::{Measurement, Objective, Observer, TrainError, mean_loss, train};
 
 /// Why an adapter could not be trained.
 #[derive(Debug, Error)]
@@ -70,16 +70,20 @@ impl Objective for LoraObjective<'_> {
     fn add_gradient(
         &self,
         seqs: &[Sequence],
-        _recompute: bool,
+        recompute: bool,
         gradient: &mut [f32],
     ) -> Result<Vec<f64>, ForwardError> {
+        let options = GradientOptions {
+            labels: Labels::Given,
+            recompute,
+        };
         self.model
-            .add_lora_gradient(self.pool, &self.adapter, seqs, Labels::Given, gradient)
+            .add_lora_gradient(self.pool, &self.adapter, seqs, options, gradient)
     }
 
-    fn measure(&self, seqs: &[Sequence]) -> Result<Measured, ForwardError> {
+    fn measure(&self, seqs: &[Sequence]) -> Result<Vec<Measurement>, ForwardError> {
         let losses = self.model.losses(self.pool, Some(&self.adapter), seqs)?;
-        Ok(Measured::of_losses(&losses))
+        Ok(Measurement::of_losses(losses))
     }
 }
 
@@ -236,7 +240,7 @@ pub fn train_adapter<'a>(
     let probe = &measuring[..measuring.len().min(8)];
     let bits = |of: &LoraObjective<'_>| {
         let measured = of.measure(probe).map_err(TrainError::from);
-        measured.map(|m| m.loss_sum.to_bits())
+        measured.map(|all| all.iter().map(|m| m.loss.to_bits()).collect::<Vec<_>>())
     };
     let same = bits(&read)? == bits(&objective)?;
     if read.adapter.hash() != objective.adapter.hash() || !same {

@@ -13,7 +13,9 @@ use thiserror::Error;
 use crate::corpus::Corpus;
 use crate::curve::CurvePoint;
 use crate::options::TrainOptions;
-use crate::trainer::{Measured, Objective, Observer, TrainError, matrix_decay, mean_loss, train};
+use crate::trainer::{
+    Measurement, Objective, Observer, TrainError, matrix_decay, mean_loss, train,
+};
 
 /// Why a base model could not be trained.
 #[derive(Debug, Error)]
@@ -67,15 +69,16 @@ impl Objective for BaseObjective<'_> {
     fn add_gradient(
         &self,
         seqs: &[Sequence],
-        _recompute: bool,
+        recompute: bool,
         gradient: &mut [f32],
     ) -> Result<Vec<f64>, ForwardError> {
-        self.model.add_full_gradient(self.pool, seqs, gradient)
+        self.model
+            .add_full_gradient(self.pool, seqs, recompute, gradient)
     }
 
-    fn measure(&self, seqs: &[Sequence]) -> Result<Measured, ForwardError> {
+    fn measure(&self, seqs: &[Sequence]) -> Result<Vec<Measurement>, ForwardError> {
         let losses = self.model.losses(self.pool, None, seqs)?;
-        Ok(Measured::of_losses(&losses))
+        Ok(Measurement::of_losses(losses))
     }
 }
 

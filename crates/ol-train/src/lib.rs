@@ -13,8 +13,11 @@ mod base;
 mod checkpoint;
 mod corpus;
 mod curve;
+mod evaluate;
 mod manifest;
+mod memory;
 mod options;
+mod preference;
 mod trainer;
 
 pub use adamw::AdamW;
@@ -25,8 +28,17 @@ pub use base::{BaseError, BaseJob, BaseObjective, BaseReport, train_base};
 pub use checkpoint::{CheckpointError, clear_checkpoints};
 pub use corpus::{Corpus, CorpusError};
 pub use curve::{CurvePoint, curve_csv, curve_svg};
+pub use evaluate::{
+    Answered, Answering, Evaluation, EvaluationError, Question, Scores, answer, exact_match,
+    rouge_l,
+};
 pub use manifest::{DatanetUse, TrainingManifest};
+pub use memory::{
+    BaseMemory, Fit, MemoryEstimate, MemoryPlan, Saving, TooLittleMemory, available_memory_bytes,
+};
 pub use options::{Optimizer, OptionError, Schedule, TrainOptions};
+pub use preference::{Pair, PreferenceObjective, ScoredPair};
 pub use trainer::{
-    Example, Measured, Objective, Observer, Outcome, Progress, Rewards, Silent, TrainError, train,
+    Example, Measurement, Objective, Observer, Outcome, Progress, Rewards, Silent, TrainError,
+    train,
 };

@@ -6,6 +6,9 @@ use thiserror::Error;
 /// Most tokens of a batch.
 const BATCH_TOKENS_MAX: usize = 1 << 22;
 
+/// The paper's, and TRL's.
+const DPO_BETA: f32 = 0.1;
+
 /// How the learning rate goes on after the warm-up.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -60,6 +63,13 @@ pub struct TrainOptions {
     pub checkpoints_keep: u32,
     /// Longest gradient; longer ones are scaled down to it.
     pub clip_norm: f32,
+    /// Preferences: how far the adapter may go from the base; the larger, the
+    /// nearer it stays.
+    #[serde(skip_serializing_if = "is_beta")]
+    pub dpo_beta: f32,
+    /// Preferences: part of them that are taken to be wrong, below a half.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub dpo_label_smoothing: f32,
     /// Passes over the training data; takes the place of `steps`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epochs: Option<f64>,
@@ -127,6 +137,16 @@ fn is_true(flag: &bool) -> bool {
     *flag
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_beta(beta: &f32) -> bool {
+    *beta == DPO_BETA
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_zero(value: &f32) -> bool {
+    *value == 0.0
+}
+
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
@@ -141,6 +161,8 @@ impl Default for TrainOptions {
             checkpoint_every: 0,
             checkpoints_keep: 1,
             clip_norm: 1.0,
+            dpo_beta: DPO_BETA,
+            dpo_label_smoothing: 0.0,
             epochs: None,
             evaluate_every: 50,
             evaluate_tokens: 16_384,
@@ -208,6 +230,7 @@ impl TrainOptions {
         for (field, value) in [
             ("learning_rate", self.learning_rate),
             ("clip_norm", self.clip_norm),
+            ("dpo_beta", self.dpo_beta),
         ] {
             if !(value.is_finite() && value > 0.0) {
                 return fail(field, format!("is {value}, must be positive and finite"));
@@ -226,6 +249,10 @@ impl TrainOptions {
             if !(0.0..=1.0).contains(&value) {
                 return fail(field, format!("is {value}, must be between 0 and 1"));
             }
+        }
+        if !(0.0..0.5).contains(&self.dpo_label_smoothing) {
+            let reason = format!("is {}, must be below a half", self.dpo_label_smoothing);
+            return fail("dpo_label_smoothing", reason);
         }
         if let Some(epochs) = self.epochs.filter(|e| !(*e > 0.0 && *e <= 1000.0)) {
             return fail(

@@ -73,24 +73,29 @@ pub struct Rewards {
     pub margin: f64,
 }
 
-/// A measurement over some examples.
+/// A measurement of one example.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Measured {
-    /// Sum of their losses.
-    pub loss_sum: f64,
-    /// Rewards, where the examples are preferences.
-    pub rewards: Option<Rewards>,
+pub struct Measurement {
+    /// Its loss.
+    pub loss: f64,
+    /// For a preference: reward of the chosen answer less that of the other.
+    pub margin: Option<f64>,
 }
 
-impl Measured {
-    /// The sum of `losses`, in order.
-    #[must_use]
-    pub fn of_losses(losses: &[f64]) -> Self {
-        Self {
-            loss_sum: losses.iter().sum(),
-            rewards: None,
-        }
+impl Measurement {
+    /// Measurements of examples that have a loss only.
+    pub(crate) fn of_losses(losses: Vec<f64>) -> Vec<Self> {
+        let of = |loss| Self { loss, margin: None };
+        losses.into_iter().map(of).collect()
     }
+}
+
+/// Measurements over some examples.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Measured {
+    /// Mean loss by weight.
+    pub(crate) loss: f64,
+    pub(crate) rewards: Option<Rewards>,
 }
 
 /// What is trained: a vector of parameters with a loss.
@@ -114,11 +119,11 @@ pub trait Objective {
         recompute: bool,
         gradient: &mut [f32],
     ) -> Result<Vec<f64>, ForwardError>;
-    /// Measures without training.
+    /// Measures each example without training.
     ///
     /// # Errors
     /// When an example does not fit the model.
-    fn measure(&self, examples: &[Self::Example]) -> Result<Measured, ForwardError>;
+    fn measure(&self, examples: &[Self::Example]) -> Result<Vec<Measurement>, ForwardError>;
 }
 
 /// How far a run is.
@@ -200,7 +205,31 @@ pub(crate) fn mean_loss<O: Objective>(
     objective: &O,
     examples: &[O::Example],
 ) -> Result<f64, TrainError> {
-    Ok(objective.measure(examples)?.loss_sum / weight(examples))
+    Ok(measure(objective, examples, None)?.loss)
+}
+
+/// Measures examples in parts of at most so many tokens; the parts do not
+/// change a bit.
+#[expect(clippy::cast_precision_loss, reason = "a mean over examples")]
+fn measure<O: Objective>(
+    objective: &O,
+    examples: &[O::Example],
+    part_tokens: Option<usize>,
+) -> Result<Measured, TrainError> {
+    let mut all = Vec::with_capacity(examples.len());
+    for part in parts(examples, part_tokens) {
+        all.extend(objective.measure(part)?);
+    }
+    let margins: Vec<f64> = all.iter().filter_map(|m| m.margin).collect();
+    let n = margins.len() as f64;
+    let won = margins.iter().filter(|m| **m > 0.0).count() as f64;
+    Ok(Measured {
+        loss: all.iter().map(|m| m.loss).sum::<f64>() / weight(examples),
+        rewards: (!margins.is_empty()).then(|| Rewards {
+            accuracy: won / n,
+            margin: margins.iter().sum::<f64>() / n,
+        }),
+    })
 }
 
 fn data_hash<E: Example>(train: &[E], held_out: &[E]) -> String {
@@ -333,9 +362,9 @@ pub(crate) fn run<O: Objective>(
         let last = at.step == options.steps;
         let mut measured = None;
         if last || at.step.is_multiple_of(options.evaluate_every) {
-            let got = objective.measure(sample)?;
-            let held_out = got.loss_sum / weight(sample);
-            measured = Some((held_out, got.rewards));
+            let got = measure(objective, sample, options.micro_batch_tokens)?;
+            let held_out = got.loss;
+            measured = Some(got);
             at.curve.push(CurvePoint {
                 step: at.step,
                 tokens: at.tokens,
@@ -378,8 +407,8 @@ pub(crate) fn run<O: Objective>(
             tokens: at.tokens,
             tokens_per_s: (at.tokens - first_tokens) as f64 / elapsed_s,
             eta_s: elapsed_s / f64::from(at.step - first_step) * f64::from(options.steps - at.step),
-            held_out: measured.map(|(loss, _)| loss),
-            rewards: measured.and_then(|(_, rewards)| rewards),
+            held_out: measured.map(|m| m.loss),
+            rewards: measured.and_then(|m| m.rewards),
         });
     }
     if let Some(checkpoints) = &checkpoints
@@ -394,13 +423,13 @@ pub(crate) fn run<O: Objective>(
         set(objective, params, best.step, best.held_out)?;
         kept_step = best.step;
     }
-    let measured = objective.measure(held_out)?;
+    let measured = measure(objective, held_out, options.micro_batch_tokens)?;
     Ok(Outcome {
         steps: at.step,
         tokens: at.tokens,
         finished,
         kept_step,
-        held_out: measured.loss_sum / weight(held_out),
+        held_out: measured.loss,
         rewards: measured.rewards,
         curve: at.curve,
     })
@@ -461,7 +490,7 @@ impl<'a, E: Example> Batches<'a, E> {
 }
 
 /// Consecutive examples of at most `tokens` tokens together, or one longer one.
-fn parts<E: Example>(batch: &[E], tokens: Option<usize>) -> Vec<&[E]> {
+pub(crate) fn parts<E: Example>(batch: &[E], tokens: Option<usize>) -> Vec<&[E]> {
     let most = tokens.unwrap_or(usize::MAX);
     let (mut parts, mut first, mut seen) = (Vec::new(), 0, 0);
     for (i, example) in batch.iter().enumerate() {

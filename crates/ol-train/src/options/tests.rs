@@ -62,6 +62,9 @@ fn each_option_outside_its_limits_is_named() {
         (r#"{"final_fraction":1.5}"#, "final_fraction"),
         (r#"{"weight_decay":2}"#, "weight_decay"),
         (r#"{"warmup_ratio":1.1}"#, "warmup_ratio"),
+        (r#"{"dpo_beta":0}"#, "dpo_beta"),
+        (r#"{"dpo_label_smoothing":0.5}"#, "dpo_label_smoothing"),
+        (r#"{"dpo_label_smoothing":-0.1}"#, "dpo_label_smoothing"),
         (r#"{"epochs":0}"#, "epochs"),
         (r#"{"epochs":1001}"#, "epochs"),
     ];

@@ -182,7 +182,7 @@ fn a_checkpoint_of_another_run_or_a_damaged_one_is_refused() {
     for len in [0, 5, 31, 32, 60, bytes.len() - 1] {
         damaged(&bytes[..len]);
     }
-    let mut older = bytes.clone();
+    let mut older = bytes;
     older[7] = b'1';
     for path in [&path, &dir.path().join("checkpoint")] {
         std::fs::write(path, &older).unwrap();
