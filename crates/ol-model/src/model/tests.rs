@@ -1,5 +1,6 @@
 mod files;
 mod merge;
+mod quantised;
 
 use super::*;
 use crate::cache::KvCache;

@@ -172,6 +172,12 @@ proptest! {
         changed[part(at, config.len() - 1)] = byte;
         std::fs::write(dir.path().join("config.json"), &changed).unwrap();
         let _ = Model::load(dir.path());
+        std::fs::write(dir.path().join("config.json"), config).unwrap();
+        let mut index = br#"{"weight_map": {"model.norm.weight": "model.safetensors"}}"#.to_vec();
+        let i = part(at, index.len() - 1);
+        index[i] = byte;
+        std::fs::write(dir.path().join("model.safetensors.index.json"), &index).unwrap();
+        let _ = Model::load(dir.path());
     }
 
     #[test]
