@@ -17,6 +17,7 @@ use alloy_primitives::{Address, B256, Bytes, Log, Signature, TxKind, U256, hex};
 use alloy_signer::SignerSync as _;
 use alloy_signer_local::PrivateKeySigner;
 use ol_evm::{Header, Transaction, TransactionReceipt};
+use ol_model::{Dtype, Family, Lora, LoraConfig, Model, ModelConfig, Projection, SlidingWindow};
 
 const TO: Address = Address::repeat_byte(0x11);
 
@@ -37,6 +38,8 @@ fn main() {
     );
     geneses(&root);
     code(&root);
+    models(&root);
+    adapters(&root);
 }
 
 fn write(root: &Path, target: &str, name: &str, bytes: &[u8]) {
@@ -295,4 +298,85 @@ fn code(root: &Path) {
     code("create", &hex!("60206000600060006000f0"), b"");
     code("precompiles", &hex!("5f5f60205f5f60015af1"), &[1; 128]);
     code("store", &hex!("600160015560015460025500"), b"");
+}
+
+/// Parts of an input, as the targets split them.
+fn joined(parts: &[&[u8]]) -> Vec<u8> {
+    let (_, most) = parts.split_last().unwrap();
+    let lengths = most
+        .iter()
+        .flat_map(|p| u32::try_from(p.len()).unwrap().to_le_bytes());
+    lengths.chain(parts.concat()).collect()
+}
+
+fn models(root: &Path) {
+    let tiny = ModelConfig {
+        vocab_size: 4,
+        hidden_size: 4,
+        intermediate_size: 4,
+        num_hidden_layers: 1,
+        num_attention_heads: 2,
+        num_key_value_heads: 1,
+        head_dim: 2,
+        max_position_embeddings: 16,
+        ..ModelConfig::default_base()
+    };
+    let window = SlidingWindow {
+        window_tokens: 3,
+        layers: vec![true],
+    };
+    for (family, dtype, tied) in [
+        (Family::Llama, Dtype::F32, true),
+        (Family::Mistral, Dtype::Bf16, false),
+        (Family::Qwen2, Dtype::F16, true),
+        (Family::Qwen3, Dtype::Bf16, false),
+    ] {
+        let config = ModelConfig {
+            family,
+            tie_word_embeddings: tied,
+            sliding_window: (family == Family::Mistral).then(|| window.clone()),
+            ..tiny.clone()
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let model = Model::random(config, 1).unwrap();
+        model.save(dir.path(), dtype).unwrap();
+        let [config, weights] =
+            ["config.json", "model.safetensors"].map(|f| fs::read(dir.path().join(f)).unwrap());
+        let names = model.layout().tensors().iter().map(|s| s.name.clone());
+        let map: serde_json::Map<String, serde_json::Value> =
+            names.map(|n| (n, "model.safetensors".into())).collect();
+        let index = serde_json::json!({ "weight_map": map }).to_string();
+        let index = if tied { "" } else { index.as_str() };
+        let bytes = joined(&[&config, index.as_bytes(), &weights]);
+        write(root, "model", family.model_type(), &bytes);
+    }
+}
+
+fn adapters(root: &Path) {
+    let base = ol_fuzz::adapter_base();
+    let some = LoraConfig {
+        target_modules: vec![Projection::Q, Projection::Down],
+        ..LoraConfig::all_linear(1)
+    };
+    let model = Model::random(base.clone(), 1).unwrap();
+    let dora = LoraConfig {
+        use_dora: true,
+        module_pattern: Some(r".*\.0\..*".to_owned()),
+        ..some.clone()
+    };
+    let patterns = LoraConfig {
+        use_rslora: true,
+        rank_pattern: [("q_proj".to_owned(), 2)].into(),
+        alpha_pattern: [(r"0\.mlp\.down_proj".to_owned(), 3.0)].into(),
+        ..some.clone()
+    };
+    let pool = ol_model::Pool::new(1);
+    for (name, lora) in [
+        ("plain", Lora::init(&base, some, 1).unwrap()),
+        ("dora", model.fresh_adapter(&pool, dora, 1).unwrap()),
+        ("patterns", Lora::init(&base, patterns, 1).unwrap()),
+    ] {
+        let (config, weights) = lora.to_bytes("base");
+        write(root, "adapter", name, &joined(&[&config, &weights]));
+    }
 }

@@ -12,15 +12,18 @@
 //! - [`method`]: the same with parameters for a method that exists.
 //! - [`genesis`]: a genesis makes a chain that opens again, or an error.
 //! - [`execute`]: any code gives an answer, and the same one twice.
+//! - [`model`], [`adapter`]: files of weights are read and written alike, or an error.
 
 mod chain;
 mod codec;
 mod evm;
+mod model;
 mod rpc;
 
 pub use chain::{genesis, submit};
 pub use codec::{block, receipt, transaction};
 pub use evm::execute;
+pub use model::{adapter, adapter_base, model};
 pub use rpc::{method, rpc};
 
 /// Something to throw bytes at.
@@ -65,5 +68,13 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "execute",
         run: execute,
+    },
+    Target {
+        name: "model",
+        run: model,
+    },
+    Target {
+        name: "adapter",
+        run: adapter,
     },
 ];

@@ -117,4 +117,6 @@ targets! {
     method: 2_000,
     genesis: 100,
     execute: 1_000,
+    model: 200,
+    adapter: 2_000,
 }
