@@ -22,6 +22,7 @@ const EDGES: &[(&str, &[&str])] = &[
     // Tests only: nothing may depend on it.
     ("ol-conformance", &["ol-evm", "ol-node", "ol-runtime"]),
     ("ol-datanet", &["ol-poa", "ol-runtime", "ol-types"]),
+    ("ol-hub", &[]),
     ("ol-model", &["ol-types"]),
     ("ol-cuda", &["ol-model", "ol-types"]),
     ("ol-train", &["ol-model", "ol-runtime", "ol-types"]),
@@ -59,6 +60,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "ol-cuda",
             "ol-datanet",
             "ol-evm",
+            "ol-hub",
             "ol-model",
             "ol-node",
             "ol-poa",
@@ -72,7 +74,7 @@ const EDGES: &[(&str, &[&str])] = &[
 ];
 
 /// Crates that alone may speak HTTP.
-const HTTP_CRATES: &[&str] = &["ol-server", "openledger"];
+const HTTP_CRATES: &[&str] = &["ol-hub", "ol-server", "openledger"];
 const HTTP_DEPENDENCIES: &[&str] = &[
     "axum",
     "jsonrpsee",

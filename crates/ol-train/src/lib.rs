@@ -13,6 +13,7 @@ mod base;
 mod checkpoint;
 mod corpus;
 mod curve;
+pub mod data;
 mod evaluate;
 mod manifest;
 mod memory;

@@ -14,6 +14,7 @@ const READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// An agent that hands error replies over to be read.
 fn agent_with(timeout: Duration) -> ureq::Agent {
     let config = ureq::Agent::config_builder()
+        .tls_config(ol_hub::tls_config())
         .timeout_global(Some(timeout))
         .http_status_as_error(false)
         .build();

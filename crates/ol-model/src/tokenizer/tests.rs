@@ -435,6 +435,24 @@ proptest! {
         }
     }
 
+    /// A damaged file is read or refused; what it then does with text, too.
+    #[test]
+    fn damaged_files_never_panic(
+        damage in proptest::collection::vec((any::<prop::sample::Index>(), 0_u8..128), 1..4),
+    ) {
+        let mut bytes = fs::read(family_dir("mistral").join("tokenizer.json")).unwrap();
+        for (at, byte) in damage {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        let files = Files { tokenizer: bytes, ..Files::read(&family_dir("mistral")).unwrap() };
+        if let Ok(tokenizer) = Tokenizer::from_files(files) {
+            if let Ok(tokens) = tokenizer.encode("Hello <0x41> wörld [INST]") {
+                tokenizer.decode(&tokens);
+            }
+        }
+    }
+
     #[test]
     fn any_tokens_decode(tokens in proptest::collection::vec(0_u32..700, 0..40)) {
         for t in [small(), Tokenizer::load(&family_dir("mistral")).unwrap()] {
