@@ -64,6 +64,9 @@ impl From<Labels> for GradientOptions {
     }
 }
 
+/// A factor for the gradient of each sequence, from the losses of all.
+type Factors<'a> = &'a dyn Fn(&[f64]) -> Vec<f32>;
+
 /// Loss of one sequence and its gradient with respect to the adapter.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SequenceGradient {
@@ -275,7 +278,7 @@ impl Model {
         adapter: &Lora,
         seqs: &[Sequence],
         options: impl Into<GradientOptions>,
-        factors: &dyn Fn(&[f64]) -> Vec<f32>,
+        factors: Factors<'_>,
         gradient: &mut [f32],
     ) -> Result<Vec<f64>, ForwardError> {
         assert_eq!(gradient.len(), adapter.n_params(), "one value a parameter");
@@ -345,7 +348,7 @@ impl Model {
         batch: &Batch,
         options: GradientOptions,
         target: &mut Target<'_>,
-        factors: Option<&dyn Fn(&[f64]) -> Vec<f32>>,
+        factors: Option<Factors<'_>>,
     ) -> Vec<f64> {
         let adapter = match target {
             Target::Lora { adapter, .. } => Some(*adapter),
