@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::Path;
 
-use ol_model::{Format, LoraConfig, ModelConfig};
+use ol_model::{Format, LoraConfig, ModelConfig, WeightFormat};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -36,19 +36,13 @@ pub struct BaseMemory {
 }
 
 impl BaseMemory {
-    /// A base whose matrices are held in `format`; `None` is f32.
+    /// A base whose matrices are held in `format`.
     #[must_use]
-    pub fn of(config: &ModelConfig, format: Option<Format>) -> Self {
-        let n = config.n_params();
-        let size_bytes = match format {
-            None => n.saturating_mul(F32),
-            Some(format) => n
-                .div_ceil(format.block())
-                .saturating_mul(format.block_size_bytes()),
-        };
+    pub fn of(config: &ModelConfig, format: WeightFormat) -> Self {
+        let size_bytes = config.weight_size_bytes(format);
         Self {
-            size_bytes,
-            is_dense: format.is_none(),
+            size_bytes: usize::try_from(size_bytes).unwrap_or(usize::MAX),
+            is_dense: format == WeightFormat::F32,
         }
     }
 
@@ -228,13 +222,6 @@ impl fmt::Display for TooLittleMemory {
     }
 }
 
-/// f32 values a row of one block leaves for its backward pass, and those that
-/// exist for a row only while a block is worked on.
-struct RowValues {
-    kept: usize,
-    working: usize,
-}
-
 impl MemoryPlan<'_> {
     /// What the run will need at its peak.
     #[must_use]
@@ -252,13 +239,9 @@ impl MemoryPlan<'_> {
             .div_ceil(self.lora.rank.max(1));
         let adapter_bytes = n * F32 * (2 + 3 * (1 + padded) / 2) + n + best;
         let rows = self.rows();
-        let layers: Vec<RowValues> = (0..c.num_hidden_layers).map(|l| self.layer(l)).collect();
-        let most = |of: fn(&RowValues) -> usize| layers.iter().map(of).max().unwrap_or(0);
-        let kept = if options.recompute {
-            c.num_hidden_layers * c.hidden_size + most(|l| l.kept)
-        } else {
-            layers.iter().map(|l| l.kept).sum()
-        };
+        let ranks = self.rank_most() * self.lora.target_modules.len();
+        let row = c.activation_size_bytes_per_token(ranks, options.recompute);
+        let row = usize::try_from(row).unwrap_or(usize::MAX);
         let longest = self.longest_tokens.min(c.max_position_embeddings + 1);
         // Keys, values, queries and their gradients of the heads at work, and
         // the scores of some queries.
@@ -270,7 +253,7 @@ impl MemoryPlan<'_> {
         };
         let logits = LOGIT_ROWS * (c.vocab_size + PANEL + 3 * c.hidden_size);
         MemoryEstimate {
-            activations_bytes: F32 * (rows * (kept + most(|l| l.working)) + attention + back),
+            activations_bytes: rows.saturating_mul(row) + F32 * (attention + back),
             adapter_bytes,
             base_bytes: self.base.size_bytes + self.base.kept_back_bytes(),
             checkpoint_bytes: n * F32 + optimizer_bytes + best,
@@ -280,6 +263,12 @@ impl MemoryPlan<'_> {
             logits_bytes: F32 * logits,
             optimizer_bytes,
         }
+    }
+
+    /// The largest rank of a module.
+    fn rank_most(&self) -> usize {
+        let others = self.lora.rank_pattern.values().copied();
+        others.fold(self.lora.rank, usize::max)
     }
 
     /// Rows of the largest pass.
@@ -292,44 +281,6 @@ impl MemoryPlan<'_> {
         };
         let part = PASS_ROWS.min(options.micro_batch_tokens.unwrap_or(PASS_ROWS));
         batch.min(part.max(longest))
-    }
-
-    /// Values a row of block `layer` takes.
-    fn layer(&self, layer: usize) -> RowValues {
-        let c = self.config;
-        let h = c.hidden_size;
-        let (projected, attended) = match c.mla {
-            None => {
-                let turned = c.query_size() + c.key_value_size();
-                let raw = if c.has_qk_norm() {
-                    turned + c.num_attention_heads + c.num_key_value_heads
-                } else {
-                    0
-                };
-                (turned + c.key_value_size() + raw, c.query_size())
-            }
-            Some(mla) => {
-                let heads = c.num_attention_heads;
-                let query = heads * (mla.qk_nope_head_dim + mla.qk_rope_head_dim);
-                let values = heads * mla.v_head_dim;
-                // Compressed queries, keys and values before and after their norms.
-                let compressed = 2 * (mla.q_lora_rank.unwrap_or(0) + mla.kv_lora_rank);
-                (2 * query + values + compressed, values)
-            }
-        };
-        let mut f = c.feed_forward_size(layer);
-        if let Some(moe) = c.moe.filter(|_| c.has_experts(layer)) {
-            f += moe.num_experts_per_tok * moe.moe_intermediate_size + moe.n_routed_experts;
-        }
-        let inner = self.lora.rank * self.lora.target_modules.len();
-        RowValues {
-            // The residual stream twice, with the roots of the norms.
-            kept: 2 * h + 2 + projected + attended + 2 * f + inner,
-            // Gradients of the stream, of the normed rows and the rows
-            // themselves; then either the feed-forward layer's activations,
-            // gradients and packed inputs, or the attention's.
-            working: 3 * h + (3 * f).max(projected + attended + h),
-        }
     }
 
     /// Compares the estimate with the memory there is.
@@ -408,7 +359,9 @@ impl MemoryPlan<'_> {
                 Saving::MicroBatchTokens(n) => options.micro_batch_tokens = Some(*n),
                 Saving::Recompute => options.recompute = true,
                 Saving::EightBitMoments => options.optimizer = Optimizer::AdamW8Bit,
-                Saving::QuantisedBase => base = BaseMemory::of(self.config, Some(Format::Nf4)),
+                Saving::QuantisedBase => {
+                    base = BaseMemory::of(self.config, WeightFormat::Quantised(Format::Nf4))
+                }
             }
         }
         let smaller = MemoryPlan {

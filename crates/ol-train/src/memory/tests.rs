@@ -24,7 +24,7 @@ fn plan<'a>(
 ) -> MemoryPlan<'a> {
     MemoryPlan {
         config,
-        base: BaseMemory::of(config, None),
+        base: BaseMemory::of(config, WeightFormat::F32),
         lora,
         n_params: N_PARAMS,
         options,
@@ -60,8 +60,8 @@ fn each_saving_saves_its_part_and_nothing_else() {
         assert!(smaller.total_bytes() < base.total_bytes());
         assert_eq!(rest(smaller), rest(base));
     }
-    let nf4 = BaseMemory::of(&config, Some(Format::Nf4));
-    assert!(nf4.size_bytes * 7 < BaseMemory::of(&config, None).size_bytes);
+    let nf4 = BaseMemory::of(&config, WeightFormat::Quantised(Format::Nf4));
+    assert!(nf4.size_bytes * 4 < BaseMemory::of(&config, WeightFormat::F32).size_bytes);
     // About 1.24 billion weights.
     assert!((4.8e9..5.2e9).contains(&(base.base_bytes as f64)), "{base}");
 }

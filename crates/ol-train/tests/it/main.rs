@@ -1,5 +1,5 @@
-//! Tests of the crate's boundary: runs beside those of transformers + PEFT, runs
-//! that are killed, and the memory that they take.
+//! Tests of the crate's boundary: runs beside those of transformers + PEFT, on
+//! quantised bases, killed, and the memory that they take.
 #![expect(
     clippy::unwrap_used,
     reason = "helpers of tests: a broken fixture should fail them"
@@ -7,6 +7,7 @@
 
 mod memory;
 mod preference;
+mod qlora;
 mod resume;
 mod setting;
 mod trajectory;

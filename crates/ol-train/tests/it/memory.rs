@@ -3,7 +3,7 @@
 
 use std::io::Read as _;
 
-use ol_model::{ModelConfig, Pool};
+use ol_model::{ModelConfig, Pool, WeightFormat};
 use ol_runtime::ManualClock;
 use ol_train::{
     BaseMemory, LoraObjective, MemoryPlan, Objective as _, Optimizer, Silent, TrainOptions, train,
@@ -74,7 +74,7 @@ fn train_case(case: &str, config: &ModelConfig) -> usize {
     let adapter = adapter(config);
     let plan = MemoryPlan {
         config,
-        base: BaseMemory::of(config, None),
+        base: BaseMemory::of(config, WeightFormat::F32),
         lora: &adapter.config().clone(),
         n_params: adapter.n_params(),
         options: &options,
@@ -143,8 +143,8 @@ fn check(case: &str) {
     assert!(
         (1.0..FACTOR).contains(&factor),
         "{case}: {} MiB estimated, {} MiB taken",
-        numbers[0] / 1048576.0,
-        numbers[1] / 1048576.0
+        numbers[0] / 1_048_576.0,
+        numbers[1] / 1_048_576.0
     );
 }
 

@@ -64,9 +64,14 @@ fn check(family: &str) {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../ol-model/fixtures/families")
         .join(family);
+    check_run(&dir, &Model::load(&dir.join("base")).unwrap());
+}
+
+/// Checks the run of the fixture in `dir` on `model`.
+pub(crate) fn check_run(dir: &Path, model: &Model) {
     let text = std::fs::read(dir.join("golden.json")).unwrap();
     let golden: Value = serde_json::from_slice(&text).unwrap();
-    let (model, pool) = (Model::load(&dir.join("base")).unwrap(), Pool::new(2));
+    let pool = Pool::new(2);
     let seqs: Vec<Sequence> = golden["sequences"]
         .as_array()
         .unwrap()
@@ -94,7 +99,7 @@ fn check(family: &str) {
     };
     let start = Lora::load(&dir.join("adapter"), model.config()).unwrap();
     let mut objective = LoraObjective {
-        model: &model,
+        model,
         adapter: start.clone(),
         pool: &pool,
     };
@@ -125,7 +130,7 @@ fn check(family: &str) {
             "step {step}: a gradient of {length}, expected {want_length}"
         );
     }
-    check_moves(&dir, &start, &objective.adapter);
+    check_moves(dir, &start, &objective.adapter);
 }
 
 /// Every factor has moved from `start` to where the fixture's has.
