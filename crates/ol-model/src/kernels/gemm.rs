@@ -17,11 +17,23 @@ use crate::pool::Pool;
 /// Columns of a panel: one AVX-512 register, two AVX2 registers.
 pub(crate) const PANEL: usize = 16;
 
-/// Depth of a block: two panels of it fill three quarters of a 32 KiB cache.
-const DEPTH: usize = 192;
+/// Depth of a block: a row block of it stays in the first-level cache, a panel
+/// group in the second-level one.
+const DEPTH: usize = 512;
 
 /// Rows of a block: with `DEPTH` they stay in the second-level cache.
-const ROWS: usize = 96;
+const ROWS: usize = 144;
+
+/// Products of at most this many rows read B once, from memory, in one stream.
+const SKINNY: usize = 16;
+
+/// Depth of a block of those.
+const SKINNY_DEPTH: usize = 2048;
+
+/// From this many columns and rows on it pays to lay the rows of A side by
+/// side: as they lie, they may all fall on one set of the cache.
+const PACK_COLUMNS: usize = 8 * PANEL;
+const PACK_ROWS: usize = 5;
 
 /// Products smaller than this many multiply-adds are not worth a fork.
 const FORK_WORK: usize = 1 << 16;
@@ -685,6 +697,13 @@ pub(crate) fn matmul(pool: &Pool, a: Mat<'_>, b: PanelsRef<'_>, c: MatMut<'_>, a
     });
 }
 
+/// Room for a block of A of either kind.
+const SCRATCH_LINES: usize = if ROWS * DEPTH > SKINNY * SKINNY_DEPTH {
+    ROWS * DEPTH / PANEL
+} else {
+    SKINNY * SKINNY_DEPTH / PANEL
+};
+
 thread_local! {
     static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
 }
@@ -704,18 +723,23 @@ unsafe fn block(isa: Isa, t: Tile) {
         }
         return;
     }
+    let is_skinny = t.m <= SKINNY;
     let most_rows = match isa.0 {
         Level::Scalar => 8,
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => 6,
         #[cfg(target_arch = "x86_64")]
+        Level::Avx512 if is_skinny => 8,
+        #[cfg(target_arch = "x86_64")]
         Level::Avx512 => 12,
     };
+    let depth = if is_skinny { SKINNY_DEPTH } else { DEPTH };
+    let is_packed = t.a_col != 1 || (t.n >= PACK_COLUMNS && t.m >= PACK_ROWS);
     for m0 in (0..t.m).step_by(ROWS) {
         let mc = ROWS.min(t.m - m0);
         let rows = mc.div_ceil(mc.div_ceil(most_rows));
-        for k0 in (0..t.k).step_by(DEPTH) {
-            let kc = DEPTH.min(t.k - k0);
+        for k0 in (0..t.k).step_by(depth) {
+            let kc = depth.min(t.k - k0);
             // SAFETY: (m0, k0) lies inside A.
             let a = unsafe { t.a.add(m0 * t.a_row + k0 * t.a_col) };
             let part = Tile {
@@ -729,14 +753,14 @@ unsafe fn block(isa: Isa, t: Tile) {
                 accumulate: t.accumulate || k0 > 0,
                 ..t
             };
-            if t.a_col == 1 {
+            if !is_packed {
                 // SAFETY: `part` is inside `t`.
                 unsafe { sweep(isa, part, rows, None) };
             } else {
                 SCRATCH.with_borrow_mut(|scratch| {
-                    scratch.resize((ROWS * DEPTH).div_ceil(PANEL), Line::ZERO);
+                    scratch.resize(SCRATCH_LINES, Line::ZERO);
                     let packed = scratch.as_mut_ptr().cast::<f32>();
-                    // SAFETY: `packed` has room for ROWS x DEPTH floats and
+                    // SAFETY: `packed` has room for `mc x kc` floats and
                     // `part` is inside `t`.
                     unsafe {
                         pack_a(part, rows, packed);
