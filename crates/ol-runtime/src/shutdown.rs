@@ -29,6 +29,40 @@ impl Shutdown {
         Self::default()
     }
 
+    /// A signal that SIGINT and SIGTERM trigger from now on, for programs
+    /// without an async runtime.
+    ///
+    /// # Errors
+    /// If signals cannot be listened to.
+    #[cfg(unix)]
+    pub fn on_signals() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()?;
+        let (mut interrupt, mut terminate) = {
+            let _entered = runtime.enter();
+            (
+                signal(SignalKind::interrupt())?,
+                signal(SignalKind::terminate())?,
+            )
+        };
+        let shutdown = Self::new();
+        let trigger = shutdown.clone();
+        std::thread::Builder::new()
+            .name("signals".to_owned())
+            .spawn(move || {
+                runtime.block_on(async {
+                    tokio::select! {
+                        _ = interrupt.recv() => {}
+                        _ = terminate.recv() => {}
+                    }
+                });
+                trigger.trigger();
+            })?;
+        Ok(shutdown)
+    }
+
     /// Asks everybody to stop. Later calls do nothing.
     pub fn trigger(&self) {
         *self.lock() = true;

@@ -6,6 +6,9 @@
 //! loss. [`train_adapter`] is the whole job of a LoRA adapter, checked reload
 //! included; [`train_base`] that of a base model; [`TrainingManifest`] says what
 //! an adapter was made from.
+//!
+//! [`job`] is what people and programs use: a specification, a durable queue,
+//! runners. [`peft`] looks into adapters, converts and merges them.
 
 mod adamw;
 mod adapter;
@@ -15,9 +18,11 @@ mod corpus;
 mod curve;
 pub mod data;
 mod evaluate;
+pub mod job;
 mod manifest;
 mod memory;
 mod options;
+pub mod peft;
 mod preference;
 mod trainer;
 

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use ol_server::Access;
 
-use crate::factory::Recipe;
-
 mod node;
+mod train;
 
 pub(crate) use node::{BlockTime, DoctorArgs, NodeCommand, NodeRunArgs, StatusArgs};
+pub(crate) use train::{AdapterArgs, AdapterCommand, JobArgs, TrainArgs, TrainCommand, WorkerArgs};
 
 /// Payable AI: the people who write the data that models learn from are paid,
 /// automatically and provably, each time a model answers.
@@ -123,8 +123,10 @@ pub(crate) enum Command {
     /// Create datanets, add records, list, show and verify them
     #[command(subcommand)]
     Datanet(DatanetCommand),
-    /// Fine-tune a LoRA adapter on a datanet
-    Train(TrainArgs),
+    /// Fine-tune an adapter: on your files or on a datanet, now or queued
+    Train(Box<TrainArgs>),
+    /// Look into adapters, merge them into their base, store them otherwise
+    Adapter(AdapterArgs),
     /// Measure whether the contributor of a record earns most when its question is asked
     SelfQuery(SelfQueryArgs),
     /// What contributors have earned, and paying it out
@@ -233,31 +235,6 @@ pub(crate) enum DatanetCommand {
         /// Datanet to verify [default: all]
         name: Option<String>,
     },
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct TrainArgs {
-    /// Datanet to learn from
-    #[arg(long)]
-    pub(crate) datanet: String,
-    /// Name of the new model [default: the datanet's name]
-    #[arg(long)]
-    pub(crate) name: Option<String>,
-    /// Rank of the adapter
-    #[arg(long, default_value_t = Recipe::SHIPPED.rank, value_parser = clap::value_parser!(u16).range(1..=256))]
-    pub(crate) rank: u16,
-    /// Passes over the records
-    #[arg(long, default_value_t = Recipe::SHIPPED.epochs, value_parser = clap::value_parser!(u16).range(1..=1000))]
-    pub(crate) epochs: u16,
-    /// Highest learning rate of the schedule
-    #[arg(long, default_value_t = Recipe::SHIPPED.learning_rate)]
-    pub(crate) learning_rate: f32,
-    /// Seed of initialisation and shuffling
-    #[arg(long, default_value_t = Recipe::SHIPPED.seed)]
-    pub(crate) seed: u64,
-    /// Threads [default: all cores]
-    #[arg(long)]
-    pub(crate) threads: Option<usize>,
 }
 
 #[derive(Debug, Args)]

@@ -1,5 +1,6 @@
 //! One module a command: parse, call the libraries, print.
 
+pub(crate) mod adapter;
 pub(crate) mod ask;
 pub(crate) mod datanet;
 pub(crate) mod doctor;

@@ -50,6 +50,11 @@ impl Layout {
         self.models().join(name)
     }
 
+    /// Training jobs: a queue, and a folder each.
+    pub(crate) fn jobs(&self) -> PathBuf {
+        self.root.join("jobs")
+    }
+
     pub(crate) fn gateway(&self) -> PathBuf {
         self.root.join("gateway")
     }

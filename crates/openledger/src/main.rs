@@ -37,9 +37,28 @@ fn main() -> ExitCode {
     }
 }
 
+/// An end that has an exit code of its own.
+#[derive(Debug)]
+pub(crate) struct Exit {
+    pub(crate) code: u8,
+    pub(crate) said: String,
+}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.said)
+    }
+}
+
+impl std::error::Error for Exit {}
+
 /// Says in one line what could not be done, and each cause after a colon.
 fn fail(error: &anyhow::Error) -> ExitCode {
     let line = format!("{error:#}").replace('\n', " ");
+    if let Some(exit) = error.downcast_ref::<Exit>() {
+        let _ = writeln!(io::stderr(), "{line}");
+        return ExitCode::from(exit.code);
+    }
     let _ = writeln!(io::stderr(), "error: {line}");
     ExitCode::FAILURE
 }
@@ -55,6 +74,7 @@ fn run(cli: &Cli, out: output::Out<'_>) -> anyhow::Result<()> {
         Command::Receipt(command) => command::receipt::run(&layout, command, json, out),
         Command::Datanet(command) => command::datanet::run(&layout, command, json, out),
         Command::Train(args) => command::train::run(&layout, args, json, out),
+        Command::Adapter(args) => command::adapter::run(&args.command, json, out),
         Command::SelfQuery(args) => command::self_query::run(&layout, args, json, out),
         Command::Earnings(command) => command::earnings::run(&layout, command, json, out),
     }

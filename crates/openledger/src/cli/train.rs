@@ -1,0 +1,255 @@
+//! `openledger train …` and `openledger adapter …`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+use ol_train::job::JobId;
+
+const EXAMPLES: &str = "\
+Examples:
+  Look before you leap: what would be trained, and does it fit into memory?
+    openledger train --base ./Qwen3-0.6B --data chats.jsonl --dry-run
+
+  Train an adapter on chats, and put it where PEFT, vLLM and others can load it:
+    openledger train --base ./Qwen3-0.6B --data chats.jsonl --epochs 3 --out ./my-adapter
+
+  The same from a file, with any option of specs/job.md; write one from flags with --print-spec:
+    openledger train --base ./Qwen3-0.6B --data chats.jsonl --print-spec > job.toml
+    openledger train --spec job.toml --set options.weight_decay=0.01
+
+  Ctrl-C keeps a checkpoint; go on, look at what there is, follow a run of another terminal:
+    openledger train resume 1
+    openledger train jobs
+    openledger train logs 1 --follow
+
+  Queue jobs for the night, and work them off:
+    openledger train --spec a.toml --queue && openledger train --spec b.toml --queue
+    openledger train work
+
+  A payable model: on a datanet of this folder, with sketches, for `openledger up` to serve:
+    openledger train --datanet healthcare --name my-health";
+
+#[derive(Debug, Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = EXAMPLES,
+    after_long_help = EXAMPLES
+)]
+pub(crate) struct TrainArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<TrainCommand>,
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TrainCommand {
+    /// List the jobs of this folder
+    Jobs,
+    /// Show a job: what it is, how far it is, its loss
+    Show {
+        /// Number of the job
+        id: JobId,
+    },
+    /// Print the log of a job, or its measurements while it runs
+    Logs {
+        /// Number of the job
+        id: JobId,
+        /// Print measurements as they come, until the job is over
+        #[arg(long, short)]
+        follow: bool,
+    },
+    /// Cancel a job; one that runs keeps a checkpoint
+    Cancel {
+        /// Number of the job
+        id: JobId,
+    },
+    /// Go on with a job that was stopped, cancelled or failed, from its checkpoint
+    Resume {
+        /// Number of the job
+        id: JobId,
+        #[command(flatten)]
+        worker: WorkerArgs,
+        /// Put it back into the queue instead of running it now
+        #[arg(long)]
+        queue: bool,
+    },
+    /// Run the queued jobs, one after the other, until none is left
+    Work {
+        #[command(flatten)]
+        worker: WorkerArgs,
+    },
+    /// Be a runner: execute a job's file in a folder, without a queue (specs/runner.md)
+    ///
+    /// Exits with 0 when the adapter is in FOLDER/adapter, 2 if the job was
+    /// refused, 75 if it was stopped by a signal and will go on when it is
+    /// started again with the same arguments, and 1 if it failed.
+    Run {
+        /// The job, JSON or TOML
+        spec: PathBuf,
+        /// Folder for checkpoint, measurements and adapter
+        folder: PathBuf,
+        /// Threads [default: all cores]
+        #[arg(long)]
+        threads: Option<usize>,
+    },
+}
+
+/// Who runs a job.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct WorkerArgs {
+    /// Threads [default: all cores]
+    #[arg(long)]
+    pub(crate) threads: Option<usize>,
+    /// Train by this program instead of the built-in trainer: called as
+    /// PROGRAM SPEC FOLDER (specs/runner.md). Arguments after spaces
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) runner: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JobArgs {
+    /// The job as a file, JSON or TOML (specs/job.md); flags change what it says
+    #[arg(long, value_name = "FILE")]
+    pub(crate) spec: Option<PathBuf>,
+    /// Base model: a folder of Hugging Face files, a .gguf file, or a hub id as
+    /// org/name[@revision] [default: the small model that is shipped]
+    #[arg(long, value_name = "PATH|ID")]
+    pub(crate) base: Option<String>,
+    /// File of examples: JSONL, JSON, CSV or text [repeatable]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data: Vec<PathBuf>,
+    /// What an example looks like: auto, chat, instruction, prompt-completion,
+    /// text, preference [default: auto]
+    #[arg(long)]
+    pub(crate) format: Option<String>,
+    /// Datanet to learn from; without --base the result is a payable model,
+    /// which `openledger up` serves
+    #[arg(long, conflicts_with = "data")]
+    pub(crate) datanet: Option<String>,
+    /// Name of the job, or of the payable model
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// New folder for the finished adapter [default: the job's own]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// lora, qlora (on a quantised base) or dpo (on pairs of answers) [default: lora]
+    #[arg(long)]
+    pub(crate) method: Option<String>,
+    /// Storage of the base for qlora: nf4, q4_k or q8_0
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) quantise: Option<String>,
+    /// Rank of the adapter [default: 16; for a payable model 8]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256), help_heading = "Adapter")]
+    pub(crate) rank: Option<u16>,
+    /// Numerator of the adapter's scale [default: twice the rank]
+    #[arg(long, help_heading = "Adapter")]
+    pub(crate) alpha: Option<f32>,
+    /// Modules to adapt, as q_proj,v_proj [default: all-linear]
+    #[arg(
+        long,
+        value_name = "NAMES",
+        value_delimiter = ',',
+        help_heading = "Adapter"
+    )]
+    pub(crate) target_modules: Vec<String>,
+    /// Passes over the examples [for a payable model 6]
+    #[arg(long, help_heading = "Training", conflicts_with = "steps")]
+    pub(crate) epochs: Option<f64>,
+    /// Optimiser steps, instead of passes
+    #[arg(long, help_heading = "Training")]
+    pub(crate) steps: Option<u32>,
+    /// Highest learning rate of the schedule [for a payable model 0.003]
+    #[arg(long, help_heading = "Training")]
+    pub(crate) learning_rate: Option<f32>,
+    /// Tokens of a batch
+    #[arg(long, help_heading = "Training")]
+    pub(crate) batch_tokens: Option<usize>,
+    /// Seed of initialisation, order and hold-out
+    #[arg(long, help_heading = "Training")]
+    pub(crate) seed: Option<u64>,
+    /// Any field of the job, as options.weight_decay=0.01 or lora.rslora=true [repeatable]
+    #[arg(long, value_name = "FIELD=VALUE", help_heading = "Training")]
+    pub(crate) set: Vec<String>,
+    #[command(flatten)]
+    pub(crate) worker: WorkerArgs,
+    /// Read model and data, say what would be done and needed, and stop
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Put the job into the queue, for `openledger train work`
+    #[arg(long, conflicts_with = "dry_run")]
+    pub(crate) queue: bool,
+    /// Print the job as TOML, for --spec, and stop
+    #[arg(long, conflicts_with_all = ["dry_run", "queue"])]
+    pub(crate) print_spec: bool,
+}
+
+const ADAPTER_EXAMPLES: &str = "\
+Examples:
+  What is in it, and how much does it change each layer?
+    openledger adapter inspect ./my-adapter
+
+  One model of base and adapter, for programs that know no adapters:
+    openledger adapter merge ./Qwen3-0.6B ./my-adapter ./merged --dtype bf16
+
+  Half the size:
+    openledger adapter convert ./my-adapter ./my-adapter-bf16 --dtype bf16";
+
+#[derive(Debug, Args)]
+#[command(after_help = ADAPTER_EXAMPLES, after_long_help = ADAPTER_EXAMPLES)]
+pub(crate) struct AdapterArgs {
+    #[command(subcommand)]
+    pub(crate) command: AdapterCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AdapterCommand {
+    /// Show shape, size, origin, and how much each layer is changed
+    Inspect {
+        /// PEFT folder
+        dir: PathBuf,
+    },
+    /// Add an adapter to its base, into a new Hugging Face folder
+    Merge {
+        /// Folder of the base
+        base: PathBuf,
+        /// PEFT folder
+        adapter: PathBuf,
+        /// New folder
+        out: PathBuf,
+        /// Storage of the weights [default: as the base's]
+        #[arg(long)]
+        dtype: Option<DtypeArg>,
+    },
+    /// Store an adapter in another format, in a new PEFT folder
+    Convert {
+        /// PEFT folder
+        dir: PathBuf,
+        /// New folder
+        out: PathBuf,
+        /// Storage of the factors
+        #[arg(long)]
+        dtype: DtypeArg,
+    },
+}
+
+/// Storage of numbers.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum DtypeArg {
+    /// 32 bits
+    F32,
+    /// 16 bits, more digits
+    F16,
+    /// 16 bits, more range
+    Bf16,
+}
+
+impl From<DtypeArg> for ol_model::Dtype {
+    fn from(dtype: DtypeArg) -> Self {
+        match dtype {
+            DtypeArg::F32 => Self::F32,
+            DtypeArg::F16 => Self::F16,
+            DtypeArg::Bf16 => Self::Bf16,
+        }
+    }
+}
