@@ -237,6 +237,7 @@ pub(crate) struct Tensors<'a> {
     path: PathBuf,
     backing: Backing<'a>,
     data_start: u64,
+    size_bytes: u64,
     entries: BTreeMap<String, Entry>,
 }
 
@@ -285,6 +286,7 @@ impl<'a> Tensors<'a> {
             path: path.to_owned(),
             backing,
             data_start: 8 + length,
+            size_bytes,
             entries,
         })
     }
@@ -292,6 +294,11 @@ impl<'a> Tensors<'a> {
     /// The file.
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Its length.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.size_bytes
     }
 
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
@@ -337,42 +344,69 @@ impl<'a> Tensors<'a> {
         self.dtype(name).map(|_| ())
     }
 
+    /// Type and first byte of elements `range` of tensor `name`.
+    fn locate(&self, name: &str, range: &Range<usize>) -> Result<(Dtype, u64), WeightsError> {
+        let (entry, dtype) = (self.entry(name)?, self.dtype(name)?);
+        if entry.n_elements() < range.end {
+            return Err(self.error(
+                name,
+                format!(
+                    "has {} elements, expected {} or more",
+                    entry.n_elements(),
+                    range.end
+                ),
+            ));
+        }
+        let skipped = (range.start * dtype.size_bytes()) as u64;
+        Ok((dtype, self.data_start + entry.start + skipped))
+    }
+
+    fn read_at(&self, at: u64, out: &mut [u8]) -> Result<(), WeightsError> {
+        self.backing
+            .read_at(at, out)
+            .map_err(|source| WeightsError::Io {
+                path: self.path.clone(),
+                source,
+            })
+    }
+
+    /// Elements `range` of tensor `name` as they are stored.
+    pub(crate) fn read_stored(
+        &self,
+        name: &str,
+        range: Range<usize>,
+    ) -> Result<Vec<u8>, WeightsError> {
+        let (dtype, at) = self.locate(name, &range)?;
+        let mut bytes = vec![0; range.len() * dtype.size_bytes()];
+        self.read_at(at, &mut bytes)?;
+        Ok(bytes)
+    }
+
     /// Elements `range` of tensor `name` as f32.
+    ///
+    /// # Panics
+    /// If `out` is not as long as the range.
     pub(crate) fn read(
         &self,
         name: &str,
         range: Range<usize>,
         out: &mut [f32],
     ) -> Result<(), WeightsError> {
-        let (entry, dtype) = (self.entry(name)?, self.dtype(name)?);
+        assert_eq!(out.len(), range.len(), "room for the elements");
+        let (dtype, mut from) = self.locate(name, &range)?;
         let width = dtype.size_bytes();
-        if out.len() != range.len() || entry.n_elements() < range.end {
-            return Err(self.error(
-                name,
-                format!(
-                    "has {} elements, expected more than {}",
-                    entry.n_elements(),
-                    range.end
-                ),
-            ));
-        }
         let mut bytes = vec![0; CHUNK_SIZE_BYTES.min(range.len() * width)];
         let mut at = range.start;
         for out in out.chunks_mut(CHUNK_SIZE_BYTES / width) {
             let bytes = &mut bytes[..out.len() * width];
-            let from = self.data_start + entry.start + (at * width) as u64;
-            self.backing
-                .read_at(from, bytes)
-                .map_err(|source| WeightsError::Io {
-                    path: self.path.clone(),
-                    source,
-                })?;
+            self.read_at(from, bytes)?;
             dtype.decode(bytes, out);
             if let Some(bad) = out.iter().position(|v| !v.is_finite()) {
                 let reason = format!("element {} is {}", at + bad, out[bad]);
                 return Err(self.error(name, reason));
             }
             at += out.len();
+            from += bytes.len() as u64;
         }
         Ok(())
     }

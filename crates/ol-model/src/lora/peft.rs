@@ -161,9 +161,8 @@ impl Lora {
     /// [`PeftError`] that names the file, and the tensor where there is one.
     pub fn load(dir: &Path, model: &ModelConfig) -> Result<Self, PeftError> {
         let config = read_limited(&dir.join("adapter_config.json"), MAX_CONFIG_SIZE_BYTES)?;
-        let path = dir.join("adapter_model.safetensors");
-        let weights = read_limited(&path, MAX_ADAPTER_SIZE_BYTES)?;
-        Self::parse(&path, &config, &weights, model)
+        let tensors = Tensors::open(&dir.join("adapter_model.safetensors"))?;
+        Self::parse(&config, &tensors, model)
     }
 
     /// Reads the contents of `adapter_config.json` and
@@ -176,32 +175,25 @@ impl Lora {
         weights: &[u8],
         model: &ModelConfig,
     ) -> Result<Self, PeftError> {
-        Self::parse(
-            Path::new("adapter_model.safetensors"),
-            config_json,
-            weights,
-            model,
-        )
+        let tensors = Tensors::parse(Path::new("adapter_model.safetensors"), weights)?;
+        Self::parse(config_json, &tensors, model)
     }
 
     fn parse(
-        path: &Path,
         config_json: &[u8],
-        weights: &[u8],
+        tensors: &Tensors<'_>,
         model: &ModelConfig,
     ) -> Result<Self, PeftError> {
-        let size_bytes = weights.len() as u64;
-        if size_bytes > MAX_ADAPTER_SIZE_BYTES {
-            let limit_bytes = MAX_ADAPTER_SIZE_BYTES;
+        let (size_bytes, limit_bytes) = (tensors.size_bytes(), MAX_ADAPTER_SIZE_BYTES);
+        if size_bytes > limit_bytes {
             return Err(WeightsError::TooLarge {
-                path: path.to_owned(),
+                path: tensors.path().to_owned(),
                 size_bytes,
                 limit_bytes,
             }
             .into());
         }
         let config = parse_config(config_json, model)?;
-        let tensors = Tensors::parse(path, weights)?;
         let (blocks, n) = blocks(model, &config)?;
         let wanted: Vec<_> = blocks.iter().flat_map(tensors_of).collect();
         let known: std::collections::HashSet<&str> =

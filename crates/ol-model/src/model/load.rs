@@ -39,7 +39,7 @@ impl Model {
     pub fn load_as(pool: &Pool, dir: &Path, format: WeightFormat) -> Result<Self, LoadError> {
         let text = read_limited(&dir.join("config.json"), MAX_CONFIG_SIZE_BYTES)?;
         let config = ModelConfig::from_json(&text)?;
-        let shards = Shards::open(dir)?;
+        let shards = Shards::open(pool, dir)?;
         let layout = Layout::new(&config);
         shards.check(&config, &layout)?;
         Builder::new(&config, &layout, &shards, pool)
@@ -49,7 +49,8 @@ impl Model {
 }
 
 /// The weight files of a directory.
-struct Shards {
+struct Shards<'a> {
+    pool: &'a Pool,
     files: Vec<Tensors<'static>>,
     /// File of each tensor.
     owner: HashMap<String, usize>,
@@ -62,9 +63,10 @@ struct Place<'a> {
     first: usize,
 }
 
-impl Shards {
-    fn open(dir: &Path) -> Result<Self, WeightsError> {
+impl<'a> Shards<'a> {
+    fn open(pool: &'a Pool, dir: &Path) -> Result<Self, WeightsError> {
         let mut this = Self {
+            pool,
             files: Vec::new(),
             owner: HashMap::new(),
         };
@@ -172,7 +174,7 @@ impl Shards {
     }
 }
 
-impl Source for Shards {
+impl Source for Shards<'_> {
     fn read(
         &self,
         spec: &TensorSpec,
@@ -194,10 +196,9 @@ impl Source for Shards {
             Dtype::Bf16 => Format::Bf16,
         };
         let (rows, cols) = spec.rows();
-        let mut values = vec![0.0_f32; rows * cols];
-        self.read(spec, 0..rows, &mut values)?;
-        // A pool is not worth it: the values only change their places.
-        QuantMatrix::quantise(&Pool::new(1), format, rows, cols, &values)
+        let range = place.first..place.first + spec.len();
+        let bytes = place.file.read_stored(&place.name, range)?;
+        QuantMatrix::from_stored(self.pool, format, rows, cols, &bytes)
             .map(Some)
             .map_err(|reason| self.unfit(spec, reason.to_string()))
     }
