@@ -48,8 +48,8 @@ impl Sight {
     }
 }
 
-/// Queries of one head against keys (`head_dim x positions`) and values
-/// (`positions x head_dim`), whose first position is `from`.
+/// Queries of one head against keys (`width x positions`) and values
+/// (`positions x width`), whose first position is `from`.
 ///
 /// Each output row is `softmax(scale q K) V` over the positions it sees.
 /// Others get probability 0 and stand at the ends of the chain, where adding
@@ -195,7 +195,7 @@ pub(super) struct HeadGradient<'a> {
 
 /// Gradients of one key-value head and the query heads that share it, for a
 /// whole sequence: fills `d_queries` (one buffer a head), `d_keys`, `d_values`,
-/// all `rows x head_dim`.
+/// each as wide as what it is the gradient of.
 #[expect(
     clippy::too_many_arguments,
     reason = "keys, values, queries and the gradients of each"
@@ -210,11 +210,11 @@ pub(super) fn attend_backward(
     d_keys: &mut Vec<f32>,
     d_values: &mut Vec<f32>,
 ) {
-    let (n, width) = (keys.rows, keys.width);
+    let (n, width, value_width) = (keys.rows, keys.width, values.width);
     let keys_t = Panels::pack(keys.all().t());
     let keys_rows = Panels::pack(keys.all());
     let values_t = Panels::pack(values.all().t());
-    for buffer in [&mut *d_keys, &mut *d_values] {
+    for (buffer, width) in [(&mut *d_keys, width), (&mut *d_values, value_width)] {
         buffer.clear();
         buffer.resize(n * width, 0.0);
     }
@@ -259,9 +259,9 @@ pub(super) fn attend_backward(
                 MatMut::new(block, rows, width),
                 false,
             );
-            let there = positions.start * width..positions.end * width;
+            let there = |width: usize| positions.start * width..positions.end * width;
             let here = r0..r0 + rows;
-            let d_k = MatMut::new(&mut d_keys[there.clone()], seen, width);
+            let d_k = MatMut::new(&mut d_keys[there(width)], seen, width);
             matmul_here(
                 isa,
                 ds.t(),
@@ -269,7 +269,7 @@ pub(super) fn attend_backward(
                 d_k,
                 true,
             );
-            let d_v = MatMut::new(&mut d_values[there], seen, width);
+            let d_v = MatMut::new(&mut d_values[there(value_width)], seen, value_width);
             matmul_here(isa, p.t(), d_out_rows.view().rows(here), d_v, true);
         }
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::adapters::{Inner, Pass, Target};
 use super::heads::{Heads, SavedHeads};
-use super::mlp::Mlp;
+use super::moe::{FeedForward, SavedFeedForward};
 use super::rope::RopeTable;
 use super::rows::{norm, norm_again, norm_backward, norm_gradient};
 use crate::kernels::math;
@@ -17,7 +17,7 @@ pub(super) struct Block {
     pub(super) norm1: Norm,
     pub(super) attention: Heads,
     pub(super) norm2: Norm,
-    pub(super) mlp: Mlp,
+    pub(super) mlp: FeedForward,
 }
 
 /// What the forward pass of one block leaves for the backward pass.
@@ -30,7 +30,7 @@ pub(super) struct Saved {
     /// The residual stream between attention and feed-forward.
     middle: Vec<f32>,
     inverse2: Vec<f32>,
-    gate_up: Vec<f32>,
+    feed_forward: SavedFeedForward,
     inner: Inner,
 }
 
@@ -63,38 +63,34 @@ pub(super) struct Place<'a> {
 impl Block {
     /// Every linear layer.
     pub(super) fn linears(&self) -> Vec<&Linear> {
-        let (attention, mlp) = (&self.attention, &self.mlp);
-        vec![&attention.qkv, &attention.o, &mlp.gate_up, &mlp.down]
+        let mut all = self.attention.inputs.linears();
+        all.push(&self.attention.o);
+        all.extend(self.mlp.linears());
+        all
     }
 
     /// As [`Self::linears`].
     pub(super) fn linears_mut(&mut self) -> Vec<&mut Linear> {
-        let (attention, mlp) = (&mut self.attention, &mut self.mlp);
-        vec![
-            &mut attention.qkv,
-            &mut attention.o,
-            &mut mlp.gate_up,
-            &mut mlp.down,
-        ]
+        let mut all = self.attention.inputs.linears_mut();
+        all.push(&mut self.attention.o);
+        all.extend(self.mlp.linears_mut());
+        all
     }
 
-    /// Every norm.
+    /// Every norm, and the other vectors that are no biases of linear layers.
     pub(super) fn norms(&self) -> Vec<&Norm> {
-        let heads = self.attention.norms.iter().flat_map(|n| [&n.query, &n.key]);
-        [&self.norm1, &self.norm2]
-            .into_iter()
-            .chain(heads)
-            .collect()
+        let mut all = vec![&self.norm1, &self.norm2];
+        all.extend(self.attention.inputs.norms());
+        all.extend(self.mlp.norms());
+        all
     }
 
     /// As [`Self::norms`].
     pub(super) fn norms_mut(&mut self) -> Vec<&mut Norm> {
-        let heads = self.attention.norms.iter_mut();
-        let heads = heads.flat_map(|n| [&mut n.query, &mut n.key]);
-        [&mut self.norm1, &mut self.norm2]
-            .into_iter()
-            .chain(heads)
-            .collect()
+        let mut all = vec![&mut self.norm1, &mut self.norm2];
+        all.extend(self.attention.inputs.norms_mut());
+        all.extend(self.mlp.norms_mut());
+        all
     }
 
     /// `x` becomes what the next block reads; with `keep` all that the
@@ -150,7 +146,7 @@ impl Block {
             pass,
             place.layer,
             &normed,
-            &mut saved.gate_up,
+            &mut saved.feed_forward,
             Some(&mut saved.inner),
             &mut delta,
         );
@@ -183,7 +179,7 @@ impl Block {
             pass,
             place.layer,
             &normed,
-            &mut saved.gate_up,
+            &mut saved.feed_forward,
             &saved.inner,
             dx,
             &mut d_normed,

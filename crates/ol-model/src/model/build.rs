@@ -3,11 +3,14 @@
 use std::ops::Range;
 
 use super::block::Block;
-use super::heads::{HeadNorms, Heads};
+use super::direct::{Direct, HeadNorms};
+use super::heads::{Heads, Inputs, Shape};
+use super::mla::{Latent, Queries};
 use super::mlp::Mlp;
+use super::moe::{Experts, FeedForward, Router};
 use super::rope::RopeTable;
 use super::{LoadError, Model};
-use crate::config::{ModelConfig, WeightFormat};
+use crate::config::{ModelConfig, Routing, WeightFormat};
 use crate::kernels::{Mat, Panels};
 use crate::layout::{Layout, TensorSpec};
 use crate::linear::{Linear, Norm, Weight};
@@ -122,24 +125,77 @@ impl<'a> Builder<'a> {
     fn block(&self, layer: usize) -> Result<Block, LoadError> {
         let prefix = format!("model.layers.{layer}");
         let attention = format!("{prefix}.self_attn");
-        let norms = if self.config.has_qk_norm() {
-            Some(HeadNorms {
-                query: self.norm(&format!("{attention}.q_norm.weight"))?,
-                key: self.norm(&format!("{attention}.k_norm.weight"))?,
-            })
-        } else {
-            None
-        };
         Ok(Block {
             norm1: self.norm(&format!("{prefix}.input_layernorm.weight"))?,
             attention: Heads {
-                qkv: self.linear(&attention, &["q_proj", "k_proj", "v_proj"])?,
-                norms,
+                inputs: self.inputs(&attention)?,
+                shape: Shape::new(self.config),
                 o: self.linear(&attention, &["o_proj"])?,
             },
             norm2: self.norm(&format!("{prefix}.post_attention_layernorm.weight"))?,
-            mlp: self.mlp(&format!("{prefix}.mlp"))?,
+            mlp: self.feed_forward(layer, &format!("{prefix}.mlp"))?,
         })
+    }
+
+    /// What makes queries, keys and values.
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "rounding to f32 is what is wanted"
+    )]
+    fn inputs(&self, prefix: &str) -> Result<Inputs, LoadError> {
+        let norm = |name: &str| self.norm(&format!("{prefix}.{name}.weight"));
+        let Some(mla) = self.config.mla else {
+            let norms = if self.config.has_qk_norm() {
+                Some(HeadNorms {
+                    query: norm("q_norm")?,
+                    key: norm("k_norm")?,
+                })
+            } else {
+                None
+            };
+            return Ok(Inputs::Direct(Direct {
+                qkv: self.linear(prefix, &["q_proj", "k_proj", "v_proj"])?,
+                norms,
+            }));
+        };
+        let queries = if mla.q_lora_rank.is_some() {
+            Queries::LowRank {
+                a: self.linear(prefix, &["q_a_proj"])?,
+                norm: norm("q_a_layernorm")?,
+                b: self.linear(prefix, &["q_b_proj"])?,
+            }
+        } else {
+            Queries::Direct(self.linear(prefix, &["q_proj"])?)
+        };
+        Ok(Inputs::Latent(Box::new(Latent {
+            queries,
+            kv_a: self.linear(prefix, &["kv_a_proj_with_mqa"])?,
+            kv_norm: norm("kv_a_layernorm")?,
+            kv_b: self.linear(prefix, &["kv_b_proj"])?,
+            shape: mla,
+            score_factor: self.config.rope.score_factor() as f32,
+        })))
+    }
+
+    fn feed_forward(&self, layer: usize, prefix: &str) -> Result<FeedForward, LoadError> {
+        let Some(moe) = self.config.moe.filter(|_| self.config.has_experts(layer)) else {
+            return Ok(FeedForward::Dense(self.mlp(prefix)?));
+        };
+        let bias = match moe.routing {
+            Routing::NoAuxTc => Some(self.norm(&format!("{prefix}.gate.e_score_correction_bias"))?),
+            Routing::Greedy | Routing::GroupLimitedGreedy => None,
+        };
+        Ok(FeedForward::Experts(Box::new(Experts {
+            router: Router {
+                gate: self.linear(prefix, &["gate"])?,
+                bias,
+            },
+            routed: (0..moe.n_routed_experts)
+                .map(|expert| self.mlp(&format!("{prefix}.experts.{expert}")))
+                .collect::<Result<_, _>>()?,
+            shared: self.mlp(&format!("{prefix}.shared_experts"))?,
+            shape: moe,
+        })))
     }
 
     /// A gated feed-forward layer.

@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use super::Model;
 use super::adapters::{self, Group, Pass};
+use super::moe::SavedFeedForward;
 use super::rows::norm;
 use crate::cache::{KvCache, PoolFull};
 use crate::kernels::{Output, math};
@@ -127,7 +128,7 @@ impl Model {
         let mut normed = vec![0.0_f32; rows * h];
         let mut projected = Vec::new();
         let mut attended = vec![0.0_f32; rows * q];
-        let mut gate_up = Vec::new();
+        let mut scratch = SavedFeedForward::default();
         let mut delta = vec![0.0_f32; rows * h];
         for (i, block) in self.blocks.iter().enumerate() {
             let attention = &block.attention;
@@ -141,18 +142,9 @@ impl Model {
             norm(pool, &x, &block.norm1, c.rms_norm_eps, &mut normed, None);
             projected.resize(rows * width, 0.0_f32);
             let rope = &self.rope;
-            attention.project(
-                &pass,
-                i,
-                rope,
-                &normed,
-                &positions,
-                &mut projected,
-                None,
-                None,
-            );
+            attention.project(&pass, i, rope, &normed, &positions, &mut projected, None);
             for (segment, span) in segments.iter_mut().zip(&spans) {
-                attention.store(c, i, &projected, &span.rows, span.first, segment.cache);
+                attention.store(i, &projected, &span.rows, span.first, segment.cache);
             }
             if i + 1 == self.blocks.len() && rows > segments.len() {
                 // Only the last row of each segment is asked for; everything
@@ -192,7 +184,7 @@ impl Model {
             norm(pool, &x, &block.norm2, c.rms_norm_eps, &mut normed, None);
             block
                 .mlp
-                .forward(&pass, i, &normed, &mut gate_up, None, &mut delta);
+                .forward(&pass, i, &normed, &mut scratch, None, &mut delta);
             math::add(isa, &mut x, &delta);
         }
         for segment in segments.iter_mut() {

@@ -1,34 +1,108 @@
-//! Attention with grouped key-value heads: Llama, Mistral, Qwen.
+//! Attention of all heads over sequences and caches.
 
 use std::ops::Range;
 
 use super::adapters::{self, Inner, Pass, Target};
 use super::attention::{HeadGradient, HeadPanels, Rows, Sight, attend, attend_backward};
+use super::direct::{Direct, SavedDirect};
+use super::mla::{Latent, SavedLatent};
 use super::rope::RopeTable;
-use super::rows::{ROW_CHUNK, norm_gradient};
 use crate::cache::KvCache;
 use crate::config::ModelConfig;
-use crate::kernels::{Output, math};
+use crate::kernels::Output;
 use crate::linear::{Linear, Norm};
 use crate::lora::Projection;
-use crate::pool::Parts;
 
-const QKV: [Projection; 3] = [Projection::Q, Projection::K, Projection::V];
-
-/// Norms of every head of queries and of keys (Qwen 3).
+/// From hidden states to queries, keys and values.
 #[derive(Debug)]
-pub(super) struct HeadNorms {
-    pub(super) query: Norm,
-    pub(super) key: Norm,
+pub(super) enum Inputs {
+    /// By one product.
+    Direct(Direct),
+    /// By way of latent rows (DeepSeek).
+    Latent(Box<Latent>),
+}
+
+/// Where heads lie in a row: all queries, then all keys, then all values.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shape {
+    heads: usize,
+    kv_heads: usize,
+    /// Width of a query or key.
+    key: usize,
+    value: usize,
+}
+
+impl Shape {
+    /// The heads of `config`.
+    pub(super) fn new(config: &ModelConfig) -> Self {
+        let (key, value) = match &config.mla {
+            Some(mla) => (mla.qk_nope_head_dim + mla.qk_rope_head_dim, mla.v_head_dim),
+            None => (config.head_dim, config.head_dim),
+        };
+        Self {
+            heads: config.num_attention_heads,
+            kv_heads: config.num_key_value_heads,
+            key,
+            value,
+        }
+    }
+
+    /// Query heads that share keys and values.
+    fn share(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// First column of keys, and of values.
+    fn starts(&self) -> (usize, usize) {
+        let keys = self.heads * self.key;
+        (keys, keys + self.kv_heads * self.key)
+    }
+
+    /// Width of a row.
+    fn width(&self) -> usize {
+        self.starts().1 + self.kv_heads * self.value
+    }
+
+    /// Width of what all heads together put out.
+    fn attended(&self) -> usize {
+        self.heads * self.value
+    }
+
+    fn query<'a>(&self, qkv: &'a [f32], rows: &Range<usize>, head: usize) -> Rows<'a> {
+        Rows::of(qkv, rows, head * self.key, self.key, self.width())
+    }
+
+    fn keys<'a>(&self, qkv: &'a [f32], rows: &Range<usize>, group: usize) -> Rows<'a> {
+        let first = self.starts().0 + group * self.key;
+        Rows::of(qkv, rows, first, self.key, self.width())
+    }
+
+    fn values<'a>(&self, qkv: &'a [f32], rows: &Range<usize>, group: usize) -> Rows<'a> {
+        let first = self.starts().1 + group * self.value;
+        Rows::of(qkv, rows, first, self.value, self.width())
+    }
+
+    /// Columns of what a head puts out.
+    fn output(&self, head: usize) -> Range<usize> {
+        head * self.value..(head + 1) * self.value
+    }
 }
 
 /// Weights of one attention layer.
 #[derive(Debug)]
 pub(super) struct Heads {
-    /// Queries, keys and values side by side.
-    pub(super) qkv: Linear,
-    pub(super) norms: Option<HeadNorms>,
+    pub(super) inputs: Inputs,
+    pub(super) shape: Shape,
+    /// Back to the residual stream.
     pub(super) o: Linear,
+}
+
+/// What making queries, keys and values leaves for the backward pass; the part
+/// of the other kind stays empty.
+#[derive(Debug, Default)]
+pub(super) struct SavedInputs {
+    direct: SavedDirect,
+    latent: SavedLatent,
 }
 
 /// What the forward pass leaves for the backward pass.
@@ -36,21 +110,64 @@ pub(super) struct Heads {
 pub(super) struct SavedHeads {
     /// Queries, keys and values after norm and rotation.
     qkv: Vec<f32>,
-    /// Queries and keys before their norms, and the norms' inverse roots.
-    raw: Vec<f32>,
-    inverse: Vec<f32>,
+    inputs: SavedInputs,
     /// Input of the output layer.
     attended: Vec<f32>,
+}
+
+impl Inputs {
+    /// Every linear layer.
+    pub(super) fn linears(&self) -> Vec<&Linear> {
+        match self {
+            Self::Direct(direct) => vec![&direct.qkv],
+            Self::Latent(latent) => latent.linears(),
+        }
+    }
+
+    /// As [`Self::linears`].
+    pub(super) fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        match self {
+            Self::Direct(direct) => vec![&mut direct.qkv],
+            Self::Latent(latent) => latent.linears_mut(),
+        }
+    }
+
+    /// Every norm.
+    pub(super) fn norms(&self) -> Vec<&Norm> {
+        match self {
+            Self::Direct(direct) => direct
+                .norms
+                .iter()
+                .flat_map(|n| [&n.query, &n.key])
+                .collect(),
+            Self::Latent(latent) => latent.norms(),
+        }
+    }
+
+    /// As [`Self::norms`].
+    pub(super) fn norms_mut(&mut self) -> Vec<&mut Norm> {
+        match self {
+            Self::Direct(direct) => {
+                let norms = direct.norms.iter_mut();
+                norms.flat_map(|n| [&mut n.query, &mut n.key]).collect()
+            }
+            Self::Latent(latent) => latent.norms_mut(),
+        }
+    }
 }
 
 impl Heads {
     /// Width of a row of queries, keys and values.
     pub(super) fn width(&self) -> usize {
-        self.qkv.d_out()
+        self.shape.width()
     }
 
-    /// Queries, keys and values of all rows, normed and rotated to
-    /// `positions`.
+    /// Width of the output layer's input.
+    pub(super) fn attended_size(&self) -> usize {
+        self.shape.attended()
+    }
+
+    /// Queries, keys and values of all rows, as the heads use them.
     #[expect(clippy::too_many_arguments, reason = "inputs and what is kept of them")]
     pub(super) fn project(
         &self,
@@ -60,77 +177,34 @@ impl Heads {
         x: &[f32],
         positions: &[usize],
         qkv: &mut [f32],
-        inner: Option<&mut Inner>,
-        raw: Option<(&mut Vec<f32>, &mut Vec<f32>)>,
+        kept: Option<(&mut Inner, &mut SavedInputs)>,
     ) {
-        adapters::product(pass, layer, &self.qkv, &QKV, x, qkv, inner);
-        self.norm_heads(pass, qkv, raw);
-        rotate(pass, rope, positions, qkv, 1.0);
-    }
-
-    fn norm_heads(
-        &self,
-        pass: &Pass<'_>,
-        qkv: &mut [f32],
-        kept: Option<(&mut Vec<f32>, &mut Vec<f32>)>,
-    ) {
-        let Some(norms) = &self.norms else { return };
-        let (c, isa) = (pass.config, pass.pool.isa());
-        let (d, width) = (c.head_dim, self.width());
-        let (normed, heads) = (
-            c.query_size() + c.key_value_size(),
-            c.num_attention_heads + c.num_key_value_heads,
-        );
-        let rows = qkv.len() / width;
-        let (mut no_raw, mut no_inverse) = (Vec::new(), Vec::new());
-        let (raw, inverse) = match kept {
-            Some((raw, inverse)) => {
-                raw.resize(rows * normed, 0.0);
-                inverse.resize(rows * heads, 0.0);
-                (raw, inverse)
+        let (inner, saved) = kept.unzip();
+        match &self.inputs {
+            Inputs::Direct(direct) => {
+                let saved = saved.map(|s| &mut s.direct);
+                direct.project(pass, layer, rope, x, positions, qkv, inner, saved);
             }
-            None => (&mut no_raw, &mut no_inverse),
-        };
-        let keep = !raw.is_empty();
-        let (qkv, raw, inverse) = (Parts::new(qkv), Parts::new(raw), Parts::new(inverse));
-        pass.pool.ranges(rows, ROW_CHUNK, &|range| {
-            let mut before = vec![0.0_f32; d];
-            for row in range {
-                qkv.with(row * width..row * width + normed, |out| {
-                    if keep {
-                        raw.with(row * normed..(row + 1) * normed, |raw| {
-                            raw.copy_from_slice(out);
-                        });
-                    }
-                    for (head, out) in out.chunks_exact_mut(d).enumerate() {
-                        let weight = norms.of(head, c);
-                        before.copy_from_slice(out);
-                        let root =
-                            math::rms_norm(isa, &before, &weight.weight, c.rms_norm_eps, out);
-                        if keep {
-                            let at = row * heads + head;
-                            inverse.with(at..at + 1, |inverse| inverse[0] = root);
-                        }
-                    }
-                });
+            Inputs::Latent(latent) => {
+                let saved = saved.map(|s| &mut s.latent);
+                latent.project(pass, layer, rope, x, positions, qkv, inner, saved);
             }
-        });
+        }
     }
 
     /// Stores keys and values of rows `rows` at positions from `first` on.
     pub(super) fn store(
         &self,
-        config: &ModelConfig,
         layer: usize,
         qkv: &[f32],
         rows: &Range<usize>,
         first: usize,
         cache: &mut KvCache,
     ) {
-        let (q, kv, width) = (config.query_size(), config.key_value_size(), self.width());
+        let ((keys, values), width) = (self.shape.starts(), self.width());
         let rows = qkv[rows.start * width..rows.end * width].chunks_exact(width);
         for (position, row) in (first..).zip(rows) {
-            cache.write(layer, position, &row[q..q + kv], &row[q + kv..]);
+            cache.write(layer, position, &row[keys..values], &row[values..]);
         }
     }
 
@@ -148,14 +222,13 @@ impl Heads {
         cache: &KvCache,
         attended: &Output<'_>,
     ) {
-        let c = pass.config;
-        let (d, share) = (c.head_dim, c.num_attention_heads / c.num_key_value_heads);
-        let queries = Rows::of(qkv, rows, head * d, d, self.width());
+        let (c, group) = (pass.config, head / self.shape.share());
         let sight = Sight::new(c, layer, first);
         let (from, seen) = (sight.from(), first + rows.len());
-        let keys = cache.keys(layer, head / share, from..seen);
-        let values = cache.values(layer, head / share, from..seen);
-        let out = attended.tile(rows.clone(), head * d..(head + 1) * d);
+        let queries = self.shape.query(qkv, rows, head);
+        let keys = cache.keys(layer, group, from..seen);
+        let values = cache.values(layer, group, from..seen);
+        let out = attended.tile(rows.clone(), self.shape.output(head));
         attend(pass.pool.isa(), &queries, keys, values, from, sight, out);
     }
 
@@ -174,12 +247,11 @@ impl Heads {
         inner: &mut Inner,
         out: &mut [f32],
     ) {
-        let (c, rows) = (pass.config, positions.len());
+        let rows = positions.len();
         saved.qkv.resize(rows * self.width(), 0.0);
-        let raw = Some((&mut saved.raw, &mut saved.inverse));
-        let kept = Some(&mut *inner);
-        self.project(pass, layer, rope, x, positions, &mut saved.qkv, kept, raw);
-        saved.attended.resize(rows * c.query_size(), 0.0);
+        let kept = Some((&mut *inner, &mut saved.inputs));
+        self.project(pass, layer, rope, x, positions, &mut saved.qkv, kept);
+        saved.attended.resize(rows * self.attended_size(), 0.0);
         self.attend_spans(pass, layer, spans, &saved.qkv, &mut saved.attended);
         let parts = [Projection::O];
         let kept = Some(inner);
@@ -194,23 +266,24 @@ impl Heads {
         qkv: &[f32],
         attended: &mut [f32],
     ) {
-        let c = pass.config;
-        let (heads, kv_heads, d) = (c.num_attention_heads, c.num_key_value_heads, c.head_dim);
-        let (share, width) = (heads / kv_heads, self.width());
-        let out = Output::new(attended, c.query_size());
+        let shape = &self.shape;
+        let (kv_heads, share) = (shape.kv_heads, shape.share());
+        let out = Output::new(attended, shape.attended());
         pass.pool.run(spans.len() * kv_heads, &|task| {
             let (span, group) = (&spans[task / kv_heads], task % kv_heads);
-            let of = |head: usize| Rows::of(qkv, span, head * d, d, width);
-            let panels = HeadPanels::new(&of(heads + group), &of(heads + kv_heads + group));
+            let panels = HeadPanels::new(
+                &shape.keys(qkv, span, group),
+                &shape.values(qkv, span, group),
+            );
             for head in group * share..(group + 1) * share {
                 attend(
                     pass.pool.isa(),
-                    &of(head),
+                    &shape.query(qkv, span, head),
                     panels.keys.view(),
                     panels.values.view(),
                     0,
-                    Sight::new(c, layer, 0),
-                    out.tile(span.clone(), head * d..(head + 1) * d),
+                    Sight::new(pass.config, layer, 0),
+                    out.tile(span.clone(), shape.output(head)),
                 );
             }
         });
@@ -237,7 +310,7 @@ impl Heads {
         target: &mut Target<'_>,
     ) {
         let rows = positions.len();
-        let mut d_attended = vec![0.0_f32; rows * pass.config.query_size()];
+        let mut d_attended = vec![0.0_f32; rows * self.attended_size()];
         let d = Some(d_attended.as_mut_slice());
         let parts = [Projection::O];
         let attended = &saved.attended;
@@ -247,9 +320,21 @@ impl Heads {
         let mut d_qkv = vec![0.0_f32; rows * self.width()];
         self.attend_backward_spans(pass, layer, spans, saved, &d_attended, &mut d_qkv);
         drop(d_attended);
-        rotate(pass, rope, positions, &mut d_qkv, -1.0);
-        self.norm_heads_backward(pass, saved, &mut d_qkv, target);
-        adapters::backward(pass, layer, &self.qkv, &QKV, x, &d_qkv, inner, dx, target);
+        let d_qkv = &mut d_qkv;
+        match &self.inputs {
+            Inputs::Direct(direct) => {
+                let saved = &saved.inputs.direct;
+                direct.backward(
+                    pass, layer, rope, positions, x, saved, d_qkv, inner, dx, target,
+                );
+            }
+            Inputs::Latent(latent) => {
+                let saved = &saved.inputs.latent;
+                latent.backward(
+                    pass, layer, rope, positions, x, saved, d_qkv, inner, dx, target,
+                );
+            }
+        }
     }
 
     fn attend_backward_spans(
@@ -261,26 +346,28 @@ impl Heads {
         d_attended: &[f32],
         d_qkv: &mut [f32],
     ) {
-        let c = pass.config;
-        let (heads, kv_heads, d, q) = (
-            c.num_attention_heads,
-            c.num_key_value_heads,
-            c.head_dim,
-            c.query_size(),
-        );
-        let (share, width) = (heads / kv_heads, self.width());
-        let out = Output::new(d_qkv, width);
+        let shape = &self.shape;
+        let (kv_heads, share) = (shape.kv_heads, shape.share());
+        let out = Output::new(d_qkv, shape.width());
         pass.pool.run(spans.len() * kv_heads, &|task| {
             let (span, group) = (&spans[task / kv_heads], task % kv_heads);
             if span.is_empty() {
                 return;
             }
-            let of = |head: usize| Rows::of(&saved.qkv, span, head * d, d, width);
+            let attended = |from, head: usize| {
+                Rows::of(
+                    from,
+                    span,
+                    head * shape.value,
+                    shape.value,
+                    shape.attended(),
+                )
+            };
             let inputs: Vec<HeadGradient<'_>> = (group * share..(group + 1) * share)
                 .map(|head| HeadGradient {
-                    queries: of(head),
-                    out: Rows::of(&saved.attended, span, head * d, d, q),
-                    d_out: Rows::of(d_attended, span, head * d, d, q),
+                    queries: shape.query(&saved.qkv, span, head),
+                    out: attended(&saved.attended, head),
+                    d_out: attended(d_attended, head),
                 })
                 .collect();
             let mut d_queries = vec![Vec::new(); share];
@@ -288,108 +375,25 @@ impl Heads {
             attend_backward(
                 pass.pool.isa(),
                 &inputs,
-                &of(heads + group),
-                &of(heads + kv_heads + group),
-                Sight::new(c, layer, 0),
+                &shape.keys(&saved.qkv, span, group),
+                &shape.values(&saved.qkv, span, group),
+                Sight::new(pass.config, layer, 0),
                 &mut d_queries,
                 &mut d_keys,
                 &mut d_values,
             );
-            let query_heads = d_queries
-                .iter()
-                .enumerate()
-                .map(|(i, g)| (group * share + i, g));
-            for (head, gradient) in query_heads.chain([
-                (heads + group, &d_keys),
-                (heads + kv_heads + group, &d_values),
+            let (keys, values) = shape.starts();
+            let queries = d_queries.iter().enumerate();
+            let queries = queries.map(|(i, g)| ((group * share + i) * shape.key, shape.key, g));
+            for (first, width, gradient) in queries.chain([
+                (keys + group * shape.key, shape.key, &d_keys),
+                (values + group * shape.value, shape.value, &d_values),
             ]) {
-                let mut tile = out.tile(span.clone(), head * d..(head + 1) * d);
-                for (i, row) in gradient.chunks_exact(d).enumerate() {
+                let mut tile = out.tile(span.clone(), first..first + width);
+                for (i, row) in gradient.chunks_exact(width).enumerate() {
                     tile.row(i).copy_from_slice(row);
                 }
             }
         });
     }
-
-    /// Turns the gradient of normed queries and keys into that of the raw
-    /// ones, in place.
-    fn norm_heads_backward(
-        &self,
-        pass: &Pass<'_>,
-        saved: &SavedHeads,
-        d_qkv: &mut [f32],
-        target: &mut Target<'_>,
-    ) {
-        let Some(norms) = &self.norms else { return };
-        let (c, pool) = (pass.config, pass.pool);
-        let (d, width) = (c.head_dim, self.width());
-        let (normed, heads) = (
-            c.query_size() + c.key_value_size(),
-            c.num_attention_heads + c.num_key_value_heads,
-        );
-        let rows = d_qkv.len() / width;
-        let head_of = |row: usize, head: usize| row * normed + head * d;
-        if let Target::Full(gradient) = target {
-            for (norm, range) in [
-                (&norms.query, 0..c.num_attention_heads),
-                (&norms.key, c.num_attention_heads..heads),
-            ] {
-                let pick = |from: &[f32], at: &dyn Fn(usize, usize) -> usize| -> Vec<f32> {
-                    let places = (0..rows).flat_map(|r| range.clone().map(move |h| (r, h)));
-                    places
-                        .flat_map(|(r, h)| from[at(r, h)..at(r, h) + d].iter().copied())
-                        .collect()
-                };
-                let x = pick(&saved.raw, &head_of);
-                let dy = pick(d_qkv, &|row, head| row * width + head * d);
-                let inverse: Vec<f32> = saved
-                    .inverse
-                    .chunks_exact(heads)
-                    .flat_map(|row| row[range.clone()].iter().copied())
-                    .collect();
-                norm_gradient(pool, &x, &inverse, &dy, &mut gradient[norm.flat()]);
-            }
-        }
-        let parts = Parts::new(d_qkv);
-        pool.ranges(rows, ROW_CHUNK, &|range| {
-            let mut dy = vec![0.0_f32; d];
-            for row in range {
-                parts.with(row * width..row * width + normed, |d_row| {
-                    for (head, dx) in d_row.chunks_exact_mut(d).enumerate() {
-                        dy.copy_from_slice(dx);
-                        dx.fill(0.0);
-                        let x = &saved.raw[head_of(row, head)..][..d];
-                        let inverse = saved.inverse[row * heads + head];
-                        let weight = &norms.of(head, c).weight;
-                        math::rms_norm_backward(pool.isa(), x, weight, inverse, &dy, dx);
-                    }
-                });
-            }
-        });
-    }
-}
-
-impl HeadNorms {
-    /// The norm of head `head`, counted through queries and keys.
-    fn of(&self, head: usize, config: &ModelConfig) -> &Norm {
-        if head < config.num_attention_heads {
-            &self.query
-        } else {
-            &self.key
-        }
-    }
-}
-
-/// Rotates queries and keys of all rows to their positions (1) or back (-1).
-fn rotate(pass: &Pass<'_>, rope: &RopeTable, positions: &[usize], qkv: &mut [f32], sign: f32) {
-    let turned = pass.config.query_size() + pass.config.key_value_size();
-    let width = turned + pass.config.key_value_size();
-    let parts = Parts::new(qkv);
-    pass.pool.ranges(positions.len(), ROW_CHUNK, &|range| {
-        for row in range {
-            parts.with(row * width..row * width + turned, |row_values| {
-                rope.rotate(pass.pool.isa(), row_values, positions[row], sign);
-            });
-        }
-    });
 }

@@ -329,6 +329,9 @@ impl Model {
         if !self.linears().iter().all(|l| l.is_dense()) {
             return Err(ForwardError::Frozen("a quantised or 16-bit base"));
         }
+        if self.config.moe.is_some() {
+            return Err(ForwardError::Frozen("a model with experts"));
+        }
         let options = GradientOptions {
             labels: Labels::Given,
             recompute,

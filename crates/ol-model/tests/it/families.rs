@@ -50,6 +50,10 @@ families! {
     qwen2: "qwen2";
     qwen3: "qwen3";
     deepseek_distill_qwen: "deepseek-distill-qwen";
+    deepseek_v2_lite: "deepseek-v2-lite";
+    deepseek_v2: "deepseek-v2";
+    deepseek_v3: "deepseek-v3";
+    deepseek_v3_half: "deepseek-v3-half";
 }
 
 /// Feeds `tokens` to one cache and returns the last position's logits.
@@ -345,4 +349,10 @@ fn merged_weights_are_those_of_peft() {
             check_close(&params[spec.range()], want, 1e-6, tensor);
         }
     }
+}
+
+#[test]
+fn experts_in_one_tensor_are_the_same_experts() {
+    let load = |name: &str| Model::load(&folder("deepseek-v2-lite").join(name)).unwrap();
+    assert_eq!(load("fused").hash(), load("base").hash());
 }
