@@ -15,11 +15,6 @@ mod cache;
 mod chat_template;
 mod config;
 mod generation_config;
-#[allow(
-    dead_code,
-    unused_imports,
-    reason = "the loader comes with quantised layers"
-)]
 mod gguf;
 mod isa;
 pub(crate) mod kernels;

@@ -7,6 +7,7 @@ mod build;
 mod direct;
 mod dora;
 mod forward;
+mod gguf;
 mod heads;
 mod load;
 mod merge;
@@ -28,6 +29,7 @@ use ol_types::{B256, Keccak256};
 use thiserror::Error;
 
 use crate::config::{ConfigError, ModelConfig};
+use crate::gguf::GgufError;
 use crate::layout::{Layout, TensorSpec};
 use crate::linear::{Linear, Norm};
 use crate::pool::Pool;
@@ -47,6 +49,9 @@ pub enum LoadError {
     /// The configuration is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// A GGUF file is wrong.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
     /// Parameters handed over do not fit the configuration.
     #[error("the model needs {expected} finite parameters, got {got}")]
     Parameters {

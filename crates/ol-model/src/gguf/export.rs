@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::config::describe;
-use super::names::{file_row, gguf_name, rows_of, turned_heads};
+use super::names::{file_row, gguf_name, turned_heads};
 use super::write::{Plan, tokenizer_metadata, write};
 use super::{GgufError, GgufTokenizer, Storage, Value};
 use crate::config::ModelConfig;
@@ -129,7 +129,7 @@ impl<'a> ModelWriter<'a> {
         read: &mut impl FnMut(&str, usize, &mut [f32]),
         bytes: &mut Vec<u8>,
     ) -> Result<(), GgufError> {
-        let (rows, cols) = rows_of(spec);
+        let (rows, cols) = spec.rows();
         let heads = turned_heads(self.config, &spec.name);
         let is_vector = spec.shape.len() == 1;
         // The row here that is row `i` there.

@@ -59,14 +59,6 @@ pub(super) fn gguf_name(name: &str) -> Option<(String, Option<usize>)> {
     Some((format!("blk.{layer}.{theirs}.{kind}"), None))
 }
 
-/// Rows and row width of a tensor; a vector is one row.
-pub(super) fn rows_of(spec: &TensorSpec) -> (usize, usize) {
-    match spec.shape[..] {
-        [rows, cols] => (rows, cols),
-        _ => (1, spec.len()),
-    }
-}
-
 /// Width of the heads whose rows GGUF has in another order: for the Llama
 /// architecture, queries and keys are stored so that the two values a
 /// rotation mixes lie side by side.
@@ -94,7 +86,7 @@ impl Gguf {
     fn locate(&self, config: &ModelConfig, spec: &TensorSpec) -> Result<Place<'_>, GgufError> {
         let (name, expert) = gguf_name(&spec.name)
             .ok_or_else(|| self.tensor_error(&spec.name, "has no name in GGUF"))?;
-        let rows = rows_of(spec).0;
+        let rows = spec.rows().0;
         let place = |tensor, first| Place {
             tensor,
             rows: first..first + rows,
@@ -127,7 +119,7 @@ impl Gguf {
         rows: Range<usize>,
         out: &mut [f32],
     ) -> Result<(), GgufError> {
-        let (_, cols) = rows_of(spec);
+        let (_, cols) = spec.rows();
         if self.is_split(config, spec) {
             let all = self.join_latent(config, spec)?;
             out.copy_from_slice(&all[rows.start * cols..rows.end * cols]);

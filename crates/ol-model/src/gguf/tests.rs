@@ -336,7 +336,7 @@ fn read_all(bytes: Vec<u8>) {
         let layout = crate::layout::Layout::new(&config);
         let _ = gguf.check_no_others(&config, layout.tensors().iter());
         for spec in layout.tensors() {
-            let (rows, cols) = names::rows_of(spec);
+            let (rows, cols) = spec.rows();
             if gguf.check_model_tensor(&config, spec).is_ok() {
                 let mut out = vec![0.0; rows * cols];
                 let _ = gguf.read_model_rows(&config, spec, 0..rows, &mut out);

@@ -1,4 +1,4 @@
-//! Models from Hugging Face directories.
+//! Models from Hugging Face directories and GGUF files.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::build::{Builder, Source};
 use super::{LoadError, Model};
 use crate::config::{Family, ModelConfig, WeightFormat};
+use crate::gguf::Gguf;
 use crate::layout::{Layout, TensorSpec};
 use crate::pool::Pool;
 use crate::quant::{Format, QuantMatrix};
@@ -23,12 +24,18 @@ const MAX_INDEX_SIZE_BYTES: u64 = 16 << 20;
 impl Model {
     /// Reads `config.json` and `model.safetensors` (one file, or the shards
     /// of `model.safetensors.index.json`) from a Hugging Face directory; the
-    /// weights are held in f32.
+    /// weights are held in f32. Or a GGUF file, whose matrices are held as they
+    /// are stored.
     ///
     /// # Errors
     /// [`LoadError`] that names the file, and the tensor where there is one.
-    pub fn load(dir: &Path) -> Result<Self, LoadError> {
-        Self::load_as(&Pool::new(1), dir, WeightFormat::F32)
+    pub fn load(path: &Path) -> Result<Self, LoadError> {
+        let format = if path.is_file() {
+            WeightFormat::Stored
+        } else {
+            WeightFormat::F32
+        };
+        Self::load_as(&Pool::new(1), path, format)
     }
 
     /// As [`Self::load`] with the matrices in another format. Tensors are read
@@ -37,6 +44,9 @@ impl Model {
     /// # Errors
     /// As [`Self::load`], and when a matrix cannot be held in `format`.
     pub fn load_as(pool: &Pool, dir: &Path, format: WeightFormat) -> Result<Self, LoadError> {
+        if dir.is_file() {
+            return Self::from_gguf(pool, &Gguf::open(dir)?, format);
+        }
         let text = read_limited(&dir.join("config.json"), MAX_CONFIG_SIZE_BYTES)?;
         let config = ModelConfig::from_json(&text)?;
         let shards = Shards::open(pool, dir)?;
