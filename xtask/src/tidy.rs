@@ -47,6 +47,7 @@ const EDGES: &[(&str, &[&str])] = &[
         &[
             "ol-contracts",
             "ol-evm",
+            "ol-model",
             "ol-node",
             "ol-runtime",
             "ol-server",

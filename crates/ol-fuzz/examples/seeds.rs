@@ -17,7 +17,10 @@ use alloy_primitives::{Address, B256, Bytes, Log, Signature, TxKind, U256, hex};
 use alloy_signer::SignerSync as _;
 use alloy_signer_local::PrivateKeySigner;
 use ol_evm::{Header, Transaction, TransactionReceipt};
-use ol_model::{Dtype, Family, Lora, LoraConfig, Model, ModelConfig, Projection, SlidingWindow};
+use ol_model::{
+    Dtype, Family, Format, GgufTokenizer, Lora, LoraConfig, Model, ModelConfig, Projection,
+    SlidingWindow, TokenKind,
+};
 
 const TO: Address = Address::repeat_byte(0x11);
 
@@ -40,6 +43,46 @@ fn main() {
     code(&root);
     models(&root);
     adapters(&root);
+    ggufs(&root);
+}
+
+/// GGUF files of a few kilobytes.
+fn ggufs(root: &Path) {
+    let config = ModelConfig {
+        vocab_size: 8,
+        hidden_size: 32,
+        intermediate_size: 32,
+        num_hidden_layers: 1,
+        num_attention_heads: 2,
+        num_key_value_heads: 1,
+        head_dim: 16,
+        max_position_embeddings: 16,
+        ..ModelConfig::default_base()
+    };
+    let tokenizer = GgufTokenizer {
+        model: "gpt2".to_owned(),
+        pre: Some("llama-bpe".to_owned()),
+        tokens: (0..8).map(|i| format!("t{i}")).collect(),
+        scores: vec![0.0; 8],
+        kinds: vec![TokenKind::Normal; 8],
+        merges: vec!["t 1".to_owned()],
+        bos: Some(0),
+        eos: Some(7),
+        eot: None,
+        unknown: None,
+        padding: None,
+        add_bos: Some(true),
+        add_eos: None,
+        add_space_prefix: None,
+        chat_template: Some("{{ messages }}".to_owned()),
+    };
+    let model = Model::random(config, 1).unwrap();
+    for (name, format) in [("q8_0", Format::Q8_0), ("q4_0", Format::Q4_0)] {
+        let folder = root.join("gguf");
+        fs::create_dir_all(&folder).unwrap();
+        let path = folder.join(name);
+        model.save_gguf(&path, format, Some(&tokenizer)).unwrap();
+    }
 }
 
 fn write(root: &Path, target: &str, name: &str, bytes: &[u8]) {

@@ -13,16 +13,19 @@
 //! - [`genesis`]: a genesis makes a chain that opens again, or an error.
 //! - [`execute`]: any code gives an answer, and the same one twice.
 //! - [`model`], [`adapter`]: files of weights are read and written alike, or an error.
+//! - [`gguf`]: a GGUF file is a model, and the same one twice, or an error.
 
 mod chain;
 mod codec;
 mod evm;
+mod gguf;
 mod model;
 mod rpc;
 
 pub use chain::{genesis, submit};
 pub use codec::{block, receipt, transaction};
 pub use evm::execute;
+pub use gguf::gguf;
 pub use model::{adapter, adapter_base, model};
 pub use rpc::{method, rpc};
 
@@ -76,5 +79,9 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "adapter",
         run: adapter,
+    },
+    Target {
+        name: "gguf",
+        run: gguf,
     },
 ];

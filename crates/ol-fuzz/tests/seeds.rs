@@ -119,4 +119,5 @@ targets! {
     execute: 1_000,
     model: 200,
     adapter: 2_000,
+    gguf: 1_000,
 }
