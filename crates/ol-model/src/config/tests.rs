@@ -254,3 +254,116 @@ fn scaled_rates_are_those_of_transformers() {
         }
     }
 }
+
+/// Fields of published files as they are on the hub, and the parameters the hub
+/// counts.
+#[test]
+fn published_models_have_their_published_size() {
+    let llama3 = json!({
+        "factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 8192, "rope_type": "llama3",
+    });
+    let yarn = json!({
+        "beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 0.707, "mscale_all_dim": 0.707,
+        "original_max_position_embeddings": 4096, "type": "yarn",
+    });
+    for (name, file, n_params) in [
+        (
+            "Llama-3.1-8B",
+            json!({
+                "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336,
+                "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+                "vocab_size": 128_256, "max_position_embeddings": 131_072, "rms_norm_eps": 1e-5,
+                "rope_theta": 500_000.0, "rope_scaling": llama3, "tie_word_embeddings": false,
+                "attention_bias": false, "mlp_bias": false, "pretraining_tp": 1,
+            }),
+            8_030_261_248,
+        ),
+        (
+            "Llama-3.2-1B",
+            json!({
+                "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192,
+                "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8,
+                "head_dim": 64, "vocab_size": 128_256, "max_position_embeddings": 131_072,
+                "rope_theta": 500_000.0, "rope_scaling": llama3, "tie_word_embeddings": true,
+            }),
+            1_235_814_400,
+        ),
+        (
+            "Mistral-7B-v0.3",
+            json!({
+                "model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336,
+                "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+                "vocab_size": 32_768, "max_position_embeddings": 32_768, "rms_norm_eps": 1e-5,
+                "rope_theta": 1e6, "sliding_window": null, "tie_word_embeddings": false,
+            }),
+            7_248_023_552,
+        ),
+        (
+            "Mistral-Nemo-Base-2407",
+            json!({
+                "model_type": "mistral", "hidden_size": 5120, "intermediate_size": 14336,
+                "num_hidden_layers": 40, "num_attention_heads": 32, "num_key_value_heads": 8,
+                "head_dim": 128, "vocab_size": 131_072, "max_position_embeddings": 1_024_000,
+                "rope_theta": 1e6, "sliding_window": null, "tie_word_embeddings": false,
+            }),
+            12_247_782_400,
+        ),
+        (
+            "Qwen2.5-7B",
+            json!({
+                "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944,
+                "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
+                "vocab_size": 152_064, "max_position_embeddings": 131_072, "rope_theta": 1e6,
+                "max_window_layers": 28, "sliding_window": 131_072, "use_sliding_window": false,
+                "use_mrope": false, "tie_word_embeddings": false,
+            }),
+            7_615_616_512,
+        ),
+        (
+            "Qwen3-8B",
+            json!({
+                "model_type": "qwen3", "hidden_size": 4096, "intermediate_size": 12288,
+                "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8,
+                "head_dim": 128, "vocab_size": 151_936, "max_position_embeddings": 40_960,
+                "max_window_layers": 36, "rope_scaling": null, "rope_theta": 1_000_000,
+                "sliding_window": null, "use_sliding_window": false, "attention_bias": false,
+            }),
+            8_190_735_360,
+        ),
+        (
+            "DeepSeek-V2-Lite",
+            json!({
+                "model_type": "deepseek_v2", "hidden_size": 2048, "intermediate_size": 10944,
+                "num_hidden_layers": 27, "num_attention_heads": 16, "num_key_value_heads": 16,
+                "vocab_size": 102_400, "max_position_embeddings": 163_840, "kv_lora_rank": 512,
+                "q_lora_rank": null, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64,
+                "v_head_dim": 128, "first_k_dense_replace": 1, "moe_intermediate_size": 1408,
+                "moe_layer_freq": 1, "n_group": 1, "topk_group": 1, "n_routed_experts": 64,
+                "n_shared_experts": 2, "num_experts_per_tok": 6, "norm_topk_prob": false,
+                "routed_scaling_factor": 1.0, "scoring_func": "softmax", "topk_method": "greedy",
+                "rope_theta": 10_000, "rope_scaling": yarn, "tie_word_embeddings": false,
+            }),
+            15_706_484_224,
+        ),
+        (
+            "DeepSeek-V3, without the layer that predicts further tokens",
+            json!({
+                "model_type": "deepseek_v3", "hidden_size": 7168, "intermediate_size": 18432,
+                "num_hidden_layers": 61, "num_attention_heads": 128, "num_key_value_heads": 128,
+                "vocab_size": 129_280, "max_position_embeddings": 163_840, "kv_lora_rank": 512,
+                "q_lora_rank": 1536, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64,
+                "v_head_dim": 128, "first_k_dense_replace": 3, "moe_intermediate_size": 2048,
+                "moe_layer_freq": 1, "n_group": 8, "topk_group": 4, "n_routed_experts": 256,
+                "n_shared_experts": 1, "num_experts_per_tok": 8, "norm_topk_prob": true,
+                "routed_scaling_factor": 2.5, "scoring_func": "sigmoid",
+                "topk_method": "noaux_tc", "num_nextn_predict_layers": 1,
+                "rope_theta": 10_000, "rope_scaling": yarn, "tie_word_embeddings": false,
+            }),
+            671_026_419_200,
+        ),
+    ] {
+        let config = read(&file).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(config.n_params(), n_params, "{name}");
+    }
+}
