@@ -477,4 +477,4 @@ fn transaction(chain_id: u64, request: &CallRequest, gas_limit: u64) -> Result<O
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -41,6 +41,7 @@ fn main() {
     );
     geneses(&root);
     code(&root);
+    tries(&root);
     models(&root);
     adapters(&root);
     ggufs(&root);
@@ -422,4 +423,31 @@ fn adapters(root: &Path) {
         let (config, weights) = lora.to_bytes("base");
         write(root, "adapter", name, &joined(&[&config, &weights]));
     }
+}
+
+/// Changes of four bytes: two of the key, the length of the value with the end
+/// of the block in the upper bits, and its bytes.
+fn tries(root: &Path) {
+    let put = |key: u16, length: u8, end: u8| {
+        let [high, low] = key.to_be_bytes();
+        [high, low, length | end, 0x42]
+    };
+    let grow: Vec<u8> = (0..32).flat_map(|n| put(n * 1_031, 40, 0)).collect();
+    // Two deep neighbours, of which one goes: the branch collapses.
+    let collapse = [
+        put(0x0000, 1, 0),
+        put(0x1000, 2, 0xc0),
+        put(0x1000, 0, 0xc0),
+        put(0x0001, 33, 0xc0),
+        put(0x0000, 0, 0xc0),
+        put(0x0001, 0, 0xc0),
+    ];
+    let again = [
+        put(0x0020, 32, 0xc0),
+        put(0x0020, 31, 0xc0),
+        put(0x0021, 0, 0xc0),
+    ];
+    write(root, "trie", "grow", &grow);
+    write(root, "trie", "collapse", collapse.as_flattened());
+    write(root, "trie", "again", again.as_flattened());
 }

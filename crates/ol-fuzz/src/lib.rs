@@ -12,6 +12,7 @@
 //! - [`method`]: the same with parameters for a method that exists.
 //! - [`genesis`]: a genesis makes a chain that opens again, or an error.
 //! - [`execute`]: any code gives an answer, and the same one twice.
+//! - [`trie`]: any history of changes leaves the trie that its leaves make at once.
 //! - [`model`], [`adapter`]: files of weights are read and written alike, or an error.
 //! - [`gguf`]: a GGUF file is a model, and the same one twice, or an error.
 
@@ -21,6 +22,7 @@ mod evm;
 mod gguf;
 mod model;
 mod rpc;
+mod trie;
 
 pub use chain::{genesis, submit};
 pub use codec::{block, receipt, transaction};
@@ -28,6 +30,7 @@ pub use evm::execute;
 pub use gguf::gguf;
 pub use model::{adapter, adapter_base, model};
 pub use rpc::{method, rpc};
+pub use trie::trie;
 
 /// Something to throw bytes at.
 #[derive(Debug, Clone, Copy)]
@@ -71,6 +74,10 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "execute",
         run: execute,
+    },
+    Target {
+        name: "trie",
+        run: trie,
     },
     Target {
         name: "model",

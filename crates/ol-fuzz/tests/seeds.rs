@@ -117,6 +117,7 @@ targets! {
     method: 2_000,
     genesis: 100,
     execute: 1_000,
+    trie: 1_000,
     model: 200,
     adapter: 2_000,
     gguf: 1_000,

@@ -5,7 +5,6 @@
 //!
 //! `cargo bench -p ol-node --bench preconfirmation -- --json`
 //! prints a JSON list, without `--json` a line for each row.
-#![expect(clippy::print_stdout, reason = "a program that reports its figures")]
 #![expect(
     clippy::disallowed_methods,
     reason = "a benchmark measures the machine's time"
@@ -25,8 +24,10 @@ use alloy_signer_local::PrivateKeySigner;
 use metrics::{Counter, Gauge, Histogram, HistogramFn, Key, KeyName, Metadata, SharedString, Unit};
 use ol_node::{BlockMode, Genesis, GenesisAccount, Node, NodeConfig, Transaction};
 use ol_runtime::SystemClock;
+use report::{COMMAND, median};
 
-const COMMAND: &str = "cargo xtask bench chain";
+mod report;
+
 const CHAIN_ID: u64 = 161_200;
 const N_SENDERS: usize = 8;
 
@@ -41,13 +42,7 @@ fn main() {
     metrics::set_global_recorder(Sums).unwrap();
     let mut rows = latency();
     rows.extend(throughput());
-    if std::env::args().any(|arg| arg == "--json") {
-        println!("{:#}", serde_json::Value::from(rows));
-        return;
-    }
-    for row in rows {
-        println!("{row}");
-    }
+    report::print(rows);
 }
 
 fn row(work: String, unit: &str, ours: f64, rounds: usize) -> serde_json::Value {
@@ -135,12 +130,6 @@ fn throughput() -> Vec<serde_json::Value> {
     let work = "of these: all together".to_owned();
     rows.push(row(work, "ms", total_s * 1e3, ROUNDS));
     rows
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 fn wallets() -> Vec<PrivateKeySigner> {

@@ -6,9 +6,9 @@
 //! `cargo bench -p ol-node --bench state -- --json`
 //! prints a JSON list, without `--json` a line for each row. `--large` goes on
 //! to ten million accounts.
-#![expect(clippy::print_stdout, reason = "a program that reports its figures")]
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,30 +18,24 @@ use alloy_trie::{EMPTY_ROOT_HASH, TrieAccount};
 use eth_trie::{EthTrie, MemoryDB, Trie};
 use ol_evm::{AccountChange, AccountState, StateDiff};
 use ol_node::testing::StateTables;
+use report::{COMMAND, median};
 
-const COMMAND: &str = "cargo xtask bench chain";
+mod report;
+
 const N_CHANGED: u64 = 1_000;
 const N_NEW: u64 = 100;
-const LOAD_STEP_MIN: u64 = 100_000;
+const LOAD_STEP: usize = 1_000_000;
 const ROUNDS: u64 = 9;
 const REBUILD_ROUNDS: u64 = 3;
 
 fn main() {
-    let has = |wanted: &str| std::env::args().any(|argument| argument == wanted);
-    let sizes: &[u64] = if has("--large") {
+    let sizes: &[u64] = if std::env::args().any(|argument| argument == "--large") {
         &[10_000, 100_000, 1_000_000, 10_000_000]
     } else {
         &[10_000, 100_000, 1_000_000]
     };
     let dir = tempfile::tempdir().expect("a temporary directory can be made");
-    let rows = bench(dir.path(), sizes);
-    if has("--json") {
-        println!("{:#}", serde_json::Value::from(rows));
-        return;
-    }
-    for row in rows {
-        println!("{row}");
-    }
+    report::print(bench(dir.path(), sizes));
 }
 
 fn bench(dir: &Path, sizes: &[u64]) -> Vec<serde_json::Value> {
@@ -49,15 +43,8 @@ fn bench(dir: &Path, sizes: &[u64]) -> Vec<serde_json::Value> {
     let mut rows = Vec::new();
     let mut n_accounts = 0;
     for &size in sizes {
-        // Every step writes to almost every page.
-        let load_step = LOAD_STEP_MIN.max(size / 8);
-        while n_accounts < size {
-            let end = size.min(n_accounts + load_step);
-            tables
-                .apply(&diff(n_accounts..end, 1))
-                .expect("the tables can be written");
-            n_accounts = end;
-        }
+        load(&tables, n_accounts..size);
+        n_accounts = size;
         let mut root = Vec::new();
         for round in 0..=ROUNDS {
             let diff = block(n_accounts, round);
@@ -99,6 +86,24 @@ fn bench(dir: &Path, sizes: &[u64]) -> Vec<serde_json::Value> {
         ));
     }
     rows
+}
+
+/// Adds accounts. In the order of their hashes each step writes to its own part
+/// of the two large tables, and not to every page of them.
+fn load(tables: &StateTables, numbers: Range<u64>) {
+    let mut numbers: Vec<(B256, u64)> = numbers
+        .map(|number| (keccak256(address(number)), number))
+        .collect();
+    numbers.sort_unstable();
+    for step in numbers.chunks(LOAD_STEP) {
+        tables
+            .apply(&diff(step.iter().map(|&(_, number)| number), 1))
+            .expect("the tables can be written");
+    }
+}
+
+fn address(number: u64) -> Address {
+    Address::left_padding_from(&number.to_be_bytes())
 }
 
 /// Reading ten million leaves takes most of a minute.
@@ -166,7 +171,7 @@ fn diff(numbers: impl IntoIterator<Item = u64>, seed: u64) -> StateDiff {
     let accounts: BTreeMap<Address, AccountChange> = numbers
         .into_iter()
         .map(|number| {
-            let address = Address::left_padding_from(&number.to_be_bytes());
+            let address = address(number);
             let account = AccountState {
                 nonce: seed,
                 balance_wei: U256::from(number) * U256::from(1_000_000_007_u64) + U256::from(seed),
@@ -193,7 +198,9 @@ fn block(n_accounts: u64, round: u64) -> StateDiff {
 }
 
 fn row(work: String, ours: Vec<f64>, peer: Vec<f64>, peer_name: &str) -> serde_json::Value {
-    let (rounds, ours, peer) = (ours.len() - 1, median(ours), median(peer));
+    // The first of each warms up.
+    let warm = |samples: Vec<f64>| median(samples.into_iter().skip(1));
+    let (rounds, ours, peer) = (ours.len() - 1, warm(ours), warm(peer));
     serde_json::json!({
         "work": work,
         "unit": "ms",
@@ -211,13 +218,6 @@ fn timed<T>(work: impl FnOnce() -> T) -> (f64, T) {
     let start = Instant::now();
     let output = work();
     (start.elapsed().as_secs_f64() * 1e3, output)
-}
-
-/// The median of all but the first, which warms up.
-fn median(mut samples: Vec<f64>) -> f64 {
-    samples.remove(0);
-    samples.sort_unstable_by(f64::total_cmp);
-    samples[samples.len() / 2]
 }
 
 fn rounded(figure: f64) -> f64 {

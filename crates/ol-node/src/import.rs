@@ -422,3 +422,6 @@ fn is_preferred(
     let their_difficulty = sum(&mut branch.iter().map(|block| block.header.difficulty));
     their_difficulty > our_difficulty
 }
+
+#[cfg(test)]
+mod tests;

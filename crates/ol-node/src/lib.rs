@@ -84,6 +84,10 @@ pub use store::StoreError;
 pub use view::StateView;
 pub use wire::{BLOCK_MAX_SIZE_BYTES, WireBlock};
 
+// So that unit tests and integration tests can share helpers.
+#[cfg(test)]
+extern crate self as ol_node;
+
 /// By how much the random tests do more than a quick run, from the environment
 /// variable `OPENLEDGER_TEST_SCALE`.
 #[cfg(test)]

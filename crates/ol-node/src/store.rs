@@ -342,6 +342,6 @@ fn array<const N: usize>(what: &str, bytes: &[u8]) -> Result<[u8; N], StoreError
 }
 
 #[cfg(test)]
-mod faults;
+pub(crate) mod faults;
 #[cfg(test)]
 mod tests;

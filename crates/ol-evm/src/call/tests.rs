@@ -8,7 +8,8 @@ use crate::MemoryState;
 const USER: Address = Address::repeat_byte(0xAA);
 const CONTRACT: Address = Address::repeat_byte(0xCC);
 
-fn context() -> BlockContext {
+/// The block in which calls are tried and traced.
+pub(crate) fn context() -> BlockContext {
     BlockContext {
         chain_id: 161_200,
         number: 10,

@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use revm::bytecode::opcode as op;
 
 use super::*;
+use crate::call::tests::context;
 use crate::{CallOutput, MemoryState, Overrides, call, create_access_list};
 
 mod block;
@@ -17,18 +18,6 @@ mod block;
 const USER: Address = Address::repeat_byte(0xAA);
 const MAIN: Address = Address::repeat_byte(0xCC);
 const OTHER: Address = Address::repeat_byte(0xDD);
-
-fn context() -> BlockContext {
-    BlockContext {
-        chain_id: 161_200,
-        number: 10,
-        timestamp_s: 1_700_000_000,
-        gas_limit: crate::BLOCK_GAS_LIMIT,
-        base_fee_wei: 1_000_000_000,
-        parent_hash: B256::ZERO,
-        rules: crate::BlockRules::OpenLedger,
-    }
-}
 
 fn state(main: &[u8], other: &[u8]) -> MemoryState {
     let mut state = MemoryState::default();

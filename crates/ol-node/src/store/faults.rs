@@ -11,11 +11,11 @@ thread_local! {
 
 /// The write after `n_writes` more fails, and all after it, until this is
 /// called again.
-pub(super) fn fail_after(n_writes: usize) {
+pub(crate) fn fail_after(n_writes: usize) {
     LEFT.set(n_writes);
 }
 
-pub(super) fn never() {
+pub(crate) fn never() {
     LEFT.set(usize::MAX);
 }
 

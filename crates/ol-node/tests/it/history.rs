@@ -14,6 +14,8 @@ use ol_node::{
     StoreError, UnwindError,
 };
 
+use tempfile::TempDir;
+
 use crate::common::{FUNDS_WEI, Wallet, open, open_with, template};
 
 const TARGET: Address = Address::repeat_byte(0x77);
@@ -60,6 +62,14 @@ fn grow(node: &Node) -> Address {
     }
     submit(alice.transfer(11, TARGET, 1));
     contract
+}
+
+/// A chain of [`grow`] with other limits.
+fn grown(config: NodeConfig) -> (TempDir, Node) {
+    let dir = tempfile::tempdir().unwrap();
+    let node = open_with(dir.path(), config).unwrap();
+    grow(&node);
+    (dir, node)
 }
 
 #[test]
@@ -165,13 +175,10 @@ fn accounts_and_slots_are_proven_at_every_block_and_so_is_their_absence() {
 
 #[test]
 fn proofs_have_limits_that_are_named() {
-    let dir = tempfile::tempdir().unwrap();
-    let config = NodeConfig {
+    let (_dir, node) = grown(NodeConfig {
         proof_depth_max_blocks: 3,
         ..NodeConfig::default()
-    };
-    let node = open_with(dir.path(), config).unwrap();
-    grow(&node);
+    });
     assert!(node.proof(TARGET, &[], BlockRef::Number(9)).is_ok());
     let error = node.proof(TARGET, &[], BlockRef::Number(8)).unwrap_err();
     assert!(matches!(error, QueryError::ProofTooOld { .. }), "{error:?}");
@@ -224,13 +231,10 @@ fn the_chain_goes_back_and_on_and_is_the_same_again() {
 
 #[test]
 fn the_chain_goes_back_only_to_what_it_has() {
-    let dir = tempfile::tempdir().unwrap();
-    let config = NodeConfig {
+    let (_dir, node) = grown(NodeConfig {
         history_max_blocks: 3,
         ..NodeConfig::default()
-    };
-    let node = open_with(dir.path(), config).unwrap();
-    grow(&node);
+    });
     let head = node.head();
     let error = node.unwind(13, forget).unwrap_err();
     assert_eq!(error.to_string(), "block 13 is not there: the newest is 12");

@@ -39,18 +39,11 @@ impl<S> Metered<S> {
 
 impl<S> RpcServiceT for Metered<S>
 where
-    S: RpcServiceT<
-            MethodResponse = MethodResponse,
-            BatchResponse = MethodResponse,
-            NotificationResponse = MethodResponse,
-        > + Clone
-        + Send
-        + Sync
-        + 'static,
+    S: RpcServiceT<MethodResponse = MethodResponse> + Clone + Send + Sync + 'static,
 {
     type MethodResponse = MethodResponse;
-    type BatchResponse = MethodResponse;
-    type NotificationResponse = MethodResponse;
+    type BatchResponse = S::BatchResponse;
+    type NotificationResponse = S::NotificationResponse;
 
     fn call<'a>(&self, request: Request<'a>) -> impl Future<Output = MethodResponse> + Send + 'a {
         let name = self.names.get(request.method_name()).copied();
@@ -64,14 +57,14 @@ where
         }
     }
 
-    fn batch<'a>(&self, batch: Batch<'a>) -> impl Future<Output = MethodResponse> + Send + 'a {
+    fn batch<'a>(&self, batch: Batch<'a>) -> impl Future<Output = S::BatchResponse> + Send + 'a {
         self.service.batch(batch)
     }
 
     fn notification<'a>(
         &self,
         notification: Notification<'a>,
-    ) -> impl Future<Output = MethodResponse> + Send + 'a {
+    ) -> impl Future<Output = S::NotificationResponse> + Send + 'a {
         self.service.notification(notification)
     }
 }
