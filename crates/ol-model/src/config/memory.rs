@@ -41,14 +41,17 @@ impl ModelConfig {
         Layout::new(self).tensors().iter().map(size).sum()
     }
 
-    /// Bytes of keys and values that a token adds to a cache.
+    /// Bytes of keys and values that a token adds to a cache. With latent
+    /// attention, those of every head, as they are cached; values are
+    /// padded to whole panels.
     #[must_use]
     pub fn kv_size_bytes_per_token(&self) -> u64 {
-        let width = match &self.mla {
-            Some(mla) => mla.kv_lora_rank + mla.qk_rope_head_dim,
-            None => 2 * self.key_value_size(),
+        let (key, value) = match &self.mla {
+            Some(mla) => (mla.qk_nope_head_dim + mla.qk_rope_head_dim, mla.v_head_dim),
+            None => (self.head_dim, self.head_dim),
         };
-        (self.num_hidden_layers * width * size_of::<f32>()) as u64
+        let head = key + value.next_multiple_of(crate::kernels::PANEL);
+        (self.num_hidden_layers * self.num_key_value_heads * head * size_of::<f32>()) as u64
     }
 
     /// Bytes that a token of a training batch takes between the forward and the

@@ -103,7 +103,10 @@ fn weights_take_what_the_configuration_says() {
         );
         assert!((got / want - 1.0).abs() < 0.15, "{format:?}: {got}, {want}");
     }
-    assert_eq!(wide().kv_size_bytes_per_token(), 2 * 2 * 2 * 64 * 4);
+    for config in variants().into_iter().chain([wide()]) {
+        let page = crate::cache::KvPool::new(&config, 1).page_size_bytes() as u64;
+        assert_eq!(16 * config.kv_size_bytes_per_token(), page);
+    }
     let kept = wide().activation_size_bytes_per_token(9, false);
     let recomputed = wide().activation_size_bytes_per_token(9, true);
     assert!(recomputed < kept);
