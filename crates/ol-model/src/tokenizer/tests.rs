@@ -30,17 +30,17 @@ pub(crate) fn family_dir(name: &str) -> PathBuf {
 
 #[derive(Deserialize)]
 pub(crate) struct Expected {
-    texts: Vec<Text>,
+    pub(crate) texts: Vec<Text>,
     pub(crate) chats: Vec<ChatCase>,
     pub(crate) injections: Vec<ChatCase>,
 }
 
 #[derive(Deserialize)]
-struct Text {
-    text: String,
-    ids: Vec<u32>,
+pub(crate) struct Text {
+    pub(crate) text: String,
+    pub(crate) ids: Vec<u32>,
     framed: Vec<u32>,
-    decoded: String,
+    pub(crate) decoded: String,
 }
 
 #[derive(Deserialize)]
