@@ -53,6 +53,9 @@ const MAX_RECURSION: usize = 64;
 /// Most messages of a conversation.
 const MAX_MESSAGES: usize = 100_000;
 
+/// The fields that hold what a model thought, the usual one first.
+const THOUGHTS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
 /// Around what the assistant wrote.
 const OPEN: char = '\u{FFFE}';
 const CLOSE: char = '\u{FFFF}';
@@ -136,12 +139,17 @@ impl Conversation {
                 "{n} messages, allowed are 1 to {MAX_MESSAGES}"
             )));
         }
-        for (i, message) in messages.iter().enumerate() {
-            let role = message.get_attr("role").unwrap_or_default();
-            if role.as_str().is_none_or(str::is_empty) {
-                return Err(bad(format!("message {i} has no role")));
-            }
-        }
+        let messages = messages
+            .iter()
+            .enumerate()
+            .map(|(i, message)| {
+                let role = message.get_attr("role").unwrap_or_default();
+                if role.as_str().is_none_or(str::is_empty) {
+                    return Err(bad(format!("message {i} has no role")));
+                }
+                Ok(normal_message(message))
+            })
+            .collect::<Result<_, _>>()?;
         Ok(Self {
             messages,
             tools: None,
@@ -467,6 +475,31 @@ impl ChatTemplate {
         raw.push_str(&content);
         self.expand(&raw)
     }
+}
+
+/// A message as `transformers` hands it to templates: without the fields that
+/// are null, and with what the model thought under the names that templates look
+/// for.
+fn normal_message(message: &Value) -> Value {
+    let field = |name: &str| {
+        let value = message.get_attr(name).unwrap_or_default();
+        (!value.is_none() && !value.is_undefined()).then_some(value)
+    };
+    let thought = THOUGHTS.iter().find_map(|name| field(name));
+    let mut fields: Vec<(Value, Value)> = Vec::new();
+    for key in message.try_iter().into_iter().flatten() {
+        let name = key.as_str().unwrap_or_default();
+        if let Some(value) = field(name).filter(|_| name != THOUGHTS[0]) {
+            fields.push((key, value));
+        }
+    }
+    if let Some(thought) = thought {
+        if field(THOUGHTS[1]).is_none() {
+            fields.push((Value::from(THOUGHTS[1]), thought.clone()));
+        }
+        fields.push((Value::from(THOUGHTS[0]), thought));
+    }
+    Value::from_pairs(fields)
 }
 
 fn role_of(message: &Value) -> Option<std::sync::Arc<str>> {

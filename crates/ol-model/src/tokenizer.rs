@@ -12,6 +12,7 @@
 mod decoder;
 mod encoder;
 pub(crate) mod files;
+mod gguf;
 mod native;
 
 use std::collections::{BTreeMap, BTreeSet};
