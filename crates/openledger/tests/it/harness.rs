@@ -70,6 +70,7 @@ pub(crate) struct Up {
     pub(crate) api: String,
     pub(crate) rpc: String,
     pub(crate) key: String,
+    log: PathBuf,
 }
 
 impl Up {
@@ -78,6 +79,7 @@ impl Up {
     pub(crate) fn start(dir: &Path) -> Self {
         let log = dir.with_extension("log");
         let mut child = openledger(dir, &["up", "--rpc-port", "0", "--api-port", "0"])
+            .args(["--log-level", "info,ol_server=trace,openledger=trace"])
             .stdout(Stdio::piped())
             .stderr(File::create(&log).expect("a log file"))
             .spawn()
@@ -100,6 +102,7 @@ impl Up {
             api: text("api"),
             rpc: text("rpc"),
             key: key.trim().to_owned(),
+            log,
         }
     }
 
@@ -113,27 +116,28 @@ impl Up {
         assert!(status.success());
     }
 
-    /// SIGTERM; the instance must stop cleanly.
+    /// SIGTERM; the instance must stop cleanly, and its key be in no line of
+    /// its log, at any level.
     #[track_caller]
     pub(crate) fn stop(mut self) {
         self.signal("-TERM");
         let status = self.child.wait().expect("it is our child");
         assert!(status.success(), "it did not stop cleanly: {status}");
+        let log = std::fs::read_to_string(&self.log).expect("the log");
+        assert!(!log.is_empty());
+        assert!(!log.contains(&self.key), "the API key is in the log");
     }
 
     /// SIGKILL: nothing gets a chance to be written.
-    pub(crate) fn kill(mut self) {
-        self.child.kill().expect("it is our child");
-        let _ = self.child.wait();
+    pub(crate) fn kill(self) {
+        // Dropping it is that.
+        drop(self);
     }
 
     /// One JSON-RPC call.
     #[track_caller]
     pub(crate) fn rpc(&self, method: &str, params: Value) -> Value {
-        let body = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
-        let (_, reply) = http(&self.rpc, None, body.to_string().as_bytes());
-        assert!(reply["error"].is_null(), "{method}: {reply}");
-        reply["result"].clone()
+        rpc(&self.rpc, method, params)
     }
 
     /// Posts raw bytes to the API with the development key.
@@ -231,18 +235,15 @@ impl NodeAlone {
     }
 
     /// SIGKILL: nothing gets a chance to be written.
-    pub(crate) fn kill(mut self) {
-        self.child.kill().expect("it is our child");
-        let _ = self.child.wait();
+    pub(crate) fn kill(self) {
+        // Dropping it is that.
+        drop(self);
     }
 
     /// One JSON-RPC call.
     #[track_caller]
     pub(crate) fn rpc(&self, method: &str, params: Value) -> Value {
-        let body = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
-        let (_, reply) = http(&self.url, None, body.to_string().as_bytes());
-        assert!(reply["error"].is_null(), "{method}: {reply}");
-        reply["result"].clone()
+        rpc(&self.url, method, params)
     }
 }
 
@@ -251,6 +252,15 @@ impl Drop for NodeAlone {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// One JSON-RPC call that must succeed.
+#[track_caller]
+fn rpc(url: &str, method: &str, params: Value) -> Value {
+    let body = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
+    let (_, reply) = http(url, None, body.to_string().as_bytes());
+    assert!(reply["error"].is_null(), "{method}: {reply}");
+    reply["result"].clone()
 }
 
 /// Posts JSON with some headers and reads the status.
