@@ -26,6 +26,7 @@
     reason = "activations are rounded to bytes, sums to floats"
 )]
 
+mod expand;
 mod float;
 #[cfg(target_arch = "x86_64")]
 mod x86;

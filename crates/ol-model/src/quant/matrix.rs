@@ -366,17 +366,12 @@ impl QuantMatrix {
             row < self.rows && out.len() == self.cols,
             "row outside the matrix"
         );
-        self.expand_row(row, 0, out);
-    }
-
-    /// Weights of a row from column `first`, both whole blocks.
-    fn expand_row(&self, row: usize, first: usize, out: &mut [f32]) {
         let (p, lane) = (row / self.panel_rows(), row % self.panel_rows());
         let block = self.format.block();
         match self.format {
             Format::F16 | Format::Bf16 => {
                 let panel = self.panel_bytes(p);
-                for (k, out) in (first..).zip(out) {
+                for (k, out) in out.iter_mut().enumerate() {
                     let at = 2 * (k * PANEL + lane);
                     let bits = u16::from_le_bytes([panel[at], panel[at + 1]]);
                     *out = if self.format == Format::F16 {
@@ -388,7 +383,7 @@ impl QuantMatrix {
             }
             Format::Nf4 | Format::Nf4Double => {
                 let panel = self.panel_bytes(p);
-                for (b, out) in (first / block..).zip(out.chunks_exact_mut(block)) {
+                for (b, out) in out.chunks_exact_mut(block).enumerate() {
                     let scale = self.scales.at(row * self.n_blocks() + b);
                     for (pair, out) in out.as_chunks_mut::<2>().0.iter_mut().enumerate() {
                         let codes = panel[nf4_byte(b, pair, lane)];
@@ -398,7 +393,7 @@ impl QuantMatrix {
             }
             format => {
                 let panel = self.integer_panel(p);
-                for (b, out) in (first / block..).zip(out.chunks_exact_mut(block)) {
+                for (b, out) in out.chunks_exact_mut(block).enumerate() {
                     panel.codes(b, lane).dequantise(format, out);
                 }
             }
@@ -595,16 +590,12 @@ impl QuantMatrix {
                 FloatPanel::Nf4(codes, &scales[..blocks]).expand(pool.isa(), lines);
             }
             _ => {
-                let mut row = [0.0_f32; DEPTH];
-                let row = &mut row[..depth];
-                for lane in 0..PANEL {
-                    if p * PANEL + lane < self.rows {
-                        self.expand_row(p * PANEL + lane, k, row);
-                    } else {
-                        row.fill(0.0);
-                    }
-                    for (line, w) in lines.iter_mut().zip(&*row) {
-                        line.0[lane] = *w;
+                for half in 0..2 {
+                    let panel = 2 * p + half;
+                    if panel * LANES < self.rows {
+                        let first = k / self.format.block();
+                        self.integer_panel(panel)
+                            .expand(pool.isa(), first, half, lines);
                     }
                 }
             }
@@ -646,13 +637,21 @@ impl QuantMatrix {
             let columns = task * width..((task + 1) * width).min(self.cols);
             let panels = columns.len().div_ceil(PANEL);
             let mut lines = vec![Line::ZERO; panels * BACK_ROWS];
-            let mut row = vec![0.0_f32; columns.len()];
+            let mut turned = [Line::ZERO; DEPTH];
             for first in (0..self.rows).step_by(BACK_ROWS) {
                 let rows = first..(first + BACK_ROWS).min(self.rows);
-                for (i, r) in rows.clone().enumerate() {
-                    self.expand_row(r, columns.start, &mut row);
-                    for (p, w) in row.chunks(PANEL).enumerate() {
-                        lines[p * BACK_ROWS + i].0[..w.len()].copy_from_slice(w);
+                for k in columns.clone().step_by(DEPTH) {
+                    let depth = DEPTH.min(columns.end - k);
+                    // The last panel of columns may be narrow.
+                    let padded = depth.next_multiple_of(PANEL);
+                    turned[depth..padded].fill(Line::ZERO);
+                    for start in rows.clone().step_by(PANEL) {
+                        self.expand_panel(pool, start / PANEL, k, &mut turned[..depth]);
+                        let parts = turned[..padded].as_chunks::<PANEL>().0;
+                        for (c, turned) in parts.iter().enumerate() {
+                            let at = ((k - columns.start) / PANEL + c) * BACK_ROWS + start - first;
+                            transpose(turned, &mut lines[at..at + PANEL]);
+                        }
                     }
                 }
                 matmul_here(
@@ -664,6 +663,15 @@ impl QuantMatrix {
                 );
             }
         });
+    }
+}
+
+/// Sixteen lines as columns.
+fn transpose(from: &[Line; PANEL], to: &mut [Line]) {
+    for (i, to) in to.iter_mut().enumerate() {
+        for (j, from) in from.iter().enumerate() {
+            to.0[j] = from.0[i];
+        }
     }
 }
 

@@ -481,6 +481,18 @@ proptest! {
             let bytes = random_bytes(&mut random, format, rows, cols);
             let matrix = QuantMatrix::from_stored(&pool, format, rows, cols, &bytes).unwrap();
             prop_assert_eq!(stored(&matrix), bytes);
+            // One row of the identity picks one row of the matrix.
+            let all = values(&matrix);
+            for isa in Isa::available() {
+                let pool = Pool::with_isa(1, isa);
+                for (row, want) in all.chunks_exact(cols).enumerate() {
+                    let mut dy = vec![0.0; rows];
+                    dy[row] = 1.0;
+                    let mut dx = vec![f32::NAN; cols];
+                    matrix.product_back(&pool, &dy, &mut dx, false);
+                    prop_assert_eq!(&dx, want);
+                }
+            }
         }
     }
 

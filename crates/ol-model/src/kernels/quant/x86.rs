@@ -5,13 +5,13 @@
 //! stay in 16 bits; a six-bit code gives 16002, so two of them do.
 
 use std::arch::x86_64::{
-    __m128i, __m256, __m256i, _mm_loadu_si128, _mm256_abs_epi8, _mm256_add_epi16, _mm256_add_epi32,
-    _mm256_and_si256, _mm256_cvtepi8_epi16, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi16,
-    _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_fnmadd_ps, _mm256_loadu_si256, _mm256_madd_epi16,
-    _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_or_si256, _mm256_set1_epi8, _mm256_set1_epi16,
-    _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi8, _mm256_setzero_ps, _mm256_setzero_si256,
-    _mm256_shuffle_epi8, _mm256_sign_epi8, _mm256_slli_epi16, _mm256_slli_epi32, _mm256_srli_epi16,
-    _mm256_storeu_ps, _mm256_sub_epi32,
+    __m128i, __m256, __m256i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm256_abs_epi8,
+    _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256, _mm256_cvtepi8_epi16, _mm256_cvtepi32_ps,
+    _mm256_cvtepu8_epi16, _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_fnmadd_ps, _mm256_loadu_si256,
+    _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_or_si256, _mm256_set1_epi8,
+    _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi8, _mm256_setzero_ps,
+    _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_sign_epi8, _mm256_slli_epi16,
+    _mm256_slli_epi32, _mm256_srli_epi16, _mm256_storeu_ps, _mm256_sub_epi32,
 };
 
 use super::{Activations, PanelRef};
@@ -94,6 +94,22 @@ unsafe fn store(out: &mut [f32; LANES], acc: __m256) {
     unsafe { _mm256_storeu_ps(out.as_mut_ptr(), acc) };
 }
 
+/// How far ahead of the codes in use the next ones are asked for: the
+/// prefetcher of the machine stops at the end of a page, and a panel is
+/// passed too fast to wait for it to start again.
+const AHEAD_BYTES: usize = 2048;
+
+/// Asks for `64 LINES` bytes that will be read soon. A hint: it may name any
+/// address.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn ask_ahead<const LINES: usize>(at: *const u8) {
+    for line in 0..LINES {
+        let at = at.wrapping_add(AHEAD_BYTES + 64 * line);
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    }
+}
+
 /// Four activations in every lane.
 ///
 /// # Safety
@@ -171,6 +187,7 @@ unsafe fn q8_0<const R: usize>(call: Call<R>) -> [__m256; R] {
     for b in 0..call.blocks {
         // SAFETY: block b exists.
         let (head, body) = unsafe { (call.head.add(b * head_size), call.body.add(b * body_size)) };
+        ask_ahead::<4>(body);
         let mut sum = [_mm256_setzero_si256(); R];
         for v in 0..8 {
             // SAFETY: a block has eight vectors.
@@ -207,6 +224,7 @@ unsafe fn q4_0<const R: usize>(call: Call<R>) -> [__m256; R] {
     for b in 0..call.blocks {
         // SAFETY: block b exists.
         let (head, body) = unsafe { (call.head.add(b * head_size), call.body.add(b * body_size)) };
+        ask_ahead::<2>(body);
         let mut low_sum = [_mm256_setzero_si256(); R];
         let mut high_sum = [_mm256_setzero_si256(); R];
         for v in 0..4 {
@@ -251,7 +269,9 @@ unsafe fn q4_k<const R: usize>(call: Call<R>) -> [__m256; R] {
         let (head, body) = unsafe { (call.head.add(b * head_size), call.body.add(b * body_size)) };
         let mut sum = [_mm256_setzero_si256(); R];
         let mut min = [_mm256_setzero_si256(); R];
+        ask_ahead::<2>(body.wrapping_add(1024));
         for p in 0..4 {
+            ask_ahead::<4>(body.wrapping_add(256 * p));
             let mut low_sum = [_mm256_setzero_si256(); R];
             let mut high_sum = [_mm256_setzero_si256(); R];
             for v in 0..8 {
@@ -314,7 +334,9 @@ unsafe fn q6_k<const R: usize>(call: Call<R>) -> [__m256; R] {
         let (head, body) = unsafe { (call.head.add(b * head_size), call.body.add(b * body_size)) };
         let mut sum = [_mm256_setzero_si256(); R];
         let mut offset = [_mm256_setzero_si256(); R];
+        ask_ahead::<2>(body.wrapping_add(1536));
         for p in 0..8 {
+            ask_ahead::<3>(body.wrapping_add(192 * p));
             // SAFETY: the scales of this pair of sub-blocks.
             let scale = _mm256_cvtepi8_epi16(unsafe { load_half(body.add(1536 + 16 * p)) });
             for (g, spread) in [(2 * p, even), (2 * p + 1, odd)] {
