@@ -16,6 +16,8 @@ const BLOCK: usize = 48;
 pub(super) struct Sight {
     /// Position of the first query.
     first: usize,
+    /// From one query's position to the next: 1, or 0 for heads of one token.
+    step: usize,
     /// Most positions seen, the token's own included.
     window: Option<usize>,
 }
@@ -25,7 +27,16 @@ impl Sight {
     pub(super) fn new(config: &ModelConfig, layer: usize, first: usize) -> Self {
         Self {
             first,
+            step: 1,
             window: config.window(layer),
+        }
+    }
+
+    /// As [`Sight::new`] for several heads of one token, each a query.
+    pub(super) fn of_token(config: &ModelConfig, layer: usize, position: usize) -> Self {
+        Self {
+            step: 0,
+            ..Self::new(config, layer, position)
         }
     }
 
@@ -37,14 +48,18 @@ impl Sight {
     /// Positions that some of `rows` queries from query `r0` on see, from a
     /// multiple of sixteen on: where a row's sums begin depends on nothing else.
     fn of_block(&self, r0: usize, rows: usize) -> Range<usize> {
-        let start = self.start(r0) / PANEL * PANEL;
-        start..self.first + r0 + rows
+        self.start(r0) / PANEL * PANEL..self.end(r0 + rows - 1)
     }
 
     /// First position that query `row` sees.
     fn start(&self, row: usize) -> usize {
-        let end = self.first + row + 1;
-        self.window.map_or(0, |window| end.saturating_sub(window))
+        let window = self.window.unwrap_or(usize::MAX);
+        self.end(row).saturating_sub(window)
+    }
+
+    /// The position after the last that query `row` sees.
+    fn end(&self, row: usize) -> usize {
+        self.first + row * self.step + 1
     }
 }
 
@@ -110,7 +125,7 @@ fn probabilities(
     let seen = scores.len() / rows;
     matmul_here(isa, queries, keys, MatMut::new(scores, rows, seen), false);
     for (i, row) in scores.chunks_exact_mut(seen).enumerate() {
-        let visible = sight.start(r0 + i) - start..sight.first + r0 + i + 1 - start;
+        let visible = sight.start(r0 + i) - start..sight.end(r0 + i) - start;
         math::softmax_range(isa, row, visible, scale);
     }
 }

@@ -104,24 +104,26 @@ impl Model {
         }
         let (c, isa) = (&self.config, pool.isa());
         let (h, q) = (c.hidden_size, c.attended_size());
-        let mut spans = Vec::with_capacity(segments.len());
-        let mut rows = 0;
-        for s in segments.iter() {
-            spans.push(Span {
-                rows: rows..rows + s.tokens.len(),
-                first: s.cache.len(),
-            });
-            rows += s.tokens.len();
-        }
-        let positions: Vec<usize> = spans
+        let order = by_adapter(segments);
+        let mut spans: Vec<Span> = segments
             .iter()
-            .flat_map(|s| s.first..s.first + s.rows.len())
+            .map(|s| Span {
+                rows: 0..s.tokens.len(),
+                first: s.cache.len(),
+            })
             .collect();
-        let mut groups = group(segments, &spans);
+        let (mut rows, mut positions) = (0, Vec::new());
+        for &at in &order {
+            let span = &mut spans[at];
+            span.rows = rows..rows + span.rows.len();
+            rows = span.rows.end;
+            positions.extend(span.first..span.first + span.rows.len());
+        }
+        let mut groups = group(segments, &order, &spans);
         let mut x = vec![0.0_f32; rows * h];
         for (row, &token) in x
             .chunks_exact_mut(h)
-            .zip(segments.iter().flat_map(|s| s.tokens))
+            .zip(order.iter().flat_map(|&at| segments[at].tokens))
         {
             self.embed(token as usize, row);
         }
@@ -149,7 +151,8 @@ impl Model {
             if i + 1 == self.blocks.len() && rows > segments.len() {
                 // Only the last row of each segment is asked for; everything
                 // above its keys and values is skipped for the others.
-                for (at, span) in spans.iter_mut().enumerate() {
+                for (at, &segment) in order.iter().enumerate() {
+                    let span = &mut spans[segment];
                     let last = span.rows.end - 1;
                     x.copy_within(last * h..(last + 1) * h, at * h);
                     projected.copy_within(last * width..(last + 1) * width, at * width);
@@ -162,7 +165,7 @@ impl Model {
                 projected.truncate(rows * width);
                 attended.truncate(rows * q);
                 delta.truncate(rows * h);
-                groups = group(segments, &spans);
+                groups = group(segments, &order, &spans);
             }
             let pass = Pass {
                 pool,
@@ -190,7 +193,11 @@ impl Model {
         for segment in segments.iter_mut() {
             segment.cache.advance(segment.tokens.len());
         }
-        norm(pool, &x, &self.norm, c.rms_norm_eps, &mut normed, None);
+        // Back to the order of the segments; each has one row by now.
+        for (span, delta) in spans.iter().zip(delta.chunks_exact_mut(h)) {
+            delta.copy_from_slice(&x[span.rows.start * h..span.rows.end * h]);
+        }
+        norm(pool, &delta, &self.norm, c.rms_norm_eps, &mut normed, None);
         let mut logits = vec![0.0_f32; rows * c.vocab_size];
         self.head
             .product(pool, &normed, &mut logits, Precision::Serving);
@@ -255,19 +262,39 @@ fn reserve(segments: &mut [Segment<'_>]) -> Result<(), ForwardError> {
     Ok(())
 }
 
+/// The segments, those that share an adapter side by side: one product then
+/// serves all their rows. The order of rows changes no bit of any.
+fn by_adapter(segments: &[Segment<'_>]) -> Vec<usize> {
+    let mut seen: Vec<*const Lora> = Vec::new();
+    let rank: Vec<usize> = segments
+        .iter()
+        .map(|segment| {
+            let adapter = segment.adapter.map_or(std::ptr::null(), std::ptr::from_ref);
+            seen.iter().position(|&a| a == adapter).unwrap_or_else(|| {
+                seen.push(adapter);
+                seen.len() - 1
+            })
+        })
+        .collect();
+    let mut order: Vec<usize> = (0..segments.len()).collect();
+    order.sort_by_key(|&at| rank[at]);
+    order
+}
+
 /// Runs of rows with the same adapter.
-fn group<'a>(segments: &[Segment<'a>], spans: &[Span]) -> Vec<Group<'a>> {
+fn group<'a>(segments: &[Segment<'a>], order: &[usize], spans: &[Span]) -> Vec<Group<'a>> {
     let mut groups: Vec<Group<'a>> = Vec::new();
-    for (segment, span) in segments.iter().zip(spans) {
-        let Some(adapter) = segment.adapter else {
+    for &at in order {
+        let Some(adapter) = segments[at].adapter else {
             continue;
         };
+        let rows = &spans[at].rows;
         match groups.last_mut() {
-            Some(g) if std::ptr::eq(g.adapter, adapter) && g.rows.end == span.rows.start => {
-                g.rows.end = span.rows.end;
+            Some(g) if std::ptr::eq(g.adapter, adapter) && g.rows.end == rows.start => {
+                g.rows.end = rows.end;
             }
             _ => groups.push(Group {
-                rows: span.rows.clone(),
+                rows: rows.clone(),
                 adapter,
             }),
         }

@@ -9,7 +9,7 @@ use super::mla::{Latent, SavedLatent};
 use super::rope::RopeTable;
 use crate::cache::KvCache;
 use crate::config::ModelConfig;
-use crate::kernels::Output;
+use crate::kernels::{MatMut, Output};
 use crate::linear::{Linear, Norm};
 use crate::lora::Projection;
 
@@ -209,7 +209,8 @@ impl Heads {
     }
 
     /// One head of rows `rows`, whose first is at position `first`, against
-    /// the cache.
+    /// the cache. For a single row the first of the heads that share keys does
+    /// the work of all, so that keys and values are read once.
     #[expect(clippy::too_many_arguments, reason = "one task's coordinates")]
     pub(super) fn attend_cached(
         &self,
@@ -222,14 +223,33 @@ impl Heads {
         cache: &KvCache,
         attended: &Output<'_>,
     ) {
-        let (c, group) = (pass.config, head / self.shape.share());
-        let sight = Sight::new(c, layer, first);
-        let (from, seen) = (sight.from(), first + rows.len());
-        let queries = self.shape.query(qkv, rows, head);
-        let keys = cache.keys(layer, group, from..seen);
-        let values = cache.values(layer, group, from..seen);
-        let out = attended.tile(rows.clone(), self.shape.output(head));
-        attend(pass.pool.isa(), &queries, keys, values, from, sight, out);
+        let (c, isa, shape) = (pass.config, pass.pool.isa(), &self.shape);
+        let (share, seen) = (shape.share(), first + rows.len());
+        let of_cache = |from: usize| {
+            (
+                cache.keys(layer, head / share, from..seen),
+                cache.values(layer, head / share, from..seen),
+            )
+        };
+        if rows.len() > 1 {
+            let sight = Sight::new(c, layer, first);
+            let (keys, values) = of_cache(sight.from());
+            let queries = shape.query(qkv, rows, head);
+            let out = attended.tile(rows.clone(), shape.output(head));
+            attend(isa, &queries, keys, values, sight.from(), sight, out);
+        } else if head.is_multiple_of(share) {
+            let sight = Sight::of_token(c, layer, first);
+            let (keys, values) = of_cache(sight.from());
+            let queries = Rows {
+                rows: share,
+                stride: shape.key,
+                ..shape.query(qkv, rows, head)
+            };
+            let columns = shape.output(head).start..shape.output(head + share - 1).end;
+            let mut out = attended.tile(rows.clone(), columns);
+            let out = MatMut::new(out.row(0), share, shape.value);
+            attend(isa, &queries, keys, values, sight.from(), sight, out);
+        }
     }
 
     /// `out = attention(x)` for whole sequences (`spans` of rows, `positions`

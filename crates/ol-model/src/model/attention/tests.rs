@@ -52,6 +52,7 @@ fn reference(q: &[f32], k: &[f32], v: &[f32], d_out: &[f32], window: usize) -> [
 fn sight(first: usize, window: usize) -> Sight {
     Sight {
         first,
+        step: 1,
         window: (window < usize::MAX).then_some(window),
     }
 }
