@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use half::bf16;
-use ol_model::{Lora, Model, ModelConfig, Projection};
+use ol_model::{Lora, LoraBlock, Model, ModelConfig, Projection};
 
 use crate::backend::{Backend, Operand, Product};
 use crate::cache::{FreePages, GpuSequence, PAGE_TOKENS};
@@ -65,11 +65,20 @@ pub(crate) struct Places {
 
 pub(crate) struct GpuAdapter<M> {
     pub(crate) parameters: M,
+    /// The widest rank.
+    pub(crate) rank: usize,
+    pub(crate) n_params: usize,
+    /// By layer and [`PROJECTIONS`].
+    pub(crate) blocks: Vec<Option<Factors>>,
+}
+
+/// Where the factors of one adapted layer begin, in elements.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Factors {
+    pub(crate) a: usize,
+    pub(crate) b: usize,
     pub(crate) rank: usize,
     pub(crate) scale: f32,
-    pub(crate) n_params: usize,
-    /// Offsets of A and B, by layer and [`PROJECTIONS`].
-    pub(crate) blocks: Vec<Option<[usize; 2]>>,
 }
 
 /// Rows of activations with their copy in the matrices' precision.
@@ -314,7 +323,15 @@ impl<B: Backend> GpuModel<B> {
                 .iter()
                 .position(|p| *p == block.projection)
                 .ok_or_else(|| GpuError::Unsupported(block.projection.name().to_owned()))?;
-            blocks[block.layer * 7 + place] = Some([block.range_a().start, block.range_b().start]);
+            if block.has_magnitude {
+                return Err(GpuError::Unsupported("DoRA".to_owned()));
+            }
+            blocks[block.layer * 7 + place] = Some(Factors {
+                a: block.range_a().start,
+                b: block.range_b().start,
+                rank: block.rank(),
+                scale: block.scale,
+            });
         }
         let bytes = floats_to_bytes(adapter.parameters());
         let mut parameters = self.device.allocate("an adapter", bytes.len())?;
@@ -330,11 +347,11 @@ impl<B: Backend> GpuModel<B> {
                         rank: 0,
                         scale: 0.0,
                     },
-                    |[a, b]: [usize; 2]| LoraEntry {
-                        a: base + (a * size_of::<f32>()) as u64,
-                        b: base + (b * size_of::<f32>()) as u64,
-                        rank: int(adapter.config().rank),
-                        scale: adapter.scale(),
+                    |block: Factors| LoraEntry {
+                        a: base + (block.a * size_of::<f32>()) as u64,
+                        b: base + (block.b * size_of::<f32>()) as u64,
+                        rank: int(block.rank),
+                        scale: block.scale,
                     },
                 );
                 entry.bytes().to_vec()
@@ -344,8 +361,12 @@ impl<B: Backend> GpuModel<B> {
             .write(&mut self.table, slot.0 * entries.len(), &entries)?;
         self.adapters[slot.0] = Some(GpuAdapter {
             parameters,
-            rank: adapter.config().rank,
-            scale: adapter.scale(),
+            rank: adapter
+                .blocks()
+                .iter()
+                .map(LoraBlock::rank)
+                .max()
+                .unwrap_or(0),
             n_params: adapter.n_params(),
             blocks,
         });

@@ -459,10 +459,10 @@ impl<B: Backend> GpuModel<B> {
             self.product_back_narrow(rows, columns, n, matrix, width, out, beta)?;
         }
         let adapter = self.adapter(at.adapter)?;
-        let Some([a, b]) = adapter.blocks[at.layer * 7 + projection] else {
+        let Some(block) = adapter.blocks[at.layer * 7 + projection] else {
             return Ok(());
         };
-        let rank = adapter.rank;
+        let rank = block.rank;
         let small = |m, n, k, a_transposed, alpha, beta| Product {
             m,
             n,
@@ -478,14 +478,24 @@ impl<B: Backend> GpuModel<B> {
         let dz = self.floats("gradients", rows * rank)?;
         let dz_rows = Operand::new(&dz, rank);
         let device = &self.device;
-        let product = small(rows, rank, n, false, adapter.scale, 0.0);
-        device.multiply(&product, columns, factor(b, rank), dz_rows)?;
+        let product = small(rows, rank, n, false, block.scale, 0.0);
+        device.multiply(&product, columns, factor(block.b, rank), dz_rows)?;
         let product = small(n, rank, rows, true, 1.0, 1.0);
-        device.multiply(&product, columns, Operand::new(z, rank), slope(b, rank))?;
+        device.multiply(
+            &product,
+            columns,
+            Operand::new(z, adapter.rank),
+            slope(block.b, rank),
+        )?;
         let product = small(rows, width, rank, false, 1.0, 1.0);
-        device.multiply(&product, dz_rows, factor(a, width), out)?;
+        device.multiply(&product, dz_rows, factor(block.a, width), out)?;
         let product = small(rank, width, rows, true, 1.0, 1.0);
-        device.multiply(&product, dz_rows, Operand::new(x, width), slope(a, width))
+        device.multiply(
+            &product,
+            dz_rows,
+            Operand::new(x, width),
+            slope(block.a, width),
+        )
     }
 
     /// `dx = dy W` with both factors in bf16: the columns are packed first.
