@@ -15,20 +15,25 @@ static int emulated_done[THREADS];
 static void (*emulated_body)(const void *);
 static const void *emulated_arguments;
 
-// Contexts only start the coroutines; jumps between them need no system call.
-static void emulated_entry(void) {
-  emulated_body(emulated_arguments);
-  emulated_done[emulated_thread] = 1;
-  _longjmp(emulated_scheduler, 1);
-}
-
 static void emulated_barrier(void) {
   if (!_setjmp(emulated_threads[emulated_thread])) _longjmp(emulated_scheduler, 1);
 }
 
-static void emulated_resume(int first, char *stack, size_t size) {
+// A coroutine lives as long as the process and runs its thread of one block
+// after the other: contexts only start them, and jumps need no system call.
+static void emulated_entry(void) {
+  for (;;) {
+    emulated_body(emulated_arguments);
+    emulated_done[emulated_thread] = 1;
+    emulated_barrier();
+  }
+}
+
+static void emulated_resume(char *stack, size_t size) {
+  static int started[THREADS];
   if (_setjmp(emulated_scheduler)) return;
-  if (!first) _longjmp(emulated_threads[emulated_thread], 1);
+  if (started[emulated_thread]) _longjmp(emulated_threads[emulated_thread], 1);
+  started[emulated_thread] = 1;
   ucontext_t context;
   getcontext(&context);
   context.uc_stack.ss_sp = stack;
@@ -49,11 +54,11 @@ static int emulate(void (*body)(const void *), const void *arguments, int blocks
   for (emulated_block_y = 0; emulated_block_y < blocks_y; emulated_block_y++)
     for (emulated_block = 0; emulated_block < blocks; emulated_block++) {
       memset(emulated_done, 0, sizeof emulated_done);
-      for (int round = 0, running = THREADS; running > 0; round++) {
+      for (int running = THREADS; running > 0;) {
         int ended = 0;
         for (emulated_thread = 0; emulated_thread < THREADS; emulated_thread++) {
           if (emulated_done[emulated_thread]) continue;
-          emulated_resume(round == 0, stacks + (size_t)emulated_thread * STACK, STACK);
+          emulated_resume(stacks + (size_t)emulated_thread * STACK, STACK);
           ended += emulated_done[emulated_thread];
         }
         if (ended != 0 && ended != running) return 1;
