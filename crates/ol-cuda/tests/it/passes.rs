@@ -217,7 +217,7 @@ fn what_only_the_cpu_does_is_refused_by_name() {
         ..LoraConfig::all_linear(2)
     };
     let error = gpu
-        .add_adapter(&Lora::init(&small(), dora, 1).unwrap())
+        .add_adapter(&cpu.fresh_adapter(&Pool::new(1), dora, 1).unwrap())
         .unwrap_err();
     assert!(error.to_string().contains("DoRA"), "{error}");
 }
