@@ -55,6 +55,10 @@ pub struct LoraObjective<'a> {
 impl Objective for LoraObjective<'_> {
     type Example = Sequence;
 
+    fn identity(&self) -> B256 {
+        self.model.hash()
+    }
+
     fn parameters(&self) -> Vec<f32> {
         self.adapter.parameters().to_vec()
     }
@@ -230,28 +234,14 @@ pub fn train_adapter<'a>(
         clock,
         observer,
     )?;
-    objective.adapter.save(job.out_dir, job.base_name)?;
-    let adapter = Lora::load(job.out_dir, job.model.config())?;
-    let read = LoraObjective {
-        model: job.model,
-        adapter,
-        pool,
-    };
     let probe = &measuring[..measuring.len().min(8)];
-    let bits = |of: &LoraObjective<'_>| {
-        let measured = of.measure(probe).map_err(TrainError::from);
-        measured.map(|all| all.iter().map(|m| m.loss.to_bits()).collect::<Vec<_>>())
-    };
-    let same = bits(&read)? == bits(&objective)?;
-    if read.adapter.hash() != objective.adapter.hash() || !same {
-        return Err(AdapterError::Differs);
-    }
+    let adapter = save_checked(&objective, job.out_dir, job.base_name, probe)?;
     if let Some(path) = job.checkpoint.filter(|_| outcome.finished) {
         clear_checkpoints(path).map_err(TrainError::from)?;
     }
     Ok(AdapterReport {
-        adapter_hash: read.adapter.hash(),
-        adapter: read.adapter,
+        adapter_hash: adapter.hash(),
+        adapter,
         options,
         held_out_before,
         held_out_after: outcome.held_out,
@@ -261,6 +251,31 @@ pub fn train_adapter<'a>(
         finished: outcome.finished,
         curve: outcome.curve,
     })
+}
+
+/// Writes the trained adapter as a PEFT directory, reads it back, and compares:
+/// the content, and the losses of `probe`, bit by bit. Returns what was read.
+///
+/// # Errors
+/// [`AdapterError`] when it cannot be written or read, or is not the same.
+pub fn save_checked(
+    trained: &LoraObjective<'_>,
+    dir: &Path,
+    base_name: &str,
+    probe: &[Sequence],
+) -> Result<Lora, AdapterError> {
+    trained.adapter.save(dir, base_name)?;
+    let adapter = Lora::load(dir, trained.model.config())?;
+    let losses = |adapter| {
+        let losses = trained.model.losses(trained.pool, Some(adapter), probe);
+        let bits = |losses: Vec<f64>| losses.into_iter().map(f64::to_bits).collect::<Vec<_>>();
+        losses.map(bits).map_err(TrainError::from)
+    };
+    let same = losses(&adapter)? == losses(&trained.adapter)?;
+    if adapter.hash() != trained.adapter.hash() || !same {
+        return Err(AdapterError::Differs);
+    }
+    Ok(adapter)
 }
 
 /// Records held out: a seeded choice of at least one, at most all but one.

@@ -54,6 +54,11 @@ pub struct BaseObjective<'a> {
 impl Objective for BaseObjective<'_> {
     type Example = Sequence;
 
+    /// Everything is trained.
+    fn identity(&self) -> B256 {
+        B256::ZERO
+    }
+
     fn parameters(&self) -> Vec<f32> {
         self.model.parameters()
     }

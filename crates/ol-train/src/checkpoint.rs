@@ -69,8 +69,7 @@ pub enum CheckpointError {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Position {
     pub(crate) options: TrainOptions,
-    /// Hash of what is trained, and on what.
-    pub(crate) data: String,
+    pub(crate) run: RunId,
     pub(crate) step: u32,
     pub(crate) epoch: u64,
     pub(crate) next: usize,
@@ -83,6 +82,15 @@ pub(crate) struct Position {
     pub(crate) worse: u32,
     #[serde(with = "exact_curve")]
     pub(crate) curve: Vec<CurvePoint>,
+}
+
+/// Hashes of what a run is made of, besides its options.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RunId {
+    /// What is trained on and measured with.
+    pub(crate) data: String,
+    /// What is trained, and the base.
+    pub(crate) start: String,
 }
 
 /// The lowest held-out loss measured.
@@ -342,12 +350,12 @@ impl<'a> Checkpoints<'a> {
     pub(crate) fn read(
         &self,
         options: &TrainOptions,
-        data: &str,
+        run: &RunId,
         state: &mut State,
     ) -> Result<Option<Position>, CheckpointError> {
         let mut damaged = None;
         for (_, path) in self.found()?.iter().rev() {
-            match read(path, options, data, state) {
+            match read(path, options, run, state) {
                 Ok(position) => return Ok(Some(position)),
                 Err(e @ CheckpointError::Damaged { .. }) => {
                     damaged.get_or_insert(e);
@@ -380,7 +388,7 @@ pub fn clear_checkpoints(path: &Path) -> Result<(), CheckpointError> {
 fn read(
     path: &Path,
     options: &TrainOptions,
-    data: &str,
+    run: &RunId,
     state: &mut State,
 ) -> Result<Position, CheckpointError> {
     let io = |source| CheckpointError::Io {
@@ -442,8 +450,11 @@ fn read(
     if position.options.that_matter() != options.that_matter() {
         return Err(other("options"));
     }
-    if position.data != data {
+    if position.run.data != run.data {
         return Err(other("data"));
+    }
+    if position.run.start != run.start {
+        return Err(other("base or initial adapter"));
     }
     let has_best = vectors.iter().any(|(name, _)| name == "best");
     state.best = has_best.then(|| vec![0.0; state.params.len()]);

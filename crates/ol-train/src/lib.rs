@@ -28,7 +28,8 @@ mod trainer;
 
 pub use adamw::AdamW;
 pub use adapter::{
-    AdapterError, AdapterJob, AdapterReport, LoraObjective, TrainingRecord, train_adapter,
+    AdapterError, AdapterJob, AdapterReport, LoraObjective, TrainingRecord, save_checked,
+    train_adapter,
 };
 pub use base::{BaseError, BaseJob, BaseObjective, BaseReport, train_base};
 pub use checkpoint::{CheckpointError, clear_checkpoints};

@@ -8,6 +8,8 @@
 
 use ol_model::{ForwardError, GradientOptions, Labels, Lora, Model, Pool, Sequence};
 
+use ol_types::{B256, keccak256};
+
 use crate::memory::PASS_ROWS;
 use crate::options::TrainOptions;
 use crate::trainer::{Example, Measurement, Objective, parts};
@@ -165,6 +167,13 @@ impl<'a> PreferenceObjective<'a> {
 
 impl Objective for PreferenceObjective<'_> {
     type Example = ScoredPair;
+
+    fn identity(&self) -> B256 {
+        let mut bytes = self.model.hash().to_vec();
+        bytes.extend(self.beta.to_le_bytes());
+        bytes.extend(self.label_smoothing.to_le_bytes());
+        keccak256(bytes)
+    }
 
     fn parameters(&self) -> Vec<f32> {
         self.adapter.parameters().to_vec()

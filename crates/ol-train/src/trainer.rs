@@ -4,12 +4,12 @@ use std::path::Path;
 
 use ol_model::{ForwardError, Model, Random, Sequence};
 use ol_runtime::Clock;
-use ol_types::keccak256;
+use ol_types::{B256, Keccak256, keccak256};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::adamw::AdamW;
-use crate::checkpoint::{Best, CheckpointError, Checkpoints, LocalDisk, Position, State};
+use crate::checkpoint::{Best, CheckpointError, Checkpoints, LocalDisk, Position, RunId, State};
 use crate::curve::CurvePoint;
 use crate::options::{OptionError, TrainOptions};
 
@@ -102,6 +102,9 @@ pub(crate) struct Measured {
 pub trait Objective {
     /// What it learns from.
     type Example: Example;
+    /// Hash of what decides over the loss and is not trained, the base above
+    /// all: a checkpoint of another one is refused.
+    fn identity(&self) -> B256;
     /// All parameters.
     fn parameters(&self) -> Vec<f32>;
     /// Replaces all parameters; false if one is not finite.
@@ -232,6 +235,17 @@ fn measure<O: Objective>(
     })
 }
 
+/// Hash of what is trained before the first step.
+fn start_hash(identity: B256, params: &[f32]) -> String {
+    let mut hasher = Keccak256::new();
+    hasher.update(identity);
+    for part in params.chunks(1 << 16) {
+        let bytes: Vec<u8> = part.iter().flat_map(|p| p.to_le_bytes()).collect();
+        hasher.update(bytes);
+    }
+    hasher.finalize().to_string()
+}
+
 fn data_hash<E: Example>(train: &[E], held_out: &[E]) -> String {
     let mut bytes = Vec::new();
     for part in [train, held_out] {
@@ -306,14 +320,17 @@ pub(crate) fn run<O: Objective>(
         params,
         best: None,
     };
-    let data = data_hash(train, held_out);
-    let found = match &checkpoints {
-        Some(checkpoints) => checkpoints.read(options, &data, &mut state)?,
-        None => None,
-    };
+    // Hashes that only checkpoints need: a large base takes some seconds.
+    let mut run = RunId::default();
+    let mut found = None;
+    if let Some(checkpoints) = &checkpoints {
+        run.start = start_hash(objective.identity(), &state.params);
+        run.data = data_hash(train, held_out);
+        found = checkpoints.read(options, &run, &mut state)?;
+    }
     let mut at = found.unwrap_or_else(|| Position {
         options: options.clone(),
-        data,
+        run,
         step: 0,
         epoch: 0,
         next: 0,

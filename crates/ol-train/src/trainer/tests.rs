@@ -138,9 +138,9 @@ fn a_checkpoint_of_another_run_or_a_damaged_one_is_refused() {
     let pool = Pool::new(1);
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("checkpoint");
-    let go = |data: &[Sequence], options: &TrainOptions| {
+    let go_from = |seed: u64, data: &[Sequence], options: &TrainOptions| {
         let mut o = BaseObjective {
-            model: Model::random(config(), 3).unwrap(),
+            model: Model::random(config(), seed).unwrap(),
             pool: &pool,
         };
         train(
@@ -154,6 +154,7 @@ fn a_checkpoint_of_another_run_or_a_damaged_one_is_refused() {
         )
         .map(|_| ())
     };
+    let go = |data: &[Sequence], options: &TrainOptions| go_from(3, data, options);
     go(&data, &options()).unwrap();
     let other = TrainOptions {
         seed: 9,
@@ -162,6 +163,10 @@ fn a_checkpoint_of_another_run_or_a_damaged_one_is_refused() {
     let is_other = |r: Result<(), TrainError>, what| matches!(r, Err(TrainError::Checkpoint(CheckpointError::OtherRun { what: w, .. })) if w == what);
     assert!(is_other(go(&data, &other), "options"));
     assert!(is_other(go(&data[1..], &options()), "data"));
+    assert!(is_other(
+        go_from(4, &data, &options()),
+        "base or initial adapter"
+    ));
     let (path, bytes) = only_file(dir.path());
     let damaged = |bytes: &[u8]| {
         std::fs::write(&path, bytes).unwrap();
@@ -631,4 +636,46 @@ fn patience_ends_a_run_that_does_not_improve() {
     )
     .unwrap();
     assert!(got.finished && got.steps < 500, "{}", got.steps);
+}
+
+/// What the loop gave before it knew more than one optimiser, schedule and
+/// storage format: adapters in use were trained so, and payouts name their
+/// hashes.
+#[test]
+fn a_plain_run_keeps_the_bits_it_always_had() {
+    let pool = Pool::new(2);
+    let model = Model::random(config(), 3).unwrap();
+    let mut adapter = LoraObjective {
+        model: &model,
+        adapter: Lora::init(&config(), LoraConfig::all_linear(3), 1).unwrap(),
+        pool: &pool,
+    };
+    let mut base = BaseObjective {
+        model: Model::random(config(), 3).unwrap(),
+        pool: &pool,
+    };
+    fn go<O: Objective<Example = Sequence>>(objective: &mut O) -> u64 {
+        let (data, held_out) = (sequences(40, 1), sequences(8, 2));
+        let options = options();
+        let outcome = train(
+            objective,
+            &data,
+            &held_out,
+            &options,
+            None,
+            &clock(),
+            &mut Silent,
+        );
+        outcome.unwrap().held_out.to_bits()
+    }
+    assert_eq!(go(&mut adapter), 0x400c_3b19_1afc_a17d);
+    assert_eq!(
+        adapter.adapter.hash().to_string(),
+        "0x77bc510daae197dc60e1cade6ef2ade2717cae29b94ea32dcbc5fccffd523970"
+    );
+    assert_eq!(go(&mut base), 0x3ffb_71e6_271e_81b7);
+    assert_eq!(
+        base.model.hash().to_string(),
+        "0xe375615b3fa36df39ec9c228219fb6a0c0e717ee1bdaf8c0123be3effbe76a89"
+    );
 }
