@@ -138,12 +138,21 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// Reads the tokenizer in `dir`: `tokenizer.json` and, where they are,
     /// `tokenizer_config.json`, `special_tokens_map.json`,
-    /// `generation_config.json` and `chat_template.jinja`.
+    /// `generation_config.json` and `chat_template.jinja`. Given a GGUF file
+    /// instead, the tokenizer is that of its folder, or else the file's own.
     ///
     /// # Errors
     /// [`TokenizerError`] when a file is absent, too long or of another kind.
     pub fn load(dir: &Path) -> Result<Self, TokenizerError> {
-        Self::from_files(Files::read(dir)?)
+        if !dir.is_file() {
+            return Self::from_files(Files::read(dir)?);
+        }
+        match dir.parent() {
+            Some(beside) if beside.join(files::TOKENIZER).is_file() => {
+                Self::from_files(Files::read(beside)?)
+            }
+            _ => Self::load_gguf(dir),
+        }
     }
 
     /// Reads the content of a `tokenizer.json` that needs no other file: one in
@@ -196,13 +205,16 @@ impl Tokenizer {
                     .to_owned(),
             ));
         };
-        let (mut before, mut after) = encoder.frame().map_err(format)?;
-        if names.add_bos.is_some() || names.add_end.is_some() {
+        let (before, after) = if names.add_bos.is_some() || names.add_end.is_some() {
             // Said outright, it replaces what the post-processor does.
             let wanted = |flag: Option<bool>, id| if flag == Some(true) { id } else { None };
-            before = wanted(names.add_bos, bos).into_iter().collect();
-            after = wanted(names.add_end, Some(end)).into_iter().collect();
-        }
+            (
+                wanted(names.add_bos, bos).into_iter().collect(),
+                wanted(names.add_end, Some(end)).into_iter().collect(),
+            )
+        } else {
+            encoder.frame().map_err(format)?
+        };
         let mut tokenizer = Self {
             decoder,
             before,

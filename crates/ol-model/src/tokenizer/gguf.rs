@@ -2,13 +2,14 @@
 //! from.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 
 use serde_json::{Value, json};
 
 use super::files::{Files, Names};
 use super::{Tokenizer, TokenizerError};
 use crate::generation_config::GenerationConfig;
-use crate::gguf::{GgufTokenizer, TokenKind};
+use crate::gguf::{Gguf, GgufTokenizer, TokenKind};
 
 /// Words, with contractions apart; how many digits stay together is filled in.
 const WORDS: [&str; 2] = [
@@ -34,6 +35,18 @@ const TEKKEN: &str = concat!(
 );
 
 impl Tokenizer {
+    pub(super) fn load_gguf(path: &Path) -> Result<Self, TokenizerError> {
+        let bad = |reason: String| TokenizerError::Format {
+            file: path.display().to_string(),
+            reason,
+        };
+        let described = Gguf::open(path)
+            .and_then(|gguf| gguf.tokenizer())
+            .map_err(|e| bad(e.to_string()))?;
+        let described = described.ok_or_else(|| bad("describes no tokenizer".to_owned()))?;
+        Self::from_gguf(&described)
+    }
+
     /// The tokenizer that a GGUF file describes: byte-level BPE (`gpt2`) of the
     /// families, or sentencepiece (`llama`).
     ///

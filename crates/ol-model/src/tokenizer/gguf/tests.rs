@@ -132,3 +132,24 @@ fn what_cannot_be_read_is_named() {
         assert!(error.contains(expected), "{error}");
     }
 }
+
+#[test]
+fn a_gguf_file_brings_its_tokenizer_unless_one_lies_beside_it() {
+    let fixtures = family_dir("../gguf");
+    let own = Tokenizer::load(&fixtures.join("llama-q4_k.gguf")).unwrap();
+    assert_eq!((own.vocab_size(), own.end_id()), (96, 95));
+    assert_eq!(own.encode_prompt("").unwrap(), [94]);
+    assert_eq!(own.decode(&own.encode("hello").unwrap()), "hello");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    fs::copy(fixtures.join("llama-q4_k.gguf"), &path).unwrap();
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(family_dir("qwen2").join(file), dir.path().join(file)).unwrap();
+    }
+    let beside = Tokenizer::load(&path).unwrap();
+    assert!(beside.vocab_size() > 96);
+    fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
+    fs::write(&path, b"GGUF").unwrap();
+    let error = Tokenizer::load(&path).unwrap_err().to_string();
+    assert!(error.contains("model.gguf"), "{error}");
+}
