@@ -5,8 +5,9 @@
 
 A runner as specs/runner.md describes it: SPEC is a job (specs/job.md, JSON), FOLDER receives
 metrics.jsonl, state.json, a checkpoint, and at the end adapter/ with the PEFT files and
-training.json. Order of the data, hold-out and initial adapter are those of the built-in trainer,
-so that both walk the same path up to rounding.
+training.json. Order of the data, batches, schedule and initial adapter are those of the built-in
+trainer, so that both walk the same path up to rounding; what is held out is the same where the
+job names evaluation.files.
 """
 
 import hashlib
@@ -32,6 +33,8 @@ OPTIONS = {
     "checkpoint_every": 0,
     "checkpoints_keep": 1,
     "clip_norm": 1.0,
+    "dpo_beta": 0.1,
+    "dpo_label_smoothing": 0.0,
     "epochs": None,
     "evaluate_every": 50,
     "evaluate_tokens": 16384,
@@ -58,7 +61,15 @@ LORA = {
     "rslora": False,
     "target_modules": "all-linear",
 }
-DATA = {"datanet": None, "files": [], "format": "auto", "prompt_weight": 0.0, "version": None}
+DATA = {
+    "datanet": None,
+    "files": [],
+    "format": "auto",
+    "max_tokens": None,
+    "prompt_weight": 0.0,
+    "skip_bad": 0,
+    "version": None,
+}
 EVALUATION = {"files": [], "generate": 16, "held_out_fraction": 0.05, "max_new_tokens": 64}
 BASE = {"hub": None, "path": None, "quantise": None, "revision": None}
 ORDER = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -194,17 +205,18 @@ def rows(path):
 
 
 def messages(place, row):
-    """An example as chat messages, or as text."""
+    """An example as chat messages, as prompt and completion, or as text."""
     if "messages" in row:
         return row["messages"]
     if "text" in row:
         return row["text"]
-    for question, answer in (("prompt", "completion"), ("question", "answer")):
-        if question in row and answer in row:
-            return [
-                {"role": "user", "content": row[question]},
-                {"role": "assistant", "content": row[answer]},
-            ]
+    if "prompt" in row and "completion" in row:
+        return row["prompt"], row["completion"]
+    if "question" in row and "answer" in row:
+        return [
+            {"role": "user", "content": row["question"]},
+            {"role": "assistant", "content": row["answer"]},
+        ]
     if "instruction" in row and "output" in row:
         given = row["instruction"]
         if row.get("input"):
@@ -230,6 +242,13 @@ def encode(tokenizer, example, prompt_weight, context):
         if tokenizer.eos_token_id is not None:
             tokens = tokens + [tokenizer.eos_token_id]
         return tokens[:context], [1.0] * min(len(tokens), context)
+    if isinstance(example, tuple):
+        prompt = tokenizer(example[0])["input_ids"]
+        answer = tokenizer(example[1], add_special_tokens=False)["input_ids"]
+        if tokenizer.eos_token_id is not None:
+            answer = answer + [tokenizer.eos_token_id]
+        weights = [prompt_weight] * len(prompt) + [1.0] * len(answer)
+        return (prompt + answer)[:context], weights[:context]
     tokens = render(example, False)
     weights = [prompt_weight] * len(tokens)
     for at, message in enumerate(example):
@@ -454,6 +473,8 @@ class Run:
         data, evaluation = self.spec["data"], self.spec["evaluation"]
         used, sequences = [], []
 
+        context = min(context, data["max_tokens"] or 2048)
+
         def read(path):
             for place, row in rows(path):
                 example = messages(place, row)
@@ -461,7 +482,7 @@ class Run:
 
         for path in data["files"]:
             found = list(read(path))
-            used.append([Path(path).name, sha256(path), len(sequences), len(found)])
+            used.append({"n_examples": len(found), "name": Path(path).name, "sha256": sha256(path)})
             sequences.extend(found)
         held = set()
         if evaluation["files"]:
@@ -471,17 +492,14 @@ class Run:
                 raise Refused(f"the data has {len(sequences)} examples; at least 2 are needed")
             fraction, seed = evaluation["held_out_fraction"], self.spec["options"]["seed"]
             held = held_out_of(len(sequences), fraction, seed)
+            # Equal examples stay on one side.
+            chosen = {tuple(sequences[at][0]) for at in held}
+            held = {at for at, (tokens, _) in enumerate(sequences) if tuple(tokens) in chosen}
             held_out = [sequences[at] for at in sorted(held)]
         training = [sequence for at, sequence in enumerate(sequences) if at not in held]
-        data = []
-        for name, digest, start, n in used:
-            n_held = sum(start <= at < start + n for at in held)
-            data.append(
-                {"n_examples": n - n_held, "n_held_out": n_held, "name": name, "sha256": digest}
-            )
         if weight_of(training) <= 0 or weight_of(held_out) <= 0:
             raise Refused("no token that the model shall learn is in the data")
-        return training, held_out, data
+        return training, held_out, used
 
     def train(self):
         import torch
@@ -599,10 +617,10 @@ class Run:
             with torch.no_grad():
                 for parameter, value in zip(parameters, best, strict=True):
                     parameter.copy_(value)
-        self.finish(model, held_out, data, options, position)
+        self.finish(model, held_out, len(training), data, options, position)
         return DONE
 
-    def finish(self, model, held_out, data, options, position):
+    def finish(self, model, held_out, n_trained, data, options, position):
         """Writes the adapter, reads it back, and moves it to its place."""
         import torch
         from safetensors.torch import load_file
@@ -636,6 +654,8 @@ class Run:
             "job": os.environ.get("OPENLEDGER_JOB_HASH"),
             "lora": spec["lora"],
             "method": spec["method"],
+            "n_held_out": len(held_out),
+            "n_trained": n_trained,
             "options": {
                 name: value
                 for name, value in options.items()

@@ -23,7 +23,9 @@ Usage: cargo xtask <task>
   test               everything CI runs: tidy, fmt, clippy, contracts, unit,
                      property and integration tests, documentation, the loop,
                      clients
-  test --nightly     the same, with the random tests at full length
+  test --nightly     the same, with the random tests at full length, and jobs
+                     of transformers + PEFT beside ours, which needs
+                     OPENLEDGER_PEFT_PYTHON (see runners/peft)
   test --full DIR... every public test of Ethereum below these folders (see
                      docs/conformance.md)
   tidy               layering, file sizes, invariants that name no test
@@ -45,7 +47,9 @@ fn main() -> ExitCode {
     let root = root();
     let done = match words.as_slice() {
         ["test"] => test(&root, &[]),
-        ["test", "--nightly"] => test(&root, &[("OPENLEDGER_TEST_SCALE", NIGHTLY_SCALE)]),
+        ["test", "--nightly"] => {
+            test(&root, &[("OPENLEDGER_TEST_SCALE", NIGHTLY_SCALE)]).and_then(|()| peft(&root))
+        }
         ["test", "--full", folders @ ..] if !folders.is_empty() => conformance(&root, folders),
         ["tidy"] => tidy::check(&root),
         ["contracts"] => contracts(&root, false),
@@ -129,6 +133,20 @@ fn test(root: &Path, env: &[(&str, &str)]) -> Done {
         }
     })?;
     step("clients", || clients(root, &[]))
+}
+
+/// The PEFT runner beside our trainer. Without its Python this is a failure: what
+/// did not run did not pass.
+fn peft(root: &Path) -> Done {
+    step("peft runner", || {
+        if env::var_os("OPENLEDGER_PEFT_PYTHON").is_none() {
+            return Err("set OPENLEDGER_PEFT_PYTHON to a Python that has \
+                        runners/peft/requirements.txt"
+                .into());
+        }
+        let test = ["test", "--release", "--locked", "-p", "ol-train", "--test"];
+        run(root, "cargo", &[&test[..], &["peft_runner"]].concat())
+    })
 }
 
 /// Every public test of Ethereum below some folders.

@@ -285,7 +285,7 @@ pub fn save_checked(
     clippy::cast_sign_loss,
     reason = "a fraction of a count, clamped"
 )]
-pub(crate) fn held_out(n: usize, fraction: f64, seed: u64) -> Vec<usize> {
+fn held_out(n: usize, fraction: f64, seed: u64) -> Vec<usize> {
     let wanted = ((n as f64 * fraction).round() as usize).clamp(1, n - 1);
     let mut order: Vec<usize> = (0..n).collect();
     Random::new(seed ^ 0x6865_6C64).shuffle(&mut order);

@@ -5,22 +5,26 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ol_model::{Lora, Pool};
+use ol_model::Pool;
 use ol_runtime::Clock;
 
 use super::folder::{RunFolder, RunPhase, RunState};
-use super::manifest::{ADAPTER_FILES, JobManifest, sha256_of};
+use super::manifest::JobManifest;
 use super::metrics::{MetricsLine, MetricsWriter};
-use super::report::JobReport;
 use super::runner::{RunEnd, RunError, Runner, Stop};
 use super::spec::{JobSpec, Problem};
 use crate::adapter::LoraObjective;
-use crate::trainer::{Observer, Outcome, Progress, mean_loss, train};
+use crate::data::Examples;
+use crate::options::TrainOptions;
+use crate::preference::{Pair, PreferenceObjective, ScoredPair};
+use crate::trainer::{Objective, Observer, Outcome, Progress, train};
 
+mod finish;
 mod prepare;
 
+use finish::Trained;
+use prepare::prepare;
 pub use prepare::{NoSources, Plan, Sources};
-use prepare::{Prepared, prepare};
 
 /// Trains jobs on this machine's processors.
 #[derive(Debug)]
@@ -41,14 +45,20 @@ impl LocalRunner {
         }
     }
 
-    /// What a job would do, and what it would need: the model and the data are
-    /// read, nothing is trained or written.
+    /// What a job would do, and what it would need: the data is read, nothing is
+    /// trained or written.
     ///
     /// # Errors
-    /// As [`Runner::run`].
+    /// As [`Runner::run`], but for too little memory, which the plan names.
     pub fn plan(&self, spec: &JobSpec) -> Result<Plan, RunError> {
         check(spec)?;
-        Ok(prepare(spec, self.sources.as_ref(), &mut |_| ())?.plan(spec))
+        Ok(prepare(
+            spec,
+            self.sources.as_ref(),
+            self.pool.threads(),
+            &mut |_| (),
+        )?
+        .plan)
     }
 
     fn execute(
@@ -60,46 +70,52 @@ impl LocalRunner {
     ) -> Result<RunEnd, RunError> {
         let started_s = self.clock.monotonic_s();
         write_state(folder, RunPhase::Preparing, 0, 0, "reading model and data")?;
-        let prepared = prepare(spec, self.sources.as_ref(), &mut |line| log.line(line))?;
-        let plan = prepared.plan(spec);
-        for line in plan.lines() {
+        let sources = self.sources.as_ref();
+        let prepared = prepare(spec, sources, self.pool.threads(), &mut |line| {
+            log.line(line)
+        })?;
+        for line in prepared.plan.lines() {
             log.line(&line);
         }
-        let adapter = prepared
-            .model
+        let model = prepared.load(&self.pool)?;
+        let adapter = model
             .fresh_adapter(&self.pool, prepared.lora.clone(), prepared.options.seed)
             .map_err(failed)?;
-        let mut objective = LoraObjective {
-            model: &prepared.model,
-            adapter,
-            pool: &self.pool,
-        };
-        // B is zero at first: the fresh adapter is the base.
-        let held_out_before = mean_loss(&objective, &prepared.held_out).map_err(failed)?;
-        log.line(&format!(
-            "held-out loss of the base: {held_out_before:.4} nats a token"
-        ));
-        make_dir(&folder.checkpoint())?;
-        let mut watch = Watch {
+        let run = Training {
+            runner: self,
             folder,
             stop,
-            clock: self.clock.as_ref(),
-            metrics: None,
-            failure: None,
+            options: &prepared.options,
         };
-        let trained = train(
-            &mut objective,
-            &prepared.training,
-            &prepared.held_out,
-            &prepared.options,
-            Some(&folder.checkpoint().join("state")),
-            self.clock.as_ref(),
-            &mut watch,
-        );
-        if let Some(failure) = watch.failure.take() {
-            return Err(failure);
-        }
-        let outcome = trained.map_err(failed)?;
+        let (adapter, outcome, held_out) = match (&prepared.training, &prepared.held_out) {
+            (Examples::Sequences(training), Examples::Sequences(held_out)) => {
+                let mut objective = LoraObjective {
+                    model: &model,
+                    adapter,
+                    pool: &self.pool,
+                };
+                let outcome = run.train(&mut objective, training, held_out)?;
+                (objective.adapter, outcome, held_out.clone())
+            }
+            (Examples::Preferences(training), Examples::Preferences(held_out)) => {
+                let score = |pairs: &[Pair]| ScoredPair::score(&model, &self.pool, pairs);
+                let (scored, scored_held) = (
+                    score(training).map_err(failed)?,
+                    score(held_out).map_err(failed)?,
+                );
+                let mut objective =
+                    PreferenceObjective::new(&model, adapter, &self.pool, &prepared.options);
+                let outcome = run.train(&mut objective, &scored, &scored_held)?;
+                // The answers wanted are what the adapter shall make likelier.
+                let chosen = held_out.iter().map(|pair| pair.chosen.clone());
+                (objective.adapter, outcome, chosen.collect())
+            }
+            _ => {
+                let what = "data and evaluation files are not of one kind: pairs cannot be \
+                            measured on other examples";
+                return Err(RunError::Failed(what.to_owned()));
+            }
+        };
         let (step, steps) = (outcome.steps, prepared.options.steps);
         if !outcome.finished {
             let message = format!("stopped after step {step} of {steps}; a checkpoint is kept");
@@ -114,105 +130,63 @@ impl LocalRunner {
             steps,
             "measuring the adapter",
         )?;
-        let seconds = self.clock.monotonic_s() - started_s;
-        self.write(
+        let result = Trained {
             spec,
-            folder,
-            &prepared,
-            &objective,
-            held_out_before,
-            &outcome,
-            seconds,
-        )?;
+            prepared: &prepared,
+            model: &model,
+            pool: &self.pool,
+            adapter,
+            outcome,
+            held_out,
+            seconds: self.clock.monotonic_s() - started_s,
+        };
+        let evaluation = result.write(folder)?;
         write_state(folder, RunPhase::Done, step, steps, "")?;
         log.line(&format!(
-            "done: held-out loss {held_out_before:.4} → {:.4} nats a token",
-            outcome.held_out
+            "done: held-out loss {:.4} → {:.4} nats a token",
+            evaluation.before.loss, evaluation.after.loss
         ));
         Ok(RunEnd::Done)
     }
+}
 
-    /// Writes the adapter, reads it back, compares, measures, and moves it to
-    /// its place with all that belongs to it.
-    #[expect(clippy::too_many_arguments, reason = "the parts of one result")]
-    fn write(
+/// What the training loop is told and watched by.
+struct Training<'a> {
+    runner: &'a LocalRunner,
+    folder: &'a RunFolder,
+    stop: Stop<'a>,
+    options: &'a TrainOptions,
+}
+
+impl Training<'_> {
+    fn train<O: Objective>(
         &self,
-        spec: &JobSpec,
-        folder: &RunFolder,
-        prepared: &Prepared,
-        trained: &LoraObjective<'_>,
-        held_out_before: f64,
-        outcome: &Outcome,
-        seconds: f64,
-    ) -> Result<(), RunError> {
-        let partial = folder.partial();
-        folder.clear_partial().map_err(at(&partial))?;
-        trained
-            .adapter
-            .save(&partial, &prepared.base_name)
-            .map_err(failed)?;
-        let adapter = Lora::load(&partial, prepared.model.config())
-            .map_err(|error| RunError::Failed(format!("the adapter does not load: {error}")))?;
-        let read = LoraObjective {
-            model: &prepared.model,
-            adapter,
-            pool: &self.pool,
+        objective: &mut O,
+        training: &[O::Example],
+        held_out: &[O::Example],
+    ) -> Result<Outcome, RunError> {
+        make_dir(&self.folder.checkpoint())?;
+        let clock = self.runner.clock.as_ref();
+        let mut watch = Watch {
+            folder: self.folder,
+            stop: self.stop,
+            clock,
+            metrics: None,
+            failure: None,
         };
-        let probe = &prepared.held_out[..prepared.held_out.len().min(8)];
-        let again = mean_loss(&read, probe).map_err(failed)?;
-        let before = mean_loss(trained, probe).map_err(failed)?;
-        if read.adapter.hash() != trained.adapter.hash() || again.to_bits() != before.to_bits() {
-            return Err(RunError::Failed(
-                "the adapter read back from its files answers differently from the trained one"
-                    .to_owned(),
-            ));
+        let outcome = train(
+            objective,
+            training,
+            held_out,
+            self.options,
+            Some(&self.folder.checkpoint().join("state")),
+            clock,
+            &mut watch,
+        );
+        match watch.failure {
+            Some(failure) => Err(failure),
+            None => outcome.map_err(failed),
         }
-        let mut files = std::collections::BTreeMap::new();
-        for name in ADAPTER_FILES {
-            let path = partial.join(name);
-            files.insert(name.to_owned(), sha256_of(&path).map_err(at(&path))?);
-        }
-        let manifest = JobManifest {
-            adapter: Some(read.adapter.hash().to_string()),
-            base: Some(prepared.model.hash().to_string()),
-            base_name: prepared.base_name.clone(),
-            data: prepared.data.clone(),
-            files,
-            format: JobManifest::FORMAT.to_owned(),
-            held_out_after: outcome.held_out,
-            held_out_before,
-            job: Some(spec.hash().to_string()),
-            lora: spec.lora.clone(),
-            method: spec.method,
-            options: prepared.options.clone(),
-            prompt_weight: spec.data.prompt_weight,
-            runner: concat!("openledger ", env!("CARGO_PKG_VERSION")).to_owned(),
-            steps: outcome.steps,
-            tokens: outcome.tokens,
-        };
-        let report = JobReport {
-            base: prepared.base_name.clone(),
-            curve: outcome.curve.clone(),
-            held_out_after: outcome.held_out,
-            held_out_before,
-            manifest: manifest.id().to_string(),
-            method: spec.method,
-            n_parameters: read.adapter.n_params() as u64,
-            name: spec.name.clone(),
-            seconds,
-            steps: outcome.steps,
-            tokens: outcome.tokens,
-        };
-        report.write(&partial)?;
-        let path = partial.join(JobManifest::FILE);
-        ol_model::write_atomic(&path, &manifest.to_bytes()).map_err(at(&path))?;
-        let place = folder.adapter();
-        fs::rename(&partial, &place).map_err(at(&place))?;
-        File::open(folder.root())
-            .and_then(|dir| dir.sync_all())
-            .map_err(at(folder.root()))?;
-        let checkpoint = folder.checkpoint();
-        fs::remove_dir_all(&checkpoint).map_err(at(&checkpoint))
     }
 }
 

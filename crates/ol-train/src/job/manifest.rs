@@ -19,10 +19,8 @@ pub(super) const ADAPTER_FILES: [&str; 2] = ["adapter_config.json", "adapter_mod
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataUse {
-    /// Examples trained on.
+    /// Examples in it.
     pub n_examples: u64,
-    /// Examples held out.
-    pub n_held_out: u64,
     /// Name of the file or the datanet, without folders.
     pub name: String,
     /// SHA-256 of the file, hexadecimal; for a datanet the id of the version's
@@ -61,6 +59,10 @@ pub struct JobManifest {
     pub lora: LoraSpec,
     /// How it was trained.
     pub method: Method,
+    /// Examples measured on.
+    pub n_held_out: u64,
+    /// Examples trained on.
+    pub n_trained: u64,
     /// Options, steps filled in.
     pub options: TrainOptions,
     /// Loss weight of what is no answer.

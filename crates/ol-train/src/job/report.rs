@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::runner::RunError;
 use super::spec::Method;
 use crate::curve::{CurvePoint, curve_csv, curve_svg};
+use crate::evaluate::Evaluation;
+use crate::trainer::Rewards;
 
 /// `report.json`, and as a page `report.md`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -17,10 +19,8 @@ pub struct JobReport {
     pub base: String,
     /// Measurements on the way.
     pub curve: Vec<CurvePoint>,
-    /// Held-out loss with the adapter, nats a token.
-    pub held_out_after: f64,
-    /// Held-out loss of the base, nats a token.
-    pub held_out_before: f64,
+    /// Base and adapter on what was held out.
+    pub evaluation: Evaluation,
     /// Id of the training manifest.
     pub manifest: String,
     /// How it was trained.
@@ -29,6 +29,8 @@ pub struct JobReport {
     pub n_parameters: u64,
     /// Name of the job.
     pub name: String,
+    /// Rewards of held-out pairs, where it learnt from pairs.
+    pub rewards: Option<Rewards>,
     /// How long the last attempt took.
     pub seconds: f64,
     /// Steps done.
@@ -41,18 +43,35 @@ impl JobReport {
     /// The result for people, a line each.
     #[must_use]
     pub fn lines(&self) -> Vec<String> {
-        let (before, after) = (self.held_out_before, self.held_out_after);
-        vec![
+        let (before, after) = (&self.evaluation.before, &self.evaluation.after);
+        let mut lines = vec![
             format!(
                 "{}: {} steps, {} tokens, {:.0} s",
                 self.name, self.steps, self.tokens, self.seconds
             ),
             format!(
-                "held-out loss {before:.3} → {after:.3} nats a token, perplexity {:.2} → {:.2}",
-                libm::exp(before),
-                libm::exp(after)
+                "held-out loss {:.3} → {:.3} nats a token, perplexity {:.2} → {:.2}",
+                before.loss, after.loss, before.perplexity, after.perplexity
             ),
-        ]
+        ];
+        if let (Some(em), Some(em_after), Some(rouge), Some(rouge_after)) = (
+            before.exact_match,
+            after.exact_match,
+            before.rouge_l,
+            after.rouge_l,
+        ) {
+            lines.push(format!(
+                "{} held-out questions: exact match {em:.3} → {em_after:.3}, ROUGE-L {rouge:.3} → {rouge_after:.3}",
+                self.evaluation.answers.len()
+            ));
+        }
+        if let Some(rewards) = &self.rewards {
+            lines.push(format!(
+                "held-out pairs: {:.3} of the chosen answers preferred, by {:.3}",
+                rewards.accuracy, rewards.margin
+            ));
+        }
+        lines
     }
 
     /// The report as Markdown.
@@ -69,17 +88,16 @@ impl JobReport {
             self.tokens,
             self.seconds
         );
-        let _ = writeln!(out, "| held out | base | with the adapter |\n|---|---|---|");
-        let (before, after) = (self.held_out_before, self.held_out_after);
-        let _ = writeln!(out, "| loss, nats a token | {before:.4} | {after:.4} |");
-        let _ = writeln!(
-            out,
-            "| perplexity | {:.2} | {:.2} |",
-            libm::exp(before),
-            libm::exp(after)
-        );
-        let _ = writeln!(out, "\n![loss](loss.svg)\n");
-        let _ = writeln!(out, "Training manifest: `{}`", self.manifest);
+        let _ = writeln!(out, "![loss](loss.svg)\n");
+        out.push_str(&self.evaluation.markdown());
+        if let Some(rewards) = &self.rewards {
+            let _ = writeln!(
+                out,
+                "\nHeld-out pairs: {:.4} of the chosen answers have the higher reward, by {:.4} on average.",
+                rewards.accuracy, rewards.margin
+            );
+        }
+        let _ = writeln!(out, "\nTraining manifest: `{}`", self.manifest);
         out
     }
 

@@ -131,8 +131,12 @@ pub struct DataSource {
     pub files: Vec<PathBuf>,
     /// What an example looks like.
     pub format: DataFormat,
+    /// Longest example in tokens, 2048 if it is not said; longer ones are cut.
+    pub max_tokens: Option<usize>,
     /// Loss weight of what the model is given rather than answers, 0 to 1.
     pub prompt_weight: f32,
+    /// Bad lines that are passed over rather than refused.
+    pub skip_bad: usize,
     /// Version of the datanet; the newest when it is not said.
     pub version: Option<u64>,
 }
@@ -146,9 +150,9 @@ pub enum DataFormat {
     Auto,
     /// `messages`: a list of `role` and `content`.
     Chat,
-    /// Alpaca's `instruction`, `input`, `output`.
+    /// Alpaca's `instruction`, `input`, `output`, or `question` and `answer`.
     Instruction,
-    /// `prompt` and `completion`, or `question` and `answer`.
+    /// `prompt` and `completion`, which follow each other as they are.
     PromptCompletion,
     /// `text`, or a text file whose paragraphs are examples.
     Text,

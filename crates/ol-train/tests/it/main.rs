@@ -1,7 +1,5 @@
 //! Tests of the crate's boundary: runs beside those of transformers + PEFT, on
-//! Tests of the crate's boundary: runs beside those of transformers + PEFT, runs
-//! and jobs that are killed, and the memory that they take.
-//! quantised bases, killed, and the memory that they take.
+//! quantised bases, runs and jobs that are killed, and the memory that they take.
 #![expect(
     clippy::unwrap_used,
     reason = "helpers of tests: a broken fixture should fail them"

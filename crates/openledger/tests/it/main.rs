@@ -8,3 +8,4 @@ mod node_alone;
 mod own_data;
 mod refusals;
 mod the_loop;
+mod training;

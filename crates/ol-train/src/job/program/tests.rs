@@ -62,6 +62,8 @@ fn a_result_is_accepted_only_if_it_is_that_of_the_job() {
         job: None,
         lora: super::super::spec::LoraSpec::default(),
         method: super::super::spec::Method::Lora,
+        n_held_out: 1,
+        n_trained: 2,
         options: crate::TrainOptions::default(),
         prompt_weight: 0.0,
         runner: "test".to_owned(),

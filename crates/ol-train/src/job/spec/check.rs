@@ -72,6 +72,10 @@ fn is_taken(output: &Path) -> bool {
     }
 }
 
+fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == "gguf")
+}
+
 fn base(spec: &JobSpec, no: &mut impl FnMut(bool, &str, &str)) {
     let base = &spec.base;
     no(
@@ -80,16 +84,21 @@ fn base(spec: &JobSpec, no: &mut impl FnMut(bool, &str, &str)) {
         "give either path (a folder or a .gguf file) or hub (an id such as org/name)",
     );
     if let Some(path) = &base.path {
-        let is_gguf = path.extension().is_some_and(|e| e == "gguf");
         if !path.exists() {
             no(
                 true,
                 "base.path",
                 &format!("there is no {}", path.display()),
             );
-        } else if path.is_file() && !is_gguf {
+        } else if path.is_file() && !is_gguf(path) {
             let what = format!(
                 "{} is a file but no .gguf; name the folder that holds config.json",
+                path.display()
+            );
+            no(true, "base.path", &what);
+        } else if path.is_file() && !path.with_file_name("tokenizer.json").exists() {
+            let what = format!(
+                "there is no tokenizer.json beside {}; put the model's there",
                 path.display()
             );
             no(true, "base.path", &what);
@@ -121,13 +130,12 @@ fn base(spec: &JobSpec, no: &mut impl FnMut(bool, &str, &str)) {
         "base.revision",
         "needs base.hub",
     );
-    let is_gguf = |path: &std::path::PathBuf| path.extension().is_some_and(|e| e == "gguf");
     no(
         spec.method == Method::Qlora
             && base.quantise.is_none()
-            && !base.path.as_ref().is_some_and(is_gguf),
+            && !base.path.as_deref().is_some_and(is_gguf),
         "base.quantise",
-        "method qlora needs a quantised base: say \"nf4\", \"q4_k\" or \"q8_0\", or give a GGUF file",
+        "method qlora needs a quantised base: say \"nf4\", \"q4_k\" or \"q8_0\", or give a .gguf file",
     );
     no(
         spec.method == Method::Lora && base.quantise.is_some(),
@@ -162,6 +170,11 @@ fn data(spec: &JobSpec, no: &mut impl FnMut(bool, &str, &str)) {
         data.version.is_some() && data.datanet.is_none(),
         "data.version",
         "needs data.datanet",
+    );
+    no(
+        data.max_tokens.is_some_and(|n| n < 2),
+        "data.max_tokens",
+        "must be at least 2",
     );
     no(
         !(0.0..=1.0).contains(&data.prompt_weight),

@@ -175,7 +175,11 @@ fn single_mistakes() {
             "path = \"nowhere\"",
             "base.path: there is no",
         ),
-        ("path = \"base\"", "path = \"data.jsonl\"", "no .gguf"),
+        (
+            "path = \"base\"",
+            "path = \"data.jsonl\"",
+            "is a file but no .gguf",
+        ),
         ("path = \"base\"", "path = \".\"", "has no config.json"),
         (
             "path = \"base\"",

@@ -1,8 +1,10 @@
-//! What a job may name besides files: datanets of this folder.
+//! What a job may name besides files: models of the hub, datanets of this folder.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use ol_datanet::cluster_owners;
+use ol_hub::{Hub, HubOptions, Reference};
 use ol_runtime::DataDir;
 use ol_train::TrainingRecord;
 use ol_train::job::Sources;
@@ -10,7 +12,7 @@ use ol_train::job::Sources;
 use crate::command::datanet;
 use crate::instance::Layout;
 
-/// The datanets below `--dir`.
+/// The hub, and the datanets below `--dir`.
 #[derive(Debug)]
 pub(super) struct FolderSources {
     pub(super) layout: Layout,
@@ -20,10 +22,29 @@ impl Sources for FolderSources {
     fn hub_model(
         &self,
         id: &str,
-        _revision: Option<&str>,
-        _log: &mut dyn FnMut(&str),
+        revision: Option<&str>,
+        log: &mut dyn FnMut(&str),
     ) -> Result<PathBuf, String> {
-        Err(format!("{id}: name a folder that holds the model"))
+        let options = HubOptions::from_env(|name| std::env::var(name).ok());
+        let hub = Hub::new(options.map_err(said)?).map_err(said)?;
+        let reference = Reference::new(id, revision.unwrap_or("main"), None).map_err(said)?;
+        let mut file = String::new();
+        let snapshot = hub.fetch(&reference, &mut |progress| {
+            if progress.file != file {
+                file.clone_from(&progress.file);
+                let (done, total) = (progress.done_bytes >> 20, progress.total_bytes >> 20);
+                log(&format!("{id}: {file}, {done} of {total} MiB are here"));
+            }
+            ControlFlow::Continue(())
+        });
+        let snapshot = snapshot.map_err(said)?;
+        if snapshot.gguf.is_some() {
+            return Err(format!(
+                "{id} has GGUF files only; jobs train on safetensors"
+            ));
+        }
+        log(&format!("{id} at commit {}", snapshot.commit));
+        Ok(snapshot.dir)
     }
 
     fn datanet(
@@ -34,6 +55,10 @@ impl Sources for FolderSources {
         self.records(name, version)
             .map_err(|error| format!("{error:#}"))
     }
+}
+
+fn said(error: impl std::fmt::Display) -> String {
+    error.to_string()
 }
 
 impl FolderSources {
