@@ -167,13 +167,20 @@ files! {
     mistral_in_q8_0: "mistral-q8_0", 0.02;
     qwen2_in_q4_0: "qwen2-q4_0", 0.02;
     qwen3_in_bf16: "qwen3-bf16", 2e-5;
+    deepseek_v2_in_q8_0: "deepseek2-lite-q8_0", 0.04;
+    deepseek_v3_in_parts: "deepseek2-v3-split-q8_0", 0.04;
 }
 
 #[test]
 fn a_model_is_written_and_read_back() {
     let dir = tempfile::tempdir().unwrap();
     let pool = Pool::new(2);
-    for name in ["llama-q4_k", "llama3-f16", "qwen2-q4_0"] {
+    for name in [
+        "llama-q4_k",
+        "llama3-f16",
+        "qwen2-q4_0",
+        "deepseek2-lite-q8_0",
+    ] {
         let golden = Golden::load(name);
         let from = load(name, WeightFormat::F32);
         let tokenizer = Gguf::open(&fixture(&format!("{name}.gguf")))
