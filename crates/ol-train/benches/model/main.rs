@@ -19,7 +19,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use ol_model::{
-    Dtype, KvCache, Labels, Lora, LoraConfig, Model, ModelConfig, Pool, Segment, Sequence,
+    Dtype, Format, KvCache, Labels, Lora, LoraConfig, Model, ModelConfig, Pool, Segment, Sequence,
+    WeightFormat,
 };
 use ol_train::AdamW;
 use peer::Peer;
@@ -44,10 +45,14 @@ fn main() {
         model
             .save(&dir, Dtype::F32)
             .expect("the temporary directory can be written");
-        let found = bench(name, &model, &dir, &wanted);
+        let mut peers = Peers::start(&dir);
+        rows.extend(bench(name, "f32", &model, &mut peers, &wanted));
+        let format = WeightFormat::Quantised(Format::Q4K);
+        let model = Model::load_as(&Pool::new(1), &dir, format).expect("it was just written");
+        rows.extend(bench(name, "Q4_K", &model, &mut peers, &wanted));
+        drop(peers);
         // What is left behind is only a temporary file.
         let _ = std::fs::remove_dir_all(&dir);
-        rows.extend(found);
     }
     if arguments.iter().any(|a| a == "--json") {
         println!("{:#}", serde_json::Value::from(rows));
@@ -83,85 +88,112 @@ fn shapes() -> [(&'static str, ModelConfig); 2] {
     [("9M", small), ("107M", large)]
 }
 
-/// Multiply-adds a token of the matrix products, and the weights they read.
-fn weights(c: &ModelConfig) -> f64 {
+/// Multiply-adds a token of the matrix products, and the bytes of the weights
+/// they read. The output layer is f32 in either format.
+fn weights(c: &ModelConfig, format: &str) -> (f64, f64) {
     let (h, q, kv) = (
         c.hidden_size,
         c.num_attention_heads * c.head_dim,
         c.num_key_value_heads * c.head_dim,
     );
     let layer = h * (2 * q + 2 * kv) + 3 * h * c.intermediate_size;
-    float(c.num_hidden_layers * layer + c.vocab_size * h)
+    let (layers, head) = (float(c.num_hidden_layers * layer), float(c.vocab_size * h));
+    // 144 bytes hold 256 weights.
+    let size_bytes = if format == "f32" { 4.0 } else { 144.0 / 256.0 };
+    (layers + head, layers * size_bytes + head * 4.0)
+}
+
+struct Peers {
+    torch: Option<Peer>,
+    llama_cpp: Option<Peer>,
+}
+
+impl Peers {
+    fn start(dir: &Path) -> Self {
+        Self {
+            torch: Peer::start("torch", dir),
+            llama_cpp: Peer::start("llama.cpp", dir),
+        }
+    }
 }
 
 fn bench(
     shape: &str,
+    format: &str,
     model: &Model,
-    dir: &Path,
+    peers: &mut Peers,
     wanted: &dyn Fn(&str) -> bool,
 ) -> Vec<serde_json::Value> {
-    let mut torch = Peer::start("torch", dir);
-    let mut llama_cpp = Peer::start("llama.cpp", dir);
-    if let Some(peer) = &mut llama_cpp {
-        peer.ask("load 0 F32");
-    }
     let mut rows = Vec::new();
+    let is_f32 = format == "f32";
+    let (products, size_bytes) = weights(model.config(), format);
+    let load = format!("load 0 {}", format.to_uppercase());
+    let mut is_loaded = false;
     for threads in [1, 2] {
-        let pool = Pool::new(threads);
         let mut bench = Bench {
             shape,
+            format,
             threads,
             wanted,
             rows: &mut rows,
         };
-        let roofline = Roofline::measure(&pool, torch.as_mut());
-        if shape == "9M" {
+        let (n, length) = PROMPTS;
+        let (context, steps) = DECODE;
+        let prefill_work = bench.work(&format!("prefill {n}x{length}"));
+        let train_work = bench.work(&format!("LoRA training r={RANK}, all linear, {n}x{length}"));
+        let decode_works = [1, 16].map(|rows| (rows, bench.work(&format!("decode, batch {rows}"))));
+        let adapter_work = bench.work(&format!("decode, batch 16, 16 adapters r={RANK}"));
+        let decode_names = decode_works.iter().map(|(_, work)| work);
+        let mut works = decode_names.chain([&prefill_work, &train_work, &adapter_work]);
+        let is_first = shape == "9M" && is_f32;
+        if !is_first && !works.any(|work| wanted(work)) {
+            continue;
+        }
+        if let (Some(peer), false) = (&mut peers.llama_cpp, is_loaded) {
+            peer.ask(&load);
+            is_loaded = true;
+        }
+        let pool = Pool::new(threads);
+        let roofline = Roofline::measure(&pool, peers.torch.as_mut());
+        if is_first {
             bench.rows.extend(roofline.rows(wanted));
         }
-        let weights = weights(model.config());
-        let (n, length) = PROMPTS;
+        let mut torch = peers.torch.as_mut().filter(|_| is_f32);
+        let mut llama_cpp = peers.llama_cpp.as_mut();
         let prompts = prompts(n, length, model.config().vocab_size);
+        let order = format!("prefill {threads} {n} {length}");
         bench.race(
-            &format!("prefill {n}x{length}"),
+            &prefill_work,
             || prefill(&pool, model, &prompts),
             &mut [
-                (torch.as_mut(), format!("prefill {threads} {n} {length}")),
-                (
-                    llama_cpp.as_mut(),
-                    format!("prefill {threads} {n} {length}"),
-                ),
+                (torch.as_deref_mut(), order.clone()),
+                (llama_cpp.as_deref_mut(), order),
             ],
-            &|rate| roofline.of_gemm(2.0 * weights * rate),
+            &|rate| roofline.of_gemm(2.0 * products * rate),
         );
-        let (context, steps) = DECODE;
-        for rows in [1, 16] {
+        for (rows, work) in &decode_works {
+            let order = format!("decode {threads} {rows} {context} {steps}");
             bench.race(
-                &format!("decode, batch {rows}"),
-                || decode(&pool, model, rows, &[]),
+                work,
+                || decode(&pool, model, *rows, &[]),
                 &mut [
-                    (
-                        llama_cpp.as_mut(),
-                        format!("decode {threads} {rows} {context} {steps}"),
-                    ),
-                    (
-                        torch.as_mut(),
-                        format!("decode {threads} {rows} {context} {steps}"),
-                    ),
+                    (llama_cpp.as_deref_mut(), order.clone()),
+                    (torch.as_deref_mut(), order),
                 ],
-                &|rate| roofline.of_memory(4.0 * weights * rate / float(rows)),
+                &|rate| roofline.of_memory(size_bytes * rate / float(*rows)),
             );
         }
-        bench.adapters(&pool, model);
+        if !is_f32 {
+            continue;
+        }
+        bench.adapters(&adapter_work, &pool, model);
         let mut trainer = Trainer::new(model);
         bench.race(
-            &format!("LoRA training r={RANK}, all linear, {n}x{length}"),
+            &train_work,
             || trainer.step(&pool, model),
-            &mut [(
-                torch.as_mut(),
-                format!("train {threads} {n} {length} {RANK}"),
-            )],
+            &mut [(torch, format!("train {threads} {n} {length} {RANK}"))],
             // Forward, and back to the inputs; base weights get no gradient.
-            &|rate| roofline.of_gemm(4.0 * weights * rate),
+            &|rate| roofline.of_gemm(4.0 * products * rate),
         );
     }
     rows
@@ -169,12 +201,25 @@ fn bench(
 
 struct Bench<'a> {
     shape: &'a str,
+    format: &'a str,
     threads: usize,
     wanted: &'a dyn Fn(&str) -> bool,
     rows: &'a mut Vec<serde_json::Value>,
 }
 
 impl Bench<'_> {
+    /// What a row says was done.
+    fn work(&self, what: &str) -> String {
+        let threads = match self.threads {
+            1 => "one thread".to_owned(),
+            n => format!("{n} threads"),
+        };
+        format!(
+            "{what}, {} parameters {}, {threads}",
+            self.shape, self.format
+        )
+    }
+
     /// Runs ours and the peers in turn, so that all see the same state of the
     /// machine; the first round warms up. `ours` returns seconds and tokens.
     fn race(
@@ -184,13 +229,7 @@ impl Bench<'_> {
         peers: &mut [(Option<&mut Peer>, String)],
         roofline: &dyn Fn(f64) -> String,
     ) {
-        let threads = if self.threads == 1 {
-            "one thread".to_owned()
-        } else {
-            format!("{} threads", self.threads)
-        };
-        let work = format!("{work}, {} parameters f32, {threads}", self.shape);
-        if !(self.wanted)(&work) {
+        if !(self.wanted)(work) {
             return;
         }
         let mut our_rates = Vec::new();
@@ -211,7 +250,7 @@ impl Bench<'_> {
         for ((peer, _), rates) in peers.iter().zip(peer_rates) {
             let Some(peer) = peer else { continue };
             let row = row(
-                &work,
+                work,
                 "tokens/s",
                 &our_rates,
                 &rates,
@@ -224,12 +263,8 @@ impl Bench<'_> {
     }
 
     /// Decoding with another adapter in each row against the base alone.
-    fn adapters(&mut self, pool: &Pool, model: &Model) {
-        let work = format!(
-            "decode, batch 16, 16 adapters r={RANK}, {} parameters f32, {} threads",
-            self.shape, self.threads
-        );
-        if !(self.wanted)(&work) {
+    fn adapters(&mut self, work: &str, pool: &Pool, model: &Model) {
+        if !(self.wanted)(work) {
             return;
         }
         let adapters: Vec<Lora> = (0..16).map(|seed| adapter(model, seed)).collect();
@@ -242,7 +277,7 @@ impl Bench<'_> {
                 base.push(float(without.1) / without.0);
             }
         }
-        let row = row(&work, "tokens/s", &ours, &base, "ours without adapters", "");
+        let row = row(work, "tokens/s", &ours, &base, "ours without adapters", "");
         eprintln!("{row}");
         self.rows.push(row);
     }

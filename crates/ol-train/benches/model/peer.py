@@ -282,7 +282,7 @@ def interleave(rows, heads):
 
 
 def write_gguf(folder, config, form, path):
-    """The same weights as GGUF, all matrices in `form` (F32 or Q4_K)."""
+    """The same weights as GGUF; the layers' matrices in `form` (F32 or Q4_K)."""
     import gguf
     import numpy
     from safetensors.numpy import load_file
@@ -324,7 +324,7 @@ def write_gguf(folder, config, form, path):
             target = f"blk.{layer}.{NAMES[short]}"
         else:
             target = NAMES[name]
-        if form == "Q4_K" and value.ndim == 2:
+        if form == "Q4_K" and value.ndim == 2 and name.startswith("model.layers."):
             raw = quantise_q4_k(value)
             writer.add_tensor(target, raw, raw_dtype=gguf.GGMLQuantizationType.Q4_K)
         else:

@@ -63,7 +63,11 @@ impl Roofline {
     }
 
     pub(crate) fn rows(&self, wanted: &dyn Fn(&str) -> bool) -> Vec<serde_json::Value> {
-        let work = format!("product {GEMM}x{GEMM}x{GEMM}, {} threads", self.threads);
+        let threads = match self.threads {
+            1 => "one thread".to_owned(),
+            n => format!("{n} threads"),
+        };
+        let work = format!("product {GEMM}x{GEMM}x{GEMM}, {threads}");
         let mut rows = Vec::new();
         if let Some((name, rates)) = &self.torch
             && wanted(&work)
@@ -77,7 +81,7 @@ impl Roofline {
                 "the GEMM peak: the better of the two",
             ));
         }
-        let work = format!("reading {} MiB, {} threads", READ_BYTES >> 20, self.threads);
+        let work = format!("reading {} MiB, {threads}", READ_BYTES >> 20);
         if wanted(&work) {
             rows.push(row(
                 &work,
