@@ -12,6 +12,9 @@ pub use rope::Rope;
 /// Longest context accepted, in tokens.
 pub(crate) const MAX_POSITIONS: usize = 1 << 21;
 
+/// Most routed experts of all layers together: each is three tensors.
+const MAX_EXPERTS: usize = 1 << 16;
+
 /// Why a configuration is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ConfigError {
@@ -316,6 +319,13 @@ impl ModelConfig {
             return invalid(format!(
                 "first_k_dense_replace is {} of {} layers",
                 moe.first_k_dense_replace, self.num_hidden_layers
+            ));
+        }
+        let experts = self.num_hidden_layers * moe.n_routed_experts;
+        if experts > MAX_EXPERTS {
+            return invalid(format!(
+                "n_routed_experts is {} in {} layers, allowed are {MAX_EXPERTS} in all",
+                moe.n_routed_experts, self.num_hidden_layers
             ));
         }
         if !moe.n_routed_experts.is_multiple_of(moe.n_group) {

@@ -66,7 +66,7 @@ impl Default for LoraConfig {
 
 impl LoraConfig {
     /// Every linear layer of a block of the dense families, alpha twice the
-    /// rank. [`Projection::of`] names those of any model.
+    /// rank. [`Projection::all_linear`] names those of any model.
     #[must_use]
     pub fn all_linear(rank: usize) -> Self {
         #[expect(clippy::cast_precision_loss, reason = "ranks are small")]

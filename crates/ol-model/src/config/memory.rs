@@ -72,9 +72,8 @@ impl ModelConfig {
         let projected = self.query_size()
             + match &self.mla {
                 Some(mla) => {
-                    let latent = mla.kv_lora_rank + mla.qk_rope_head_dim;
-                    let expanded = mla.qk_nope_head_dim + mla.v_head_dim;
-                    mla.q_lora_rank.unwrap_or(0) + latent + self.num_attention_heads * expanded
+                    let latent = mla.q_lora_rank.unwrap_or(0) + mla.kv_lora_rank;
+                    self.query_size() + self.key_value_size() + latent
                 }
                 None => 2 * self.key_value_size(),
             };

@@ -61,8 +61,21 @@ impl Projection {
         Self::KvB,
     ];
 
-    /// The linear layers that some block of `model` has: what `all-linear`
-    /// adapts. Experts that tokens choose and the router are not among them.
+    /// What `all-linear` adapts: every linear layer of a block; of a model with
+    /// experts, those of the attention. There PEFT 0.21 takes the other names
+    /// for the parameters of the experts that tokens choose, so it could not
+    /// read an adapter of dense blocks and shared experts.
+    #[must_use]
+    pub fn all_linear(model: &ModelConfig) -> Vec<Self> {
+        let mut all = Self::of(model);
+        if model.moe.is_some() {
+            all.retain(|p| p.module() == "self_attn");
+        }
+        all
+    }
+
+    /// The linear layers that some block of `model` has. Experts that tokens
+    /// choose and the router are not among them.
     #[must_use]
     pub fn of(model: &ModelConfig) -> Vec<Self> {
         let has = |p: &Self| (0..model.num_hidden_layers).any(|i| p.shape(model, i).is_some());

@@ -196,7 +196,7 @@ fn select(
 pub(super) fn of_text(model: &ModelConfig, text: &str) -> Result<Selection, LoraError> {
     if text.eq_ignore_ascii_case("all-linear") {
         return Ok(Selection {
-            projections: Projection::of(model),
+            projections: Projection::all_linear(model),
             pattern: None,
         });
     }

@@ -1,5 +1,5 @@
 //! Multi-head latent attention's way from hidden states to queries, keys and
-//! values (DeepSeek-AI, 2024, section 2.1).
+//! values (DeepSeek-AI, 2024: section 2.1 of the report on V2).
 //!
 //! Keys and values come from one narrow latent row a token and from one rotated
 //! key that all heads share. They are expanded for every head, so that from

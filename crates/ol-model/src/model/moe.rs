@@ -1,6 +1,6 @@
-//! Feed-forward layers of experts (DeepSeek-AI, 2024, sections 2.1.2 and, for
-//! the sigmoid, 2.1.2 of the V3 report): every token passes the shared experts
-//! and a few that a router chooses.
+//! Feed-forward layers of experts (DeepSeek-AI, 2024: section 2.2 of the report
+//! on V2, 2.1.2 of that on V3): every token passes the shared experts and a few
+//! that a router chooses.
 //!
 //! A token's outputs are added up expert by expert, lowest number first, and
 //! then the shared ones, whoever else is in the batch. The router and the routed
