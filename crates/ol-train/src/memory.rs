@@ -22,8 +22,9 @@ const BACK_ROWS: usize = 1024;
 const QUERY_ROWS: usize = 64;
 /// Columns that products pad their right-hand sides to.
 const PANEL: usize = 16;
-/// Program, stacks and what the allocator keeps.
-const FIXED_SIZE_BYTES: usize = 8 << 20;
+/// Program, stacks, what products pack for each thread, and what the allocator
+/// keeps.
+const FIXED_SIZE_BYTES: usize = 16 << 20;
 const F32: usize = size_of::<f32>();
 
 /// The frozen base in memory.
@@ -241,7 +242,8 @@ impl MemoryPlan<'_> {
         let rows = self.rows();
         let ranks = self.rank_most() * self.lora.target_modules.len();
         let row = c.activation_size_bytes_per_token(ranks, options.recompute);
-        let row = usize::try_from(row).unwrap_or(usize::MAX);
+        // A tenth for the inputs that products pack.
+        let row = usize::try_from(row + row / 10).unwrap_or(usize::MAX);
         let longest = self.longest_tokens.min(c.max_position_embeddings + 1);
         // Keys, values, queries and their gradients of the heads at work, and
         // the scores of some queries.
