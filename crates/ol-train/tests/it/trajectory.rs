@@ -27,6 +27,17 @@ macro_rules! families {
 
 families! {
     llama2: "llama2";
+    llama3: "llama3";
+    llama_linear_rope: "llama-linear-rope";
+    llama_yarn: "llama-yarn";
+    mistral: "mistral";
+    qwen2: "qwen2";
+    qwen3: "qwen3";
+    deepseek_distill_qwen: "deepseek-distill-qwen";
+    deepseek_v2_lite: "deepseek-v2-lite";
+    deepseek_v2: "deepseek-v2";
+    deepseek_v3: "deepseek-v3";
+    deepseek_v3_half: "deepseek-v3-half";
 }
 
 fn floats(value: &Value) -> Vec<f64> {
@@ -137,12 +148,12 @@ pub(crate) fn check_run(dir: &Path, model: &Model) {
 fn check_moves(dir: &Path, start: &Lora, end: &Lora) {
     let bytes = std::fs::read(dir.join("golden.safetensors")).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
-    let prefix = "trained.base_model.model.model.layers";
     for block in start.blocks() {
-        let (module, projection) = (block.projection.module(), block.projection.name());
         for (factor, range) in [("A", block.range_a()), ("B", block.range_b())] {
-            let layer = block.layer;
-            let name = format!("{prefix}.{layer}.{module}.{projection}.lora_{factor}.weight");
+            let name = format!(
+                "trained.base_model.model.{}.lora_{factor}.weight",
+                block.module
+            );
             let values = tensors.tensor(&name).unwrap();
             let want = values.data().as_chunks::<4>().0.iter();
             let want = want.map(|b| f64::from(f32::from_le_bytes(*b)));
