@@ -92,10 +92,15 @@ fn show(found: &Inspection, out: Out<'_>) -> std::io::Result<()> {
         for data in &manifest.data {
             writeln!(
                 out,
-                "  learned from {}: {} examples, {} held out ({})",
-                data.name, data.n_examples, data.n_held_out, data.sha256
+                "  data {}: {} examples ({})",
+                data.name, data.n_examples, data.sha256
             )?;
         }
+        writeln!(
+            out,
+            "  learned from {} examples, measured on {} held out",
+            manifest.n_trained, manifest.n_held_out
+        )?;
         writeln!(out, "  training manifest {}", manifest.id())?;
     }
     writeln!(

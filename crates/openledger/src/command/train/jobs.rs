@@ -270,8 +270,8 @@ pub(super) fn list(layout: &Layout, json: bool, out: Out<'_>) -> anyhow::Result<
         }
         writeln!(
             out,
-            "{:>4}  {:<9}  {:>13}  {:<7}  {:<24}  {}",
-            "job", "state", "steps", "method", "name", "message"
+            "{:>4}  {:<9}  {:>13}  {:<7}  {:<24}  message",
+            "job", "state", "steps", "method", "name"
         )?;
         for job in &jobs {
             let state = job.run.read_state();
