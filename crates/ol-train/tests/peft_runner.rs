@@ -10,6 +10,7 @@
     reason = "helpers of tests: a broken fixture should fail them"
 )]
 
+#[expect(dead_code, reason = "the other tests use the rest")]
 #[path = "it/support.rs"]
 mod support;
 
