@@ -78,7 +78,7 @@ pub(crate) struct Chain {
     /// Taken, and not in the journal.
     unjournaled: Vec<Arc<PooledTransaction>>,
     /// Taken, and not announced.
-    unannounced: Vec<B256>,
+    unannounced: Vec<Arc<PooledTransaction>>,
     /// Not told whether they wait.
     undecided: Vec<B256>,
     is_mining_paused: bool,
@@ -325,7 +325,7 @@ impl Chain {
         for evicted in inserted.evicted {
             self.fail(&evicted.hash, &PoolError::Underpriced.into());
         }
-        self.unannounced.push(pooled.hash);
+        self.unannounced.push(Arc::clone(pooled));
         self.unjournaled.push(Arc::clone(pooled));
         Ok(())
     }
@@ -471,9 +471,9 @@ impl Chain {
     /// Tells subscribers of the transactions that were taken.
     fn announce(&mut self) {
         if !self.unannounced.is_empty() {
-            let hashes = std::mem::take(&mut self.unannounced);
+            let taken = std::mem::take(&mut self.unannounced);
             self.shared
-                .publish(&ChainEvent::PendingTransactions(hashes.into()));
+                .publish(&ChainEvent::PendingTransactions(taken.into()));
         }
     }
 

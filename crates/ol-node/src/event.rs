@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::follow::FollowStatus;
+use crate::mempool::PooledTransaction;
 use crate::pending::PendingBlock;
 use alloy_primitives::B256;
 use ol_evm::{Header, Recovered, Transaction, TransactionReceipt};
@@ -37,7 +38,7 @@ pub enum ChainEvent {
     /// what they changed can be seen by [`BlockRef::Pending`](crate::BlockRef::Pending).
     Pending(Arc<PendingBlock>),
     /// Transactions were taken into the pool, in this order.
-    PendingTransactions(Arc<[B256]>),
+    PendingTransactions(Arc<[Arc<PooledTransaction>]>),
     /// The node follows another one, and has begun or ceased to catch up:
     /// [`FollowStatus::is_syncing`] says which.
     Syncing(Arc<FollowStatus>),

@@ -136,7 +136,7 @@ fn what_is_pending_is_what_the_block_becomes() {
     let mut seen = Vec::new();
     for event in events {
         match event {
-            ChainEvent::PendingTransactions(hashes) => seen.push(('t', hashes.len())),
+            ChainEvent::PendingTransactions(taken) => seen.push(('t', taken.len())),
             ChainEvent::Pending(block) => seen.push(('p', block.n_new)),
             ChainEvent::Block(block) => seen.push(('b', block.transactions.len())),
             other => panic!("{other:?}"),

@@ -249,9 +249,9 @@ impl Journal {
                     });
                 }
             }
-            ChainEvent::PendingTransactions(hashes) => {
-                for hash in hashes.iter() {
-                    self.transactions.push(*hash);
+            ChainEvent::PendingTransactions(taken) => {
+                for pooled in taken.iter() {
+                    self.transactions.push(pooled.hash);
                 }
             }
             _ => {}

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use alloy_primitives::{B256, hex};
+use alloy_primitives::hex;
 use alloy_rpc_types_eth::Filter as LogCriteria;
 use jsonrpsee::core::SubscriptionError;
 use jsonrpsee::core::server::SubscriptionSink;
@@ -10,7 +10,7 @@ use jsonrpsee::core::traits::IdProvider;
 use jsonrpsee::types::error::METHOD_NOT_FOUND_CODE;
 use jsonrpsee::types::{ErrorObjectOwned, Params, SubscriptionId};
 use jsonrpsee::{PendingSubscriptionSink, RpcModule};
-use ol_node::{ChainEvent, FollowStatus, LogFilter};
+use ol_node::{ChainEvent, FollowStatus, LogFilter, PooledTransaction};
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
@@ -21,7 +21,7 @@ use crate::metrics::Open;
 use super::args::Args;
 use super::events::Since;
 use super::logs::{checked, find};
-use super::{Eth, errors, net, shapes, transactions};
+use super::{Eth, errors, net, shapes};
 
 /// What is subscribed to.
 enum Kind {
@@ -81,7 +81,7 @@ impl Kind {
     }
 
     /// What an event is told as; nothing if it is not what is asked for.
-    fn told(&self, event: &ChainEvent, eth: &Eth) -> Result<Vec<Box<RawValue>>, SubscriptionError> {
+    fn told(&self, event: &ChainEvent) -> Result<Vec<Box<RawValue>>, SubscriptionError> {
         match (self, event) {
             (Self::NewHeads, ChainEvent::Block(block)) => Ok(vec![raw(&shapes::header(
                 block.header.clone(),
@@ -96,15 +96,17 @@ impl Kind {
             }
             (
                 Self::NewPendingTransactions { full: false },
-                ChainEvent::PendingTransactions(hashes),
-            ) => each(hashes),
+                ChainEvent::PendingTransactions(taken),
+            ) => each(&taken.iter().map(|pooled| pooled.hash).collect::<Vec<_>>()),
             (
                 Self::NewPendingTransactions { full: true },
-                ChainEvent::PendingTransactions(hashes),
+                ChainEvent::PendingTransactions(taken),
             ) => {
-                let find =
-                    |hash: &B256| transactions::find_anywhere(&eth.node, *hash).ok().flatten();
-                each(&hashes.iter().filter_map(find).collect::<Vec<_>>())
+                // As it waited: by now it may be on its way into a block.
+                let shape = |pooled: &Arc<PooledTransaction>| {
+                    shapes::waiting_transaction(pooled.transaction.clone())
+                };
+                each(&taken.iter().map(shape).collect::<Vec<_>>())
             }
             (Self::Syncing, ChainEvent::Syncing(status)) => Ok(vec![raw(&syncing(status))?]),
             _ => Ok(Vec::new()),
@@ -173,7 +175,7 @@ async fn subscribe(
         match event {
             Ok(event) => {
                 if is_after(&mut since, &event) {
-                    tell(&sink, &kind, event, &eth).await?;
+                    tell(&sink, &kind, &event).await?;
                 }
             }
             Err(RecvError::Lagged(n)) => {
@@ -200,10 +202,9 @@ fn is_after(since: &mut Since, event: &ChainEvent) -> bool {
 async fn tell(
     sink: &SubscriptionSink,
     kind: &Kind,
-    event: ChainEvent,
-    eth: &Arc<Eth>,
+    event: &ChainEvent,
 ) -> Result<(), SubscriptionError> {
-    for message in kind.told(&event, eth)? {
+    for message in kind.told(event)? {
         sink.send(message).await?;
     }
     Ok(())
