@@ -166,7 +166,7 @@ impl EngineHandle {
         queue.waiting.push_back(Waiting { request, events });
         drop(queue);
         self.inner.shared.wake.notify_one();
-        Ok(Answer::new(receiver))
+        Ok(Answer::from_events(receiver))
     }
 
     /// The longest prompt and answer together, in tokens.

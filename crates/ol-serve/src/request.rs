@@ -93,6 +93,15 @@ pub enum SubmitError {
     /// The engine is shutting down, or has failed.
     #[error("the engine is stopped")]
     Stopped,
+    /// No worker that could compute it is there now; try again later.
+    #[error("no worker can take the request now")]
+    Unavailable,
+    /// The workers cannot do what the request asks for.
+    #[error("the workers of this server do not know {what}")]
+    Unsupported {
+        /// What is asked for.
+        what: &'static str,
+    },
 }
 
 /// Why a running request ended without an answer.
@@ -108,6 +117,13 @@ pub enum GenerateError {
     /// The engine stopped before the answer was finished.
     #[error("the engine stopped before the answer was finished")]
     Stopped,
+    /// Every worker that could compute the answer has failed.
+    #[error("the worker failed before the answer was finished")]
+    Worker,
+    /// A worker answered what cannot be true: other tokens than there are, more
+    /// than were asked for, another model.
+    #[error("the worker's answer makes no sense")]
+    Lied,
 }
 
 /// Why an answer ended.
@@ -166,7 +182,10 @@ pub struct Answer {
 }
 
 impl Answer {
-    pub(crate) const fn new(events: mpsc::Receiver<Event>) -> Self {
+    /// An answer whose events come from elsewhere than an engine. When it is
+    /// dropped the channel closes, and whoever sends should stop.
+    #[must_use]
+    pub const fn from_events(events: mpsc::Receiver<Event>) -> Self {
         Self { events }
     }
 

@@ -326,6 +326,10 @@ fn refusal(error: &RequestError) -> ApiError {
         RequestError::Engine(SubmitError::TooLong { .. }) => {
             ApiError::invalid("context_length_exceeded", text)
         }
+        RequestError::Engine(SubmitError::Unavailable) => ApiError::unavailable(text, 1),
+        RequestError::Engine(SubmitError::Unsupported { .. }) => {
+            ApiError::invalid("unsupported_parameter", text)
+        }
         RequestError::InFlight => ApiError::conflict("request_in_flight", text),
         RequestError::KeyReused => ApiError::conflict("idempotency_key_reused", text),
         RequestError::Engine(SubmitError::Stopped) | RequestError::Stopping => {

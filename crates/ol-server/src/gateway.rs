@@ -28,9 +28,11 @@ use std::time::Duration;
 
 use ol_model::{ChatMessage, Lora, TokenizerError};
 use ol_runtime::{Clock, Objects};
-use ol_serve::{EngineHandle, GenerateRequest, Sampling, SubmitError};
+use ol_serve::{GenerateRequest, Sampling, SubmitError};
 use ol_types::{Address, B256, name_id};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::backend::Backend;
 
 pub use self::chain::{Chain, ChainError, Model, Settled};
 pub use self::idempotency::IDEMPOTENCY_KEY_SIZE_BYTES_MAX;
@@ -94,7 +96,7 @@ impl GatewayOptions {
 pub struct ServedModel {
     /// Its name in the registry.
     pub name: String,
-    /// Its adapter over the engine's base model.
+    /// Its adapter over the base model.
     pub adapter: Arc<Lora>,
     /// Sketches its answers.
     pub sketcher: Arc<dyn AnswerSketcher>,
@@ -218,7 +220,7 @@ pub enum RequestError {
     /// The prompt cannot be cut into tokens.
     #[error("the prompt cannot be cut into tokens")]
     Prompt(#[source] TokenizerError),
-    /// The engine does not take the request.
+    /// The backend does not take the request.
     #[error(transparent)]
     Engine(#[from] SubmitError),
     /// The chain cannot be read.
@@ -251,7 +253,7 @@ pub struct Gateway {
 struct Inner {
     options: GatewayOptions,
     chain: Arc<Chain>,
-    engine: EngineHandle,
+    backend: Backend,
     clock: Arc<dyn Clock>,
     keys: ApiKeys,
     models: BTreeMap<String, Arc<ServedModel>>,
@@ -275,13 +277,13 @@ impl Gateway {
     pub fn start(
         options: GatewayOptions,
         chain: Chain,
-        engine: EngineHandle,
+        backend: impl Into<Backend>,
         objects: Objects,
         clock: Arc<dyn Clock>,
         models: Vec<ServedModel>,
     ) -> Result<Self, StartError> {
-        let chain = Arc::new(chain);
-        let base_hash = engine.base().hash();
+        let (chain, backend) = (Arc::new(chain), backend.into());
+        let base_hash = backend.base_hash();
         for served in &models {
             check_model(&chain, served, base_hash)?;
         }
@@ -327,7 +329,7 @@ impl Gateway {
             started_at_s: clock.unix_s(),
             options,
             chain,
-            engine,
+            backend,
             clock,
             keys,
             models,
@@ -369,14 +371,14 @@ impl Gateway {
     #[must_use]
     pub fn is_healthy(&self) -> bool {
         !self.inner.is_stopping.load(Ordering::Acquire)
-            && self.inner.engine.is_running()
+            && self.inner.backend.is_running()
             && self.inner.settlement.is_running()
     }
 
-    /// What the engine is doing.
+    /// Where its tokens come from.
     #[must_use]
-    pub fn engine(&self) -> &EngineHandle {
-        &self.inner.engine
+    pub fn backend(&self) -> &Backend {
+        &self.inner.backend
     }
 
     /// The receipt with this id: settled, refused or pending. Blocks.
@@ -413,9 +415,7 @@ impl Gateway {
     /// settled, and stops the engine. What stays owed is in the journal.
     pub async fn shutdown(&self) {
         self.inner.is_stopping.store(true, Ordering::Release);
-        let engine = self.inner.engine.clone();
-        let stop = tokio::task::spawn_blocking(move || engine.shutdown());
-        let _ = stop.await;
+        self.inner.backend.shutdown().await;
         // Every session holds a permit until its receipt is with the settlement thread.
         let n_requests = u32::try_from(self.inner.options.n_requests_max).unwrap_or(u32::MAX);
         let _ = self.inner.requests.acquire_many(n_requests).await;
@@ -468,7 +468,7 @@ impl Inner {
                 model: request.model,
             });
         };
-        let tokenizer = self.engine.tokenizer();
+        let tokenizer = self.backend.tokenizer();
         let prompt_tokens = match request.prompt {
             Prompt::Chat(messages) => tokenizer.chat(&messages).map_err(RequestError::Prompt)?,
             Prompt::Text(text) => tokenizer
@@ -476,7 +476,7 @@ impl Inner {
                 .map_err(RequestError::Prompt)?,
             Prompt::Tokens(tokens) => tokens,
         };
-        let (tokens_in, context_tokens) = (prompt_tokens.len(), self.engine.context_tokens());
+        let (tokens_in, context_tokens) = (prompt_tokens.len(), self.backend.context_tokens());
         let max_tokens = request.max_tokens.unwrap_or_else(|| {
             let n_left = context_tokens.saturating_sub(tokens_in);
             self.options.max_tokens_default.min(n_left).max(1)
@@ -495,7 +495,7 @@ impl Inner {
         let model = model.ok_or_else(|| RequestError::UnknownModel {
             model: served.name.clone(),
         })?;
-        let is_current = model.params.baseHash == self.engine.base().hash()
+        let is_current = model.params.baseHash == self.backend.base_hash()
             && model.params.adapterHash == served.adapter.hash();
         if !is_current {
             return Err(RequestError::Outdated {
@@ -544,7 +544,7 @@ impl Inner {
             top_p: request.top_p,
             seed,
         };
-        let answer = self.engine.submit(GenerateRequest {
+        let answer = self.backend.submit(GenerateRequest {
             prompt_tokens: prompt_tokens.clone(),
             adapter: Some(Arc::clone(&served.adapter)),
             sampling,

@@ -3,6 +3,7 @@
 //! Only this crate knows HTTP and JSON shapes.
 //!
 //! - [`api`]: the OpenAI-compatible endpoints.
+//! - [`Backend`]: where tokens come from.
 //! - [`eth`]: Ethereum JSON-RPC over a node.
 //! - [`Access`]: which host names and which pages may ask; for both.
 //! - [`follow`]: following another node over its JSON-RPC.
@@ -18,6 +19,7 @@
 //! - No prompt, answer or key is logged.
 
 pub mod api;
+mod backend;
 mod edge;
 pub mod eth;
 pub mod follow;
@@ -25,4 +27,5 @@ pub mod gateway;
 pub mod metrics;
 pub mod verify;
 
+pub use backend::Backend;
 pub use edge::{Access, AccessError, Patience};

@@ -273,6 +273,9 @@ fn failure(error: SessionError) -> ApiError {
         SessionError::Generate(ol_serve::GenerateError::Stopped) => {
             ApiError::unavailable("the server is stopping", 10)
         }
+        SessionError::Generate(ol_serve::GenerateError::Worker | ol_serve::GenerateError::Lied) => {
+            ApiError::unavailable("the worker failed; nothing was charged", 1)
+        }
         SessionError::KeyReused => ApiError::conflict("idempotency_key_reused", error.to_string()),
         _ => ApiError::internal(),
     }

@@ -198,7 +198,7 @@ fn every_bad_request_gets_a_clear_error_and_costs_nothing() {
     );
     assert_eq!(after, before, "nothing was charged and no block was made");
     assert_eq!(
-        world.gateway.engine().stats().n_steps,
+        world.gateway.backend().stats().n_steps,
         0,
         "nothing was computed"
     );
@@ -223,7 +223,7 @@ fn no_or_too_little_balance_is_refused_before_anything_is_computed() {
     );
     deposit(&world.node, USER, OPEN / 100);
     refused(&world, CHAT, key, &body(1_000), 402, "insufficient_balance");
-    assert_eq!(world.gateway.engine().stats().n_steps, 0);
+    assert_eq!(world.gateway.backend().stats().n_steps, 0);
     assert_eq!(prepaid_wei(&world.node, USER), OPEN / 100);
     // The same key with a request it can pay for.
     let reply = world.post(CHAT, key, &body(5));

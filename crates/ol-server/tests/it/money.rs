@@ -205,7 +205,7 @@ fn leaving_before_anything_was_delivered_costs_nothing() {
     let disk = Disk::new();
     let world = disk.start();
     let stream = open_long(&world, false);
-    let engine = world.gateway.engine().clone();
+    let engine = world.gateway.backend().clone();
     wait_for(|| engine.stats().n_tokens_out > 0);
     drop(stream);
     wait_for(|| engine.stats().n_running == 0);
@@ -238,7 +238,7 @@ fn leaving_a_stream_costs_what_was_generated_until_then() {
         seen.extend_from_slice(&buffer[..n]);
     }
     drop(stream);
-    let engine = world.gateway.engine().clone();
+    let engine = world.gateway.backend().clone();
     wait_for(|| engine.stats().n_running == 0);
     assert!(
         engine.stats().n_tokens_out < 30_000,
@@ -258,7 +258,7 @@ fn past_the_limit_a_request_is_told_to_come_back() {
     let disk = Disk::new();
     let world = disk.start_limited(OPERATOR, 1);
     let stream = open_long(&world, true);
-    let engine = world.gateway.engine().clone();
+    let engine = world.gateway.backend().clone();
     wait_for(|| engine.stats().n_tokens_out > 0);
     let body = question("legal", "who", 1).to_string();
     let reply = world.post("/v1/chat/completions", Some(&world.key), body.as_bytes());
