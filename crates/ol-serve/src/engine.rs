@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Wake, Waker};
 use std::thread::{self, JoinHandle};
 
 use ol_model::{Model, Pool, Tokenizer};
@@ -249,7 +250,7 @@ impl EngineHandle {
         if request
             .adapter
             .as_ref()
-            .is_some_and(|lora| !lora.fits(config))
+            .is_some_and(|adapter| !adapter.fits(config))
         {
             return Err(SubmitError::Adapter);
         }
@@ -313,18 +314,35 @@ impl Shared {
 
     /// Moves waiting requests into the batch as far as they fit, in order; waits
     /// while there is nothing to do. False when all is done and the engine closes.
-    fn fill(&self, batch: &mut Batch<'_>) -> bool {
+    fn fill(&self, batch: &mut Batch<'_>, waker: &Waker) -> bool {
         let mut queue = self.lock();
         queue.stats = batch.stats();
         loop {
             queue.waiting.retain(|waiting| !waiting.events.is_closed());
-            while queue
-                .waiting
-                .front()
-                .is_some_and(|waiting| batch.has_room(&waiting.request))
-            {
-                if let Some(Waiting { request, events }) = queue.waiting.pop_front() {
-                    batch.admit(request, events);
+            let mut at = 0;
+            while let Some(waiting) = queue.waiting.get(at) {
+                if !batch.has_room(&waiting.request) {
+                    break;
+                }
+                let adapter = waiting.request.adapter.as_ref();
+                let lease = match adapter.map(|adapter| adapter.poll_lease(waker)) {
+                    // Those behind it need not wait for its adapter.
+                    Some(Poll::Pending) => {
+                        at += 1;
+                        continue;
+                    }
+                    Some(Poll::Ready(lease)) => lease.map(Some),
+                    None => Ok(None),
+                };
+                let Some(Waiting { request, events }) = queue.waiting.remove(at) else {
+                    break;
+                };
+                match lease {
+                    Ok(lease) => batch.admit(request, lease, events),
+                    Err(error) => {
+                        // As in `close`.
+                        let _ = events.try_send(Event::Failed(error.into()));
+                    }
                 }
             }
             queue.stats.n_running = batch.stats().n_running;
@@ -342,7 +360,15 @@ impl Shared {
     }
 }
 
-fn run(shared: &Shared, mut batch: Batch<'_>) {
+impl Wake for Shared {
+    fn wake(self: Arc<Self>) {
+        // Not between the engine's look at the queue and its wait.
+        drop(self.lock());
+        self.wake.notify_all();
+    }
+}
+
+fn run(shared: &Arc<Shared>, mut batch: Batch<'_>) {
     /// However the loop ends, by a panic too, nobody may wait for ever: rows end
     /// by dropping the batch, waiting requests here.
     struct CloseOnExit<'a>(&'a Shared);
@@ -352,7 +378,8 @@ fn run(shared: &Shared, mut batch: Batch<'_>) {
         }
     }
     let _close = CloseOnExit(shared);
-    while shared.fill(&mut batch) {
+    let waker = Waker::from(Arc::clone(shared));
+    while shared.fill(&mut batch, &waker) {
         batch.step();
     }
 }

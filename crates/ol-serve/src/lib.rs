@@ -11,8 +11,8 @@
 //! - A request's tokens depend on its prompt, adapter, sampling and the base
 //!   model only: never on what else is in the batch (invariant 5 of
 //!   `ARCHITECTURE.md`). Each request draws from its own counter-based generator.
-//! - A request keeps the adapter it started with, by `Arc`, when the registry
-//!   moves on to another version.
+//! - A request keeps the version of the adapter that it resolved, whatever its
+//!   name stands for later.
 //! - Text is sent in whole characters, and never past a stop string.
 //!
 //! No HTTP, no money and no clock here: that is `ol-server`.
@@ -23,7 +23,10 @@ mod request;
 mod sampler;
 mod stop;
 
-pub use adapters::{AdapterLimitError, Adapters};
+pub use adapters::{
+    AdapterError, AdapterLease, AdapterRef, AdapterStore, AdapterStoreOptions,
+    MAX_ADAPTER_NAME_BYTES,
+};
 pub use engine::{EngineHandle, EngineOptions, EngineStats, StartError};
 pub use request::{
     Answer, Completion, Event, FinishReason, GenerateError, GenerateRequest, MAX_STOP_STRING_BYTES,

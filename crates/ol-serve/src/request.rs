@@ -1,11 +1,10 @@
 //! What is asked of the engine, and what it answers.
 
 use std::fmt;
-use std::sync::Arc;
 
-use ol_model::Lora;
 use tokio::sync::mpsc;
 
+use crate::adapters::{AdapterError, AdapterRef};
 use crate::sampler::{Sampling, SamplingError, UnusableLogits};
 
 /// Most stop strings of one request.
@@ -21,7 +20,7 @@ pub struct GenerateRequest {
     pub prompt_tokens: Vec<u32>,
     /// Adapter over the base model, or the base model itself. It must have been
     /// made for this base model's configuration.
-    pub adapter: Option<Arc<Lora>>,
+    pub adapter: Option<AdapterRef>,
     /// How tokens are drawn.
     pub sampling: Sampling,
     /// Most tokens of the answer, at least 1.
@@ -105,9 +104,12 @@ pub enum SubmitError {
 }
 
 /// Why a running request ended without an answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum GenerateError {
+    /// The adapter could not be brought into memory.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
     /// The model computed something that is not a number.
     #[error(transparent)]
     Logits(#[from] UnusableLogits),

@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use ol_model::{ChatMessage, Lora, TokenizerError};
 use ol_runtime::{Clock, Objects};
-use ol_serve::{GenerateRequest, Sampling, SubmitError};
+use ol_serve::{AdapterRef, GenerateRequest, Sampling, SubmitError};
 use ol_types::{Address, B256, name_id};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -546,7 +546,7 @@ impl Inner {
         };
         let answer = self.backend.submit(GenerateRequest {
             prompt_tokens: prompt_tokens.clone(),
-            adapter: Some(Arc::clone(&served.adapter)),
+            adapter: Some(AdapterRef::resident(Arc::clone(&served.adapter))),
             sampling,
             max_tokens,
             stop: request.stop,

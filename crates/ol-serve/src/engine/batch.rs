@@ -1,13 +1,12 @@
 //! The running requests and one forward pass over all of them.
 
-use std::sync::Arc;
-
 use ol_model::{
-    ForwardError, KvCache, KvPool, Lora, Model, PAGE_TOKENS, Pool, Segment, TokenStream, Tokenizer,
+    ForwardError, KvCache, KvPool, Model, PAGE_TOKENS, Pool, Segment, TokenStream, Tokenizer,
 };
 use tokio::sync::mpsc;
 
 use super::{EngineOptions, EngineStats};
+use crate::adapters::AdapterLease;
 use crate::request::{Completion, Event, FinishReason, GenerateError, GenerateRequest};
 use crate::sampler::Sampler;
 use crate::stop::StopFilter;
@@ -26,7 +25,7 @@ pub(super) struct Batch<'a> {
 
 /// One running request.
 struct Row<'a> {
-    adapter: Option<Arc<Lora>>,
+    adapter: Option<AdapterLease>,
     cache: KvCache,
     /// Tokens of KV cache set aside for this request.
     n_kv_tokens: usize,
@@ -84,13 +83,18 @@ impl<'a> Batch<'a> {
     }
 
     /// Starts a request; its prompt takes part in the next passes.
-    pub(super) fn admit(&mut self, request: GenerateRequest, events: mpsc::Sender<Event>) {
+    pub(super) fn admit(
+        &mut self,
+        request: GenerateRequest,
+        adapter: Option<AdapterLease>,
+        events: mpsc::Sender<Event>,
+    ) {
         let n_kv_tokens = n_kv_tokens(&request);
         let text = self.tokenizer.stream_after(&request.prompt_tokens);
         self.rows.push(Row {
             cache: KvCache::in_pool(&self.kv, n_kv_tokens),
             n_kv_tokens,
-            adapter: request.adapter,
+            adapter,
             tokens_in: request.prompt_tokens.len(),
             pending: request.prompt_tokens,
             n_taken: 0,

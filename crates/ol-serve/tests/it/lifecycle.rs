@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use ol_model::{Lora, LoraConfig, ModelConfig};
 use ol_serve::{
-    Adapters, EngineOptions, Event, GenerateError, GenerateRequest, MAX_STOP_STRING_BYTES,
-    MAX_STOP_STRINGS, Sampling, SamplingError, StartError, SubmitError,
+    AdapterError, AdapterRef, AdapterStore, AdapterStoreOptions, EngineOptions, Event,
+    GenerateError, GenerateRequest, MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS, Sampling,
+    SamplingError, StartError, SubmitError,
 };
 
-use crate::support::{CONTEXT_TOKENS, adapter, base, oracle, request, start, tokenizer};
+use crate::support::{CONTEXT_TOKENS, adapter, base, lora, oracle, request, start, tokenizer};
 
 fn narrow() -> EngineOptions {
     EngineOptions {
@@ -34,6 +35,7 @@ fn bad_requests_are_refused_before_anything_is_computed() {
         ..base().config().clone()
     };
     let misfit = Arc::new(Lora::init(&misfit, LoraConfig::all_linear(2), 1).unwrap());
+    let misfit = AdapterRef::resident(misfit);
     let nan = Sampling {
         temperature: f32::NAN,
         ..Sampling::GREEDY
@@ -257,32 +259,42 @@ fn dropping_every_handle_ends_what_waits() {
 
 #[test]
 fn a_request_keeps_the_adapter_it_started_with() {
-    let adapters = Adapters::new(2);
-    adapters.insert("legal", adapter(4, 1)).unwrap();
+    let store = AdapterStore::new(base().config(), AdapterStoreOptions::default());
+    store.insert("legal", lora(4, 1)).unwrap();
     let engine = start(narrow());
-    let with = |lora: Option<Arc<Lora>>| GenerateRequest {
-        adapter: lora,
+    let with = |adapter: AdapterRef| GenerateRequest {
+        adapter: Some(adapter),
         ..request("the lazy", 40)
     };
-    let old = engine.submit(with(adapters.get("legal"))).unwrap();
-    let replaced = adapters.insert("legal", adapter(4, 2)).unwrap().unwrap();
-    assert_eq!(replaced.hash(), adapter(4, 1).hash());
-    drop(replaced);
-    let new = engine.submit(with(adapters.get("legal"))).unwrap();
+    let resolved = store.resolve("legal").unwrap();
+    store.insert("legal", lora(4, 2)).unwrap();
+    let old = engine.submit(with(resolved)).unwrap();
+    let new = engine
+        .submit(with(store.resolve("legal").unwrap()))
+        .unwrap();
     for (answer, seed) in [(old, 1), (new, 2)] {
-        let expected = oracle(&with(Some(adapter(4, seed)))).1.token_ids;
+        let expected = oracle(&with(adapter(4, seed))).1.token_ids;
         assert_eq!(answer.blocking_collect().unwrap().1.token_ids, expected);
     }
 }
 
 #[test]
-fn the_registry_has_a_limit() {
-    let adapters = Adapters::new(1);
-    assert!(adapters.insert("a", adapter(4, 1)).unwrap().is_none());
-    assert!(adapters.insert("b", adapter(4, 2)).is_err());
-    assert!(adapters.insert("a", adapter(4, 2)).unwrap().is_some());
-    assert_eq!(adapters.names(), ["a"]);
-    assert!(adapters.remove("a").is_some());
-    assert!(adapters.get("a").is_none());
-    assert!(adapters.insert("b", adapter(4, 2)).unwrap().is_none());
+fn names_have_a_limit() {
+    let options = AdapterStoreOptions { n_names_max: 1 };
+    let store = AdapterStore::new(base().config(), options);
+    store.insert("a", lora(4, 1)).unwrap();
+    let full = AdapterError::TooMany { n_max: 1 };
+    assert_eq!(store.insert("b", lora(4, 2)).unwrap_err(), full);
+    for bad in ["", "a\n", &"a".repeat(257)] {
+        let error = store.insert(bad, lora(4, 2)).unwrap_err();
+        assert_eq!(error, AdapterError::Name);
+    }
+    let replaced = store.insert("a", lora(4, 2)).unwrap();
+    assert_eq!(replaced.hash(), lora(4, 2).hash());
+    assert_eq!(store.names(), ["a"]);
+    store.unload("a").unwrap();
+    let unknown = AdapterError::Unknown { name: "a".into() };
+    assert_eq!(store.resolve("a").unwrap_err(), unknown);
+    assert_eq!(store.unload("a").unwrap_err(), unknown);
+    store.insert("b", lora(4, 2)).unwrap();
 }

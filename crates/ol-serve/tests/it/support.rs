@@ -1,11 +1,12 @@
 //! A small random model, adapters that change its answers, and the oracle.
 
 use std::sync::{Arc, OnceLock};
+use std::task::{Poll, Waker};
 
 use ol_model::{KvCache, Lora, LoraConfig, Model, ModelConfig, Pool, Segment, Tokenizer};
 use ol_serve::{
-    Completion, EngineHandle, EngineOptions, FinishReason, GenerateRequest, Sampler, Sampling,
-    StopFilter,
+    AdapterLease, AdapterRef, Completion, EngineHandle, EngineOptions, FinishReason,
+    GenerateRequest, Sampler, Sampling, StopFilter,
 };
 
 pub(crate) const CONTEXT_TOKENS: usize = 4096;
@@ -53,7 +54,12 @@ pub(crate) fn base() -> Arc<Model> {
 }
 
 /// An adapter with both factors random; a fresh one has no effect.
-pub(crate) fn adapter(rank: usize, seed: u32) -> Arc<Lora> {
+pub(crate) fn adapter(rank: usize, seed: u32) -> AdapterRef {
+    AdapterRef::resident(lora(rank, seed))
+}
+
+/// The adapter of [`adapter`] itself.
+pub(crate) fn lora(rank: usize, seed: u32) -> Arc<Lora> {
     let config = base().config().clone();
     let fresh = Lora::init(&config, LoraConfig::all_linear(rank), u64::from(seed)).unwrap();
     let param = |i: u32| {
@@ -91,19 +97,26 @@ pub(crate) fn logits(tokens: &[u32], adapter: Option<&Lora>) -> Vec<f32> {
     base().forward(&Pool::new(1), &mut segments).unwrap()
 }
 
+/// The adapter, which is in memory.
+fn lease(adapter: &AdapterRef) -> AdapterLease {
+    match adapter.poll_lease(Waker::noop()) {
+        Poll::Ready(lease) => lease.unwrap(),
+        Poll::Pending => panic!("the oracle's adapters are in memory"),
+    }
+}
+
 /// What a request must give: decoded alone, on one thread, without a cache, the
 /// text taken from all tokens at once.
 pub(crate) fn oracle(request: &GenerateRequest) -> (String, Completion) {
     let tokenizer = tokenizer();
+    let adapter = request.adapter.as_ref().map(lease);
     let mut sampler = Sampler::new(request.sampling);
     let mut tokens = request.prompt_tokens.clone();
     let tokens_in = tokens.len();
     let mut finish_reason = FinishReason::Length;
     let mut text = String::new();
     while tokens.len() - tokens_in < request.max_tokens {
-        let id = sampler
-            .next(&logits(&tokens, request.adapter.as_deref()))
-            .unwrap();
+        let id = sampler.next(&logits(&tokens, adapter.as_deref())).unwrap();
         if id == tokenizer.end_id() {
             finish_reason = FinishReason::Stop;
             break;

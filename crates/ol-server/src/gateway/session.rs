@@ -62,7 +62,7 @@ pub struct Finished {
 }
 
 /// Why an answer could not be finished. Nothing is charged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SessionError {
     /// The engine failed or stopped.

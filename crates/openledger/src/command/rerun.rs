@@ -10,7 +10,7 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use ol_attribution::query::QuerySketcher;
 use ol_model::{ChatMessage, Role};
-use ol_serve::{EngineHandle, EngineOptions, GenerateRequest, Sampling};
+use ol_serve::{AdapterRef, EngineHandle, EngineOptions, GenerateRequest, Sampling};
 use ol_server::gateway::hash_tokens;
 use ol_types::Receipt;
 
@@ -53,7 +53,7 @@ pub(crate) fn rerun(
     )?;
     let answer = engine.submit(GenerateRequest {
         prompt_tokens: prompt_tokens.clone(),
-        adapter: Some(Arc::clone(&adapter)),
+        adapter: Some(AdapterRef::resident(Arc::clone(&adapter))),
         sampling: Sampling {
             temperature: args.temperature,
             top_p: args.top_p,
