@@ -27,7 +27,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("ol-cuda", &["ol-model", "ol-types"]),
     ("ol-train", &["ol-model", "ol-runtime", "ol-types"]),
     ("ol-attribution", &["ol-model", "ol-poa", "ol-types"]),
-    ("ol-serve", &["ol-model", "ol-types"]),
+    ("ol-serve", &["ol-model", "ol-runtime", "ol-types"]),
     (
         "ol-server",
         &[

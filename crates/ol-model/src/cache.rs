@@ -177,6 +177,11 @@ impl Drop for Page {
     }
 }
 
+/// A full page: sixteen tokens that any number of sequences may share. It counts
+/// as used while this or a cache holds it.
+#[derive(Debug, Clone)]
+pub struct KvPage(Arc<Page>);
+
 /// Keys and values of one sequence: a view over pages of a [`KvPool`].
 ///
 /// A clone shares the pages; whoever writes first to a page that is shared gets
@@ -209,6 +214,35 @@ impl KvCache {
             capacity: capacity_tokens.min(pool.0.max_tokens),
             len: 0,
         }
+    }
+
+    /// A cache that begins with full pages of others, in order, and holds their
+    /// tokens.
+    ///
+    /// # Panics
+    /// If a page belongs to another pool, or they do not fit the capacity.
+    #[must_use]
+    pub fn beginning_with(pool: &KvPool, capacity_tokens: usize, pages: &[KvPage]) -> Self {
+        let mut cache = Self::in_pool(pool, capacity_tokens);
+        cache.len = pages.len() * PAGE_TOKENS;
+        assert!(cache.len <= cache.capacity, "the pages fit the cache");
+        cache.pages = pages.iter().map(|page| Arc::clone(&page.0)).collect();
+        let is_home = |page: &Arc<Page>| Arc::ptr_eq(&page.home, &pool.0);
+        assert!(cache.pages.iter().all(is_home), "pages of this pool");
+        cache
+    }
+
+    /// A page that is full, to begin other caches with; `None` while it is not.
+    #[must_use]
+    pub fn full_page(&self, index: usize) -> Option<KvPage> {
+        let is_full = index < self.len / PAGE_TOKENS;
+        is_full.then(|| KvPage(Arc::clone(&self.pages[index])))
+    }
+
+    /// Pages held, shared ones included.
+    #[must_use]
+    pub fn n_pages(&self) -> usize {
+        self.pages.len()
     }
 
     /// Tokens held.

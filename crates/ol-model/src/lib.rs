@@ -30,7 +30,7 @@ pub mod roofline;
 mod tokenizer;
 mod weights;
 
-pub use cache::{KvCache, KvPool, PAGE_TOKENS, PoolFull};
+pub use cache::{KvCache, KvPage, KvPool, PAGE_TOKENS, PoolFull};
 pub use chat_template::{ChatOptions, ChatTemplateError, Conversation};
 pub use config::{
     ConfigError, Family, Mla, ModelConfig, Moe, Rope, Routing, SlidingWindow, WeightFormat,

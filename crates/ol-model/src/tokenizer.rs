@@ -123,7 +123,8 @@ enum Chat {
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
     encoder: Encoder,
-    decoder: Decoder,
+    /// Shared with the streams, which outlive a borrow.
+    decoder: Arc<Decoder>,
     /// Tokens put before and after a whole text.
     before: Vec<u32>,
     after: Vec<u32>,
@@ -216,7 +217,7 @@ impl Tokenizer {
             encoder.frame().map_err(format)?
         };
         let mut tokenizer = Self {
-            decoder,
+            decoder: Arc::new(decoder),
             before,
             after,
             ends,
@@ -460,14 +461,14 @@ impl Tokenizer {
     /// A decoder that gives out text as tokens come, as [`Tokenizer::decode`]
     /// does.
     #[must_use]
-    pub fn stream(&self) -> TokenStream<'_> {
+    pub fn stream(&self) -> TokenStream {
         self.decoder.stream(true)
     }
 
     /// A decoder for what follows `prompt`: a space before the first word stays
     /// if the prompt ends with text, and goes if it ends with a control token.
     #[must_use]
-    pub fn stream_after(&self, prompt: &[u32]) -> TokenStream<'_> {
+    pub fn stream_after(&self, prompt: &[u32]) -> TokenStream {
         let is_start = prompt
             .last()
             .is_none_or(|id| self.encoder.controls().contains_key(id));

@@ -1,79 +1,67 @@
-//! The engine's thread, its waiting queue and the handle to it.
+//! The handle to the engine, and its thread.
 
-use std::collections::VecDeque;
 use std::fmt;
-use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::task::{Poll, Wake, Waker};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Waker;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use ol_model::{Model, Pool, Tokenizer};
+use ol_runtime::{Clock, SystemClock};
 use tokio::sync::mpsc;
 
-use self::batch::Batch;
+use self::observe::Unobserved;
+use self::prefix::{Root, Scope};
+use self::row::{AdapterWish, Job};
+use self::shared::Shared;
 use crate::request::{
-    Answer, Event, GenerateError, GenerateRequest, MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS,
-    SubmitError,
+    Answer, GenerateRequest, MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS, Sharing, SubmitError,
 };
+use crate::sampler::Sampler;
+use crate::stop::StopFilter;
 
-mod batch;
+mod observe;
+mod options;
+mod policy;
+mod prefix;
+mod queue;
+mod row;
+mod scheduler;
+mod shared;
+mod signal;
 
-/// The engine's bounds.
-#[derive(Debug, Clone)]
-pub struct EngineOptions {
-    /// Most requests decoded together. Default 16.
-    pub n_rows_max: usize,
-    /// Most tokens of KV cache over all running requests. Each reserves prompt
-    /// plus `max_tokens` when it starts. Default 8,192.
-    pub n_kv_tokens_max: usize,
-    /// Most requests waiting to start. Default 64.
-    pub n_waiting_max: usize,
-    /// Most tokens of one forward pass: long prompts are prefilled in parts, so
-    /// that running requests keep getting tokens. Default 256.
-    pub n_step_tokens_max: usize,
+pub use observe::{EngineStats, Observation, Observer};
+pub use options::{EngineOptions, StartError};
+pub use policy::Priority;
+pub use scheduler::{Scheduler, Turn};
+
+/// What the engine is made of.
+#[derive(Debug)]
+pub struct EngineParts {
+    /// The base model.
+    pub base: Arc<Model>,
+    /// Its tokenizer.
+    pub tokenizer: Arc<Tokenizer>,
+    /// The threads that compute.
+    pub pool: Pool,
+    /// What time it is, for deadlines, aging and measurements.
+    pub clock: Arc<dyn Clock>,
+    /// Who is told what happens.
+    pub observer: Arc<dyn Observer>,
 }
 
-impl Default for EngineOptions {
-    fn default() -> Self {
+impl EngineParts {
+    /// The machine's clock, `n_pool_threads` helpers, and nobody who watches.
+    #[must_use]
+    pub fn new(base: Arc<Model>, tokenizer: Arc<Tokenizer>, n_pool_threads: usize) -> Self {
         Self {
-            n_rows_max: 16,
-            n_kv_tokens_max: 8192,
-            n_waiting_max: 64,
-            n_step_tokens_max: 256,
+            base,
+            tokenizer,
+            pool: Pool::new(n_pool_threads),
+            clock: Arc::new(SystemClock::new()),
+            observer: Arc::new(Unobserved),
         }
     }
-}
-
-/// Why the engine did not start.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StartError {
-    /// A bound is zero, or a forward pass could not hold a token of every row.
-    #[error(
-        "engine bounds must be at least 1, and n_step_tokens_max at least n_rows_max: {options:?}"
-    )]
-    Options {
-        /// The bounds given.
-        options: EngineOptions,
-    },
-    /// The operating system gave no thread.
-    #[error("could not start the engine's thread")]
-    Thread(#[source] io::Error),
-}
-
-/// What the engine is doing.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct EngineStats {
-    /// Requests being decoded.
-    pub n_running: usize,
-    /// Requests waiting to start.
-    pub n_waiting: usize,
-    /// Forward passes since the start.
-    pub n_steps: u64,
-    /// Prompt tokens prefilled since the start.
-    pub n_tokens_in: u64,
-    /// Tokens generated since the start.
-    pub n_tokens_out: u64,
 }
 
 /// The way to the engine; clones share it.
@@ -89,6 +77,7 @@ struct Inner {
     shared: Arc<Shared>,
     base: Arc<Model>,
     tokenizer: Arc<Tokenizer>,
+    clock: Arc<dyn Clock>,
     options: EngineOptions,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -112,62 +101,178 @@ impl EngineHandle {
         n_pool_threads: usize,
         options: EngineOptions,
     ) -> Result<Self, StartError> {
-        let bounds = [
-            options.n_rows_max,
-            options.n_kv_tokens_max,
-            options.n_waiting_max,
-        ];
-        if bounds.contains(&0) || options.n_step_tokens_max < options.n_rows_max {
-            return Err(StartError::Options { options });
-        }
-        let shared = Arc::new(Shared::default());
-        let thread = {
-            let (base, tokenizer) = (Arc::clone(&base), Arc::clone(&tokenizer));
-            let (shared, options) = (Arc::clone(&shared), options.clone());
-            thread::Builder::new()
-                .name("ol-serve".to_owned())
-                .spawn(move || {
-                    let pool = Pool::new(n_pool_threads);
-                    run(&shared, Batch::new(&base, &tokenizer, pool, options));
-                })
-                .map_err(StartError::Thread)?
-        };
-        let inner = Inner {
-            shared,
-            base,
-            tokenizer,
-            options,
-            thread: Mutex::new(Some(thread)),
-        };
-        Ok(Self {
-            inner: Arc::new(inner),
-        })
+        Self::start_with(EngineParts::new(base, tokenizer, n_pool_threads), options)
     }
 
-    /// Takes a request on, to start as soon as there is room; first come, first
-    /// served.
+    /// Starts an engine of these parts on a thread of its own.
     ///
     /// # Errors
-    /// [`SubmitError`] if the request is invalid or too long, the queue is full,
-    /// or the engine is stopped.
+    /// As [`EngineHandle::start`].
+    pub fn start_with(parts: EngineParts, options: EngineOptions) -> Result<Self, StartError> {
+        let (handle, scheduler) = Self::without_thread(parts, options)?;
+        let (signal, clock) = (
+            Arc::clone(&handle.inner.shared.signal),
+            Arc::clone(&handle.inner.clock),
+        );
+        let run = move || {
+            let mut scheduler = scheduler;
+            loop {
+                match scheduler.turn() {
+                    Turn::Worked => {}
+                    Turn::Idle { until_s } => {
+                        let left_s = until_s.map(|until_s| until_s - clock.monotonic_s());
+                        signal.wait(left_s.map(|s| Duration::from_secs_f64(s.max(0.0))));
+                    }
+                    Turn::Closed => return,
+                }
+            }
+        };
+        let thread = thread::Builder::new()
+            .name("ol-serve".to_owned())
+            .spawn(run)
+            .map_err(StartError::Thread)?;
+        *handle
+            .inner
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        Ok(handle)
+    }
+
+    /// An engine that moves only when [`Scheduler::turn`] is called.
+    ///
+    /// # Errors
+    /// [`StartError`] if a bound makes no sense.
+    pub fn without_thread(
+        parts: EngineParts,
+        options: EngineOptions,
+    ) -> Result<(Self, Scheduler), StartError> {
+        options.check()?;
+        let inner = Inner {
+            shared: Arc::new(Shared::default()),
+            base: Arc::clone(&parts.base),
+            tokenizer: Arc::clone(&parts.tokenizer),
+            clock: Arc::clone(&parts.clock),
+            options: options.clone(),
+            thread: Mutex::new(None),
+        };
+        let scheduler = Scheduler::new(parts, Arc::clone(&inner.shared), options);
+        let handle = Self {
+            inner: Arc::new(inner),
+        };
+        Ok((handle, scheduler))
+    }
+
+    /// Takes a request on, to start as soon as it is its turn and there is room.
+    ///
+    /// # Errors
+    /// [`SubmitError`] if the request is invalid or too long, a limit of the
+    /// queue is reached, or the engine is stopped.
     pub fn submit(&self, request: GenerateRequest) -> Result<Answer, SubmitError> {
         self.check(&request)?;
+        let (job, answer) = self.job(request, self.inner.clock.monotonic_s());
+        self.enqueue(vec![job])?;
+        Ok(answer)
+    }
+
+    /// Takes all of these on or none, as for several answers to one prompt:
+    /// those that begin alike compute what they share once. They are all of
+    /// the first's tenant for the limits of the queue.
+    ///
+    /// # Errors
+    /// As [`EngineHandle::submit`].
+    pub fn submit_all(&self, requests: Vec<GenerateRequest>) -> Result<Vec<Answer>, SubmitError> {
+        for request in &requests {
+            self.check(request)?;
+        }
+        let arrived_s = self.inner.clock.monotonic_s();
+        let (jobs, answers): (Vec<Job>, Vec<Answer>) = requests
+            .into_iter()
+            .map(|request| self.job(request, arrived_s))
+            .unzip();
+        self.enqueue(jobs)?;
+        Ok(answers)
+    }
+
+    fn enqueue(&self, jobs: Vec<Job>) -> Result<(), SubmitError> {
+        let options = &self.inner.options;
+        let Some(tenant) = jobs.first().map(|job| Arc::clone(&job.tenant)) else {
+            return Ok(());
+        };
+        let n_tokens = jobs.iter().map(|job| job.tokens.len()).sum();
+        let mut state = self.inner.shared.lock();
+        if state.is_closing {
+            return Err(SubmitError::Stopped);
+        }
+        let mut limit = state.queue.exceeded(options, &tenant, jobs.len(), n_tokens);
+        if limit.is_some() {
+            // Those who left make room at once.
+            let left = state.queue.remove_if(|job| job.events.is_closed());
+            state.stats.n_cancelled += left.len() as u64;
+            limit = state.queue.exceeded(options, &tenant, jobs.len(), n_tokens);
+        }
+        if let Some(limit) = limit {
+            state.stats.n_refused += jobs.len() as u64;
+            return Err(SubmitError::Overloaded {
+                n_waiting: state.queue.len(),
+                limit,
+                retry_after: state.pace.retry_after(&state.queue),
+            });
+        }
+        for mut job in jobs {
+            job.arrival = state.next_arrival;
+            state.next_arrival += 1;
+            state.queue.push(job);
+        }
+        drop(state);
+        self.inner.shared.signal.raise();
+        Ok(())
+    }
+
+    /// A request as the scheduler has it, and where its events come out.
+    fn job(&self, request: GenerateRequest, arrived_s: f64) -> (Job, Answer) {
         // Room for every event there can be, so the engine never waits for a
         // slow reader.
         let (events, receiver) = mpsc::channel(request.max_tokens + 1);
-        let mut queue = self.inner.shared.lock();
-        if queue.is_closing {
-            return Err(SubmitError::Stopped);
+        let wish = AdapterWish::new(&self.inner.shared.signal);
+        if let Some(adapter) = &request.adapter {
+            // Loading begins while the request waits for its turn.
+            wish.ask();
+            if adapter
+                .poll_lease(&Waker::from(Arc::clone(&wish)))
+                .is_ready()
+            {
+                wish.is_answered();
+            }
         }
-        if queue.waiting.len() >= self.inner.options.n_waiting_max {
-            return Err(SubmitError::Overloaded {
-                n_waiting: queue.waiting.len(),
-            });
-        }
-        queue.waiting.push_back(Waiting { request, events });
-        drop(queue);
-        self.inner.shared.wake.notify_one();
-        Ok(Answer::from_events(receiver))
+        let scope = match request.sharing {
+            Sharing::Tenant => Some(Scope::Tenant(Arc::clone(&request.tenant))),
+            Sharing::Everyone => Some(Scope::Everyone),
+            Sharing::Nobody => None,
+        };
+        let adapter = request.adapter.as_ref().map(crate::AdapterRef::hash);
+        let job = Job {
+            arrival: 0,
+            tenant: request.tenant,
+            priority: request.priority,
+            arrived_s,
+            deadline_s: request.timeout.map(|t| arrived_s + t.as_secs_f64()),
+            adapter: request.adapter,
+            wish,
+            root: scope.map(|scope| Root { adapter, scope }),
+            n_prompt: request.prompt_tokens.len(),
+            max_tokens: request.max_tokens,
+            n_computed: 0,
+            n_cached: 0,
+            started_s: None,
+            last_token_s: None,
+            sampler: Sampler::new(request.sampling),
+            text: self.inner.tokenizer.stream_after(&request.prompt_tokens),
+            stop: StopFilter::new(request.stop),
+            tokens: request.prompt_tokens,
+            events,
+        };
+        (job, Answer::from_events(receiver))
     }
 
     /// The longest prompt and answer together, in tokens.
@@ -195,10 +300,10 @@ impl EngineHandle {
     /// What the engine is doing.
     #[must_use]
     pub fn stats(&self) -> EngineStats {
-        let queue = self.inner.shared.lock();
+        let state = self.inner.shared.lock();
         EngineStats {
-            n_waiting: queue.waiting.len(),
-            ..queue.stats
+            n_waiting: state.queue.len(),
+            ..state.stats
         }
     }
 
@@ -208,8 +313,8 @@ impl EngineHandle {
         !self.inner.shared.lock().is_closing
     }
 
-    /// Lets running requests finish, refuses the waiting ones and all new ones,
-    /// and returns when the engine's thread has ended. Blocks.
+    /// Lets running requests finish, refuses those that have not started and all
+    /// new ones, and returns when the engine's thread has ended. Blocks.
     pub fn shutdown(&self) {
         self.inner.shared.close();
         let thread = self
@@ -269,117 +374,5 @@ impl EngineHandle {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.shared.close();
-    }
-}
-
-/// A request that has not started.
-struct Waiting {
-    request: GenerateRequest,
-    events: mpsc::Sender<Event>,
-}
-
-#[derive(Default)]
-struct Shared {
-    queue: Mutex<Queue>,
-    /// Signalled when there is work or the engine should close.
-    wake: Condvar,
-}
-
-#[derive(Default)]
-struct Queue {
-    waiting: VecDeque<Waiting>,
-    is_closing: bool,
-    stats: EngineStats,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        // Every change of the queue is complete before anything can panic.
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes no more requests and ends those that wait.
-    fn close(&self) {
-        let mut queue = self.lock();
-        queue.is_closing = true;
-        for waiting in queue.waiting.drain(..) {
-            // The channel is empty and has room; a closed one has nobody to tell.
-            let _ = waiting
-                .events
-                .try_send(Event::Failed(GenerateError::Stopped));
-        }
-        drop(queue);
-        self.wake.notify_all();
-    }
-
-    /// Moves waiting requests into the batch as far as they fit, in order; waits
-    /// while there is nothing to do. False when all is done and the engine closes.
-    fn fill(&self, batch: &mut Batch<'_>, waker: &Waker) -> bool {
-        let mut queue = self.lock();
-        queue.stats = batch.stats();
-        loop {
-            queue.waiting.retain(|waiting| !waiting.events.is_closed());
-            let mut at = 0;
-            while let Some(waiting) = queue.waiting.get(at) {
-                if !batch.has_room(&waiting.request) {
-                    break;
-                }
-                let adapter = waiting.request.adapter.as_ref();
-                let lease = match adapter.map(|adapter| adapter.poll_lease(waker)) {
-                    // Those behind it need not wait for its adapter.
-                    Some(Poll::Pending) => {
-                        at += 1;
-                        continue;
-                    }
-                    Some(Poll::Ready(lease)) => lease.map(Some),
-                    None => Ok(None),
-                };
-                let Some(Waiting { request, events }) = queue.waiting.remove(at) else {
-                    break;
-                };
-                match lease {
-                    Ok(lease) => batch.admit(request, lease, events),
-                    Err(error) => {
-                        // As in `close`.
-                        let _ = events.try_send(Event::Failed(error.into()));
-                    }
-                }
-            }
-            queue.stats.n_running = batch.stats().n_running;
-            if !batch.is_empty() {
-                return true;
-            }
-            if queue.is_closing {
-                return false;
-            }
-            queue = self
-                .wake
-                .wait(queue)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-}
-
-impl Wake for Shared {
-    fn wake(self: Arc<Self>) {
-        // Not between the engine's look at the queue and its wait.
-        drop(self.lock());
-        self.wake.notify_all();
-    }
-}
-
-fn run(shared: &Arc<Shared>, mut batch: Batch<'_>) {
-    /// However the loop ends, by a panic too, nobody may wait for ever: rows end
-    /// by dropping the batch, waiting requests here.
-    struct CloseOnExit<'a>(&'a Shared);
-    impl Drop for CloseOnExit<'_> {
-        fn drop(&mut self) {
-            self.0.close();
-        }
-    }
-    let _close = CloseOnExit(shared);
-    let waker = Waker::from(Arc::clone(shared));
-    while shared.fill(&mut batch, &waker) {
-        batch.step();
     }
 }

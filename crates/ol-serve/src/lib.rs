@@ -27,10 +27,13 @@ pub use adapters::{
     AdapterError, AdapterLease, AdapterRef, AdapterStore, AdapterStoreOptions,
     MAX_ADAPTER_NAME_BYTES,
 };
-pub use engine::{EngineHandle, EngineOptions, EngineStats, StartError};
+pub use engine::{
+    EngineHandle, EngineOptions, EngineParts, EngineStats, Observation, Observer, Priority,
+    Scheduler, StartError, Turn,
+};
 pub use request::{
     Answer, Completion, Event, FinishReason, GenerateError, GenerateRequest, MAX_STOP_STRING_BYTES,
-    MAX_STOP_STRINGS, SubmitError,
+    MAX_STOP_STRINGS, OverloadLimit, Sharing, SubmitError,
 };
 pub use sampler::{Sampler, Sampling, SamplingError, UnusableLogits};
 pub use stop::{Filtered, StopFilter};

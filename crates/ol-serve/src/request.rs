@@ -1,10 +1,13 @@
 //! What is asked of the engine, and what it answers.
 
 use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
 use crate::adapters::{AdapterError, AdapterRef};
+use crate::engine::Priority;
 use crate::sampler::{Sampling, SamplingError, UnusableLogits};
 
 /// Most stop strings of one request.
@@ -27,6 +30,50 @@ pub struct GenerateRequest {
     pub max_tokens: usize,
     /// Strings that end the answer; they are not part of it.
     pub stop: Vec<String>,
+    /// Whose request it is: tenants share the engine fairly, whatever each of
+    /// them asks for.
+    pub tenant: Arc<str>,
+    /// How urgent it is.
+    pub priority: Priority,
+    /// How long after its arrival it may take; then it ends with what there is,
+    /// or fails if there is nothing.
+    pub timeout: Option<Duration>,
+    /// With whom the keys and values of its text may be shared.
+    pub sharing: Sharing,
+}
+
+impl GenerateRequest {
+    /// The likeliest tokens of the base model, for nobody in particular.
+    #[must_use]
+    pub fn new(prompt_tokens: Vec<u32>, max_tokens: usize) -> Self {
+        Self {
+            prompt_tokens,
+            adapter: None,
+            sampling: Sampling::GREEDY,
+            max_tokens,
+            stop: Vec::new(),
+            tenant: Arc::from(""),
+            priority: Priority::Normal,
+            timeout: None,
+            sharing: Sharing::Tenant,
+        }
+    }
+}
+
+/// Which other requests may begin with the keys and values that one computed.
+///
+/// What is shared never changes an answer, but a prompt that was seen before is
+/// answered sooner: with [`Sharing::Everyone`], who can send requests and measure
+/// time can learn whether another tenant's prompt began with a given text.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Sharing {
+    /// Those of the same tenant. The default.
+    #[default]
+    Tenant,
+    /// All: for prompts that are no secret, as a public system prompt.
+    Everyone,
+    /// None, and nothing is kept.
+    Nobody,
 }
 
 // Prompts are private: they stay out of logs, whoever prints a request.
@@ -38,7 +85,9 @@ impl fmt::Debug for GenerateRequest {
             .field("sampling", &self.sampling)
             .field("max_tokens", &self.max_tokens)
             .field("n_stop", &self.stop.len())
-            .finish()
+            .field("priority", &self.priority)
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
     }
 }
 
@@ -46,11 +95,15 @@ impl fmt::Debug for GenerateRequest {
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SubmitError {
-    /// The waiting queue is full; try again later.
-    #[error("{n_waiting} requests are waiting already")]
+    /// A limit of the waiting queue is reached; try again later.
+    #[error("{n_waiting} requests are waiting already; {limit}")]
     Overloaded {
         /// Requests waiting.
         n_waiting: usize,
+        /// The limit that is reached.
+        limit: OverloadLimit,
+        /// When what waits now should have been answered, by the pace measured.
+        retry_after: Duration,
     },
     /// Prompt and answer together do not fit.
     #[error(
@@ -103,6 +156,20 @@ pub enum SubmitError {
     },
 }
 
+/// A limit of the waiting queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum OverloadLimit {
+    /// Of all requests.
+    #[error("there is no room for more")]
+    Requests,
+    /// Of one tenant's requests.
+    #[error("there is no room for more of this tenant")]
+    Tenant,
+    /// Of the tokens of all prompts.
+    #[error("there is no room for so many prompt tokens")]
+    Tokens,
+}
+
 /// Why a running request ended without an answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -116,6 +183,9 @@ pub enum GenerateError {
     /// The model refused the forward pass: a defect.
     #[error("the model refused the forward pass")]
     Forward,
+    /// The time that the request had was over before its first token.
+    #[error("the request's time was over before its first token")]
+    Deadline,
     /// The engine stopped before the answer was finished.
     #[error("the engine stopped before the answer was finished")]
     Stopped,
@@ -135,6 +205,8 @@ pub enum FinishReason {
     Stop,
     /// `max_tokens` were generated.
     Length,
+    /// The request's time is over; this is what there was by then.
+    Deadline,
 }
 
 /// A finished answer, as it is accounted for.
@@ -147,6 +219,9 @@ pub struct Completion {
     pub text_delta: String,
     /// Tokens of the prompt.
     pub tokens_in: usize,
+    /// How many of them were in the prefix cache when the request started. The
+    /// answer does not depend on it.
+    pub tokens_cached: usize,
     /// Every token generated, in order, without the end token but with those of
     /// a stop string.
     pub token_ids: Vec<u32>,

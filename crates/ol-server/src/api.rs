@@ -320,8 +320,12 @@ fn refusal(error: &RequestError) -> ApiError {
         RequestError::UnknownModel { .. } => model_not_found(),
         RequestError::Outdated { .. } => ApiError::unavailable(text, 60),
         RequestError::InsufficientBalance { .. } => ApiError::insufficient_balance(text),
-        RequestError::Overloaded | RequestError::Engine(SubmitError::Overloaded { .. }) => {
+        RequestError::Overloaded => {
             ApiError::overloaded("the server is overloaded, try again later", 1)
+        }
+        RequestError::Engine(SubmitError::Overloaded { retry_after, .. }) => {
+            let retry_after_s = u32::try_from(retry_after.as_secs()).unwrap_or(u32::MAX);
+            ApiError::overloaded("the server is overloaded, try again later", retry_after_s)
         }
         RequestError::Engine(SubmitError::TooLong { .. }) => {
             ApiError::invalid("context_length_exceeded", text)

@@ -545,11 +545,12 @@ impl Inner {
             seed,
         };
         let answer = self.backend.submit(GenerateRequest {
-            prompt_tokens: prompt_tokens.clone(),
             adapter: Some(AdapterRef::resident(Arc::clone(&served.adapter))),
             sampling,
-            max_tokens,
             stop: request.stop,
+            // Who pays shares with others who pay, and starves nobody.
+            tenant: payer.to_string().into(),
+            ..GenerateRequest::new(prompt_tokens.clone(), max_tokens)
         })?;
         Ok(Start {
             payer,

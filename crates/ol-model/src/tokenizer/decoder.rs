@@ -2,7 +2,7 @@
 //! character.
 
 use std::collections::HashMap;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use serde_json::Value;
 
@@ -80,9 +80,9 @@ impl Decoder {
         }
     }
 
-    pub(super) fn stream(&self, is_start: bool) -> TokenStream<'_> {
+    pub(super) fn stream(self: &Arc<Self>, is_start: bool) -> TokenStream {
         TokenStream {
-            decoder: self,
+            decoder: Arc::clone(self),
             pending: Vec::new(),
             strips_space: self.strips_first_space && is_start,
         }
@@ -170,15 +170,15 @@ fn decode_token(steps: &[Step], token: &str, out: &mut Vec<u8>) {
 
 /// Decodes token by token and never splits a character. Bytes that are not
 /// UTF-8 become U+FFFD, one for each sequence that cannot be completed.
-#[derive(Debug)]
-pub struct TokenStream<'a> {
-    decoder: &'a Decoder,
+#[derive(Debug, Clone)]
+pub struct TokenStream {
+    decoder: Arc<Decoder>,
     pending: Vec<u8>,
     /// The first byte to come is dropped if it is a space.
     strips_space: bool,
 }
 
-impl TokenStream<'_> {
+impl TokenStream {
     /// Adds a token and returns the characters that are now complete.
     pub fn push(&mut self, token: u32) -> String {
         let mut bytes = self.decoder.token_bytes(token);

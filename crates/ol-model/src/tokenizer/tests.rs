@@ -256,9 +256,8 @@ fn a_space_before_the_first_word_is_no_text() {
     let tokens = mistral.encode("Hello world").unwrap();
     assert_eq!(mistral.decode(&tokens), "Hello world");
     let prompt = mistral.encode("He said:").unwrap();
-    let write = |mut stream: TokenStream<'_>| -> String {
-        tokens.iter().map(|t| stream.push(*t)).collect()
-    };
+    let write =
+        |mut stream: TokenStream| -> String { tokens.iter().map(|t| stream.push(*t)).collect() };
     assert_eq!(write(mistral.stream_after(&prompt)), " Hello world");
     let after_control = mistral.encode_prompt("").unwrap();
     assert_eq!(write(mistral.stream_after(&after_control)), "Hello world");

@@ -18,6 +18,7 @@ fn collect(mut answer: Answer) -> (String, Completion) {
                 assert_eq!(answer.blocking_next(), None, "nothing follows the end");
                 assert_eq!(completion.token_ids, ids, "every token was sent, in order");
                 text.push_str(&std::mem::take(&mut completion.text_delta));
+                completion.tokens_cached = 0;
                 return (text, completion);
             }
             Event::Failed(error) => panic!("{error}"),
@@ -51,6 +52,7 @@ fn any_request() -> impl Strategy<Value = GenerateRequest> {
             sampling,
             max_tokens,
             stop,
+            ..GenerateRequest::new(Vec::new(), 1)
         },
     )
 }
@@ -72,6 +74,7 @@ proptest! {
             n_kv_tokens_max,
             n_waiting_max: 16,
             n_step_tokens_max: n_rows_max + n_step_tokens,
+            ..EngineOptions::default()
         });
         let answers: Vec<Answer> =
             requests.iter().map(|request| engine.submit(request.clone()).unwrap()).collect();

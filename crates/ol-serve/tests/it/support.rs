@@ -6,7 +6,7 @@ use std::task::{Poll, Waker};
 use ol_model::{KvCache, Lora, LoraConfig, Model, ModelConfig, Pool, Segment, Tokenizer};
 use ol_serve::{
     AdapterLease, AdapterRef, Completion, EngineHandle, EngineOptions, FinishReason,
-    GenerateRequest, Sampler, Sampling, StopFilter,
+    GenerateRequest, Sampler, StopFilter,
 };
 
 pub(crate) const CONTEXT_TOKENS: usize = 4096;
@@ -77,13 +77,7 @@ pub(crate) fn start(options: EngineOptions) -> EngineHandle {
 }
 
 pub(crate) fn request(prompt: &str, max_tokens: usize) -> GenerateRequest {
-    GenerateRequest {
-        prompt_tokens: tokenizer().encode(prompt).unwrap(),
-        adapter: None,
-        sampling: Sampling::GREEDY,
-        max_tokens,
-        stop: Vec::new(),
-    }
+    GenerateRequest::new(tokenizer().encode(prompt).unwrap(), max_tokens)
 }
 
 /// The logits after `tokens`, from scratch.
@@ -134,6 +128,7 @@ pub(crate) fn oracle(request: &GenerateRequest) -> (String, Completion) {
                     finish_reason,
                     text_delta: String::new(),
                     tokens_in,
+                    tokens_cached: 0,
                     token_ids,
                 },
             );
@@ -147,6 +142,7 @@ pub(crate) fn oracle(request: &GenerateRequest) -> (String, Completion) {
             finish_reason,
             text_delta: String::new(),
             tokens_in,
+            tokens_cached: 0,
             token_ids,
         },
     )

@@ -224,7 +224,8 @@ impl Streaming {
 const fn finish_reason(reason: FinishReason) -> &'static str {
     match reason {
         FinishReason::Stop => "stop",
-        FinishReason::Length => "length",
+        // Cut short, as by `max_tokens`: the schema knows no other word for it.
+        FinishReason::Length | FinishReason::Deadline => "length",
     }
 }
 

@@ -177,6 +177,7 @@ impl Task {
                         finish_reason: FinishReason::Length,
                         text_delta: String::new(),
                         tokens_in: self.start.prompt_tokens.len(),
+                        tokens_cached: 0,
                         token_ids,
                     }));
                 }

@@ -52,7 +52,6 @@ pub(crate) fn rerun(
         EngineOptions::default(),
     )?;
     let answer = engine.submit(GenerateRequest {
-        prompt_tokens: prompt_tokens.clone(),
         adapter: Some(AdapterRef::resident(Arc::clone(&adapter))),
         sampling: Sampling {
             temperature: args.temperature,
@@ -60,8 +59,10 @@ pub(crate) fn rerun(
             seed: args.seed,
         },
         // An answer that ended before its limit ends there again.
-        max_tokens: usize::try_from(receipt.tokens_out.max(1))?,
-        stop: Vec::new(),
+        ..GenerateRequest::new(
+            prompt_tokens.clone(),
+            usize::try_from(receipt.tokens_out.max(1))?,
+        )
     })?;
     let (text, completion) = answer.blocking_collect()?;
     engine.shutdown();
