@@ -77,13 +77,16 @@ struct Inner {
     n_pages: usize,
     /// Longest sequence of the model.
     max_tokens: usize,
+    /// Whether the contents lie on a device and pages are numbers only.
+    is_remote: bool,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// Memory of pages given back, for the next to ask.
-    spare: Vec<Box<[Line]>>,
+    /// Pages given back, for the next to ask. All that were ever made are
+    /// these and the used ones, so numbers go from 0 without a gap.
+    spare: Vec<(usize, Box<[Line]>)>,
     used: usize,
 }
 
@@ -105,10 +108,22 @@ impl KvPool {
     /// A pool of at most `n_pages` pages of [`PAGE_TOKENS`] tokens.
     #[must_use]
     pub fn new(config: &ModelConfig, n_pages: usize) -> Self {
+        Self::with(config, n_pages, false)
+    }
+
+    /// As [`Self::new`] for an [`Executor`](crate::Executor) that keeps keys and
+    /// values in memory of its own: pages have a number and hold nothing.
+    #[must_use]
+    pub fn remote(config: &ModelConfig, n_pages: usize) -> Self {
+        Self::with(config, n_pages, true)
+    }
+
+    fn with(config: &ModelConfig, n_pages: usize, is_remote: bool) -> Self {
         Self(Arc::new(Inner {
             shape: Shape::new(config),
             n_pages,
             max_tokens: config.max_position_embeddings,
+            is_remote,
             state: Mutex::default(),
         }))
     }
@@ -140,24 +155,32 @@ impl KvPool {
                 free_pages,
             });
         }
+        let made = state.used + state.spare.len();
         state.used += n;
-        let mut lines: Vec<Box<[Line]>> = Vec::with_capacity(n);
-        lines.extend((0..n).map_while(|_| state.spare.pop()));
+        let mut taken = Vec::with_capacity(n);
+        taken.extend((0..n).map_while(|_| state.spare.pop()));
         drop(state);
-        lines.resize_with(n, || {
-            vec![Line::ZERO; self.0.shape.page_lines()].into_boxed_slice()
-        });
-        let page = |lines| Page {
+        let lines = if self.0.is_remote {
+            0
+        } else {
+            self.0.shape.page_lines()
+        };
+        for number in made..made + n - taken.len() {
+            taken.push((number, vec![Line::ZERO; lines].into_boxed_slice()));
+        }
+        let page = |(number, lines)| Page {
+            number,
             lines,
             home: Arc::clone(&self.0),
         };
-        Ok(lines.into_iter().map(page).collect())
+        Ok(taken.into_iter().map(page).collect())
     }
 }
 
 /// Sixteen tokens of a sequence, or of several that began alike.
 #[derive(Debug)]
 pub(crate) struct Page {
+    number: usize,
     lines: Box<[Line]>,
     home: Arc<Inner>,
 }
@@ -172,7 +195,7 @@ impl Drop for Page {
     fn drop(&mut self) {
         let lines = std::mem::take(&mut self.lines);
         let mut state = self.home.lock();
-        state.spare.push(lines);
+        state.spare.push((self.number, lines));
         state.used -= 1;
     }
 }
@@ -275,13 +298,33 @@ impl KvCache {
         self.pages.len() * self.pool.page_size_bytes()
     }
 
+    /// Whether its pages come from `pool`.
+    #[must_use]
+    pub fn is_in(&self, pool: &KvPool) -> bool {
+        Arc::ptr_eq(&self.pool.0, &pool.0)
+    }
+
+    /// Numbers of its pages, in order: below [`KvPool::n_pages`], and no two
+    /// different pages of a pool have one at the same time.
+    pub fn page_numbers(&self) -> impl Iterator<Item = usize> + '_ {
+        self.pages.iter().map(|page| page.number)
+    }
+
+    /// Whether the CPU engine can use it for models of this shape.
     pub(crate) fn fits(&self, config: &ModelConfig) -> bool {
-        self.pool.0.shape == Shape::new(config)
+        !self.pool.0.is_remote && self.pool.0.shape == Shape::new(config)
     }
 
     /// Gets pages of its own for the next `n` tokens. On failure nothing has
     /// changed; what is not used can be given back by `truncate(len)`.
-    pub(crate) fn reserve(&mut self, n: usize) -> Result<(), PoolFull> {
+    ///
+    /// Returns `(from, to)` of every page that took the place of a shared one.
+    /// The contents are copied already, but for a [remote](KvPool::remote) pool:
+    /// there the executor copies them, before anything else.
+    ///
+    /// # Errors
+    /// [`PoolFull`] when there are not enough pages.
+    pub fn reserve(&mut self, n: usize) -> Result<Vec<(usize, usize)>, PoolFull> {
         let first = self.len / PAGE_TOKENS;
         let last = (self.len + n).div_ceil(PAGE_TOKENS);
         let is_shared = |page: &Arc<Page>| Arc::strong_count(page) > 1;
@@ -290,15 +333,25 @@ impl KvCache {
             .collect();
         let missing = last.saturating_sub(self.pages.len());
         let mut pages = self.pool.take(shared.len() + missing)?;
+        let mut copied = Vec::new();
         for (i, mut page) in shared.into_iter().zip(pages.drain(missing..)) {
             page.lines.copy_from_slice(&self.pages[i].lines);
+            copied.push((self.pages[i].number, page.number));
             self.pages[i] = Arc::new(page);
         }
         self.pages.extend(pages.into_iter().map(Arc::new));
-        Ok(())
+        Ok(copied)
     }
 
-    pub(crate) fn advance(&mut self, n: usize) {
+    /// Counts `n` tokens that an executor has written to reserved pages.
+    ///
+    /// # Panics
+    /// If no room was reserved for them.
+    pub fn advance(&mut self, n: usize) {
+        assert!(
+            self.len + n <= self.pages.len() * PAGE_TOKENS,
+            "tokens are written to reserved pages"
+        );
         self.len += n;
     }
 

@@ -7,6 +7,7 @@
 //! * [`Model`]: load, save, [`Model::forward`] for mixed-adapter batches with
 //!   [`KvCache`]s, [`Model::losses`], [`Model::lora_gradients`] per sequence,
 //!   [`Model::full_gradient`].
+//! * [`Executor`]: what carries out passes for a server: the CPU, or a device.
 //! * [`Lora`]: adapters in PEFT's format.
 //! * [`Tokenizer`]: BPE of every family, chat templates, streaming decoder.
 //! * [`Pool`]: the threads it all runs on.
@@ -14,6 +15,7 @@
 mod cache;
 mod chat_template;
 mod config;
+mod executor;
 mod generation_config;
 mod gguf;
 mod isa;
@@ -35,6 +37,7 @@ pub use chat_template::{ChatOptions, ChatTemplateError, Conversation};
 pub use config::{
     ConfigError, Family, Mla, ModelConfig, Moe, Rope, Routing, SlidingWindow, WeightFormat,
 };
+pub use executor::{CpuExecutor, Draw, Drawn, Executor, Forwarded};
 pub use generation_config::GenerationConfig;
 pub use gguf::{
     Array, Gguf, GgufError, GgufTensor, GgufTokenizer, MAX_GGUF_HEADER_SIZE_BYTES, Storage,

@@ -6,7 +6,7 @@ use std::task::Waker;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use ol_model::{Model, Pool, Tokenizer};
+use ol_model::{CpuExecutor, Executor, Model, Pool, Tokenizer};
 use ol_runtime::{Clock, SystemClock};
 use tokio::sync::mpsc;
 
@@ -42,8 +42,8 @@ pub struct EngineParts {
     pub base: Arc<Model>,
     /// Its tokenizer.
     pub tokenizer: Arc<Tokenizer>,
-    /// The threads that compute.
-    pub pool: Pool,
+    /// What computes: the CPU, or a device. Made for this base model.
+    pub executor: Box<dyn Executor>,
     /// What time it is, for deadlines, aging and measurements.
     pub clock: Arc<dyn Clock>,
     /// Who is told what happens.
@@ -54,10 +54,11 @@ impl EngineParts {
     /// The machine's clock, `n_pool_threads` helpers, and nobody who watches.
     #[must_use]
     pub fn new(base: Arc<Model>, tokenizer: Arc<Tokenizer>, n_pool_threads: usize) -> Self {
+        let executor = CpuExecutor::new(Arc::clone(&base), Pool::new(n_pool_threads));
         Self {
             base,
             tokenizer,
-            pool: Pool::new(n_pool_threads),
+            executor: Box::new(executor),
             clock: Arc::new(SystemClock::new()),
             observer: Arc::new(Unobserved),
         }

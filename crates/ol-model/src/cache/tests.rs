@@ -180,3 +180,29 @@ fn a_refused_reservation_changes_nothing() {
     // The first page is still the copy's.
     assert_eq!(pool.free_pages(), 1);
 }
+
+#[test]
+fn remote_pages_are_numbers_that_no_two_pages_share() {
+    let pool = KvPool::remote(&config(), 4);
+    let mut cache = KvCache::in_pool(&pool, 100);
+    assert_eq!(cache.reserve(20), Ok(Vec::new()));
+    cache.advance(20);
+    let mut copy = cache.clone();
+    // The first page stays shared; the second is copied before it is written.
+    assert_eq!(copy.reserve(20), Ok(vec![(1, 3)]));
+    copy.advance(20);
+    let numbers = |cache: &KvCache| cache.page_numbers().collect::<Vec<_>>();
+    assert_eq!(
+        (numbers(&cache), numbers(&copy)),
+        (vec![0, 1], vec![0, 3, 2])
+    );
+    drop(cache);
+    copy.truncate(16);
+    let mut next = KvCache::in_pool(&pool, 100);
+    next.reserve(40).unwrap();
+    let mut numbers = numbers(&next);
+    numbers.sort_unstable();
+    assert_eq!(numbers, [1, 2, 3]);
+    assert!(next.is_in(&pool) && !next.is_in(&KvPool::remote(&config(), 4)));
+    assert!(!next.fits(&config()), "its contents are not here");
+}

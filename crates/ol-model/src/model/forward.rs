@@ -60,6 +60,9 @@ pub enum ForwardError {
     /// Tokens and weights of a sequence differ in number, or a weight is not finite.
     #[error("sequence {0}: needs one finite weight a token")]
     Weights(usize),
+    /// The device that carries out the pass failed.
+    #[error("the device failed: {0}")]
+    Device(String),
     /// The base weights themselves cannot be trained.
     #[error("{0} cannot be trained itself; train an adapter")]
     Frozen(&'static str),

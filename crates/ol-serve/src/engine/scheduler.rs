@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 
-use ol_model::{ForwardError, KvCache, KvPool, Model, PAGE_TOKENS, Pool, Segment, Tokenizer};
+use ol_model::{Executor, ForwardError, KvCache, KvPool, Model, PAGE_TOKENS, Segment, Tokenizer};
 use ol_runtime::Clock;
 
 use super::EngineParts;
@@ -44,7 +44,7 @@ pub enum Turn {
 pub struct Scheduler {
     shared: Arc<Shared>,
     base: Arc<Model>,
-    pool: Pool,
+    executor: Box<dyn Executor>,
     tokenizer: Arc<Tokenizer>,
     clock: Arc<dyn Clock>,
     observer: Arc<dyn Observer>,
@@ -80,10 +80,10 @@ impl Scheduler {
         let n_pages = options.n_pages();
         Self {
             shared,
-            kv: KvPool::new(parts.base.config(), n_pages),
+            kv: parts.executor.kv_pool(n_pages),
             prefix: PrefixCache::new(n_pages.min(options.n_prefix_tokens_max / PAGE_TOKENS)),
             base: parts.base,
-            pool: parts.pool,
+            executor: parts.executor,
             tokenizer: parts.tokenizer,
             clock: parts.clock,
             observer: parts.observer,
@@ -403,7 +403,8 @@ impl Scheduler {
                 }
             })
             .collect();
-        self.base.forward(&self.pool, &mut segments)
+        let draws = vec![None; segments.len()];
+        Ok(self.executor.forward(&mut segments, &draws)?.logits)
     }
 
     /// Ends every row: requests were checked when they came, so a pass that is
