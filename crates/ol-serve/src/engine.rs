@@ -267,7 +267,11 @@ impl EngineHandle {
             n_cached: 0,
             started_s: None,
             last_token_s: None,
-            sampler: Sampler::new(request.sampling),
+            sampler: Sampler::for_prompt(
+                request.sampling,
+                &request.prompt_tokens,
+                self.inner.tokenizer.end_ids(),
+            ),
             text: self.inner.tokenizer.stream_after(&request.prompt_tokens),
             stop: StopFilter::new(request.stop),
             tokens: request.prompt_tokens,

@@ -18,6 +18,7 @@
 //! No HTTP, no money and no clock here: that is `ol-server`.
 
 mod adapters;
+mod constraint;
 mod engine;
 mod request;
 mod sampler;
@@ -27,6 +28,10 @@ pub use adapters::{
     AdapterError, AdapterLease, AdapterRef, AdapterStore, AdapterStoreOptions,
     MAX_ADAPTER_NAME_BYTES,
 };
+pub use constraint::{
+    Constraint, ConstraintCompiler, ConstraintError, Grammar, GrammarError, MAX_CHOICES,
+    MAX_GRAMMAR_SIZE_BYTES,
+};
 pub use engine::{
     EngineHandle, EngineOptions, EngineParts, EngineStats, Observation, Observer, Priority,
     Scheduler, StartError, Turn,
@@ -35,5 +40,8 @@ pub use request::{
     Answer, Completion, Event, FinishReason, GenerateError, GenerateRequest, MAX_STOP_STRING_BYTES,
     MAX_STOP_STRINGS, OverloadLimit, Sharing, SubmitError,
 };
-pub use sampler::{Sampler, Sampling, SamplingError, UnusableLogits};
+pub use sampler::{
+    DrawError, MAX_LOGIT_BIAS, MAX_LOGIT_BIASES, MAX_LOGPROBS, MAX_STOP_TOKENS, Sampler, Sampling,
+    SamplingError, TokenLogprobs, UnusableLogits,
+};
 pub use stop::{Filtered, StopFilter};

@@ -7,8 +7,9 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::adapters::{AdapterError, AdapterRef};
+use crate::constraint::ConstraintError;
 use crate::engine::Priority;
-use crate::sampler::{Sampling, SamplingError, UnusableLogits};
+use crate::sampler::{DrawError, Sampling, SamplingError, TokenLogprobs, UnusableLogits};
 
 /// Most stop strings of one request.
 pub const MAX_STOP_STRINGS: usize = 16;
@@ -180,6 +181,9 @@ pub enum GenerateError {
     /// The model computed something that is not a number.
     #[error(transparent)]
     Logits(#[from] UnusableLogits),
+    /// The form asked for could not be followed.
+    #[error(transparent)]
+    Constraint(#[from] ConstraintError),
     /// The model refused the forward pass: a defect.
     #[error("the model refused the forward pass")]
     Forward,
@@ -196,6 +200,15 @@ pub enum GenerateError {
     /// than were asked for, another model.
     #[error("the worker's answer makes no sense")]
     Lied,
+}
+
+impl From<DrawError> for GenerateError {
+    fn from(error: DrawError) -> Self {
+        match error {
+            DrawError::Logits(error) => error.into(),
+            DrawError::Constraint(error) => error.into(),
+        }
+    }
 }
 
 /// Why an answer ended.
@@ -236,7 +249,7 @@ impl Completion {
 }
 
 /// Something that happened to a request. `Done` and `Failed` are the last.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// A token was generated.
     Token {
@@ -245,6 +258,8 @@ pub enum Event {
         /// Text that may be shown now: whole characters; often, but not always,
         /// this token's.
         text_delta: String,
+        /// How likely it was, if the request asks for it.
+        logprobs: Option<Box<TokenLogprobs>>,
     },
     /// The answer is finished.
     Done(Completion),

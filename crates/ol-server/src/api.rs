@@ -20,23 +20,27 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use futures::StreamExt as _;
+use ol_model::{ChatOptions, Conversation};
 use ol_runtime::Shutdown;
-use ol_serve::SubmitError;
-use ol_types::{Address, B256};
+use ol_serve::{Priority, Sampling, SubmitError};
+use ol_types::B256;
 use serde_json::json;
 
 use self::error::ApiError;
 use self::params::CompletionPrompt;
 use self::reply::Endpoint;
+use self::service::{Caller, ModelCard};
+use crate::answer::{AnswerRequest, Prompt, RequestError};
 use crate::edge::{self, Access, Patience};
-use crate::gateway::{
-    AnswerRequest, Gateway, IDEMPOTENCY_KEY_SIZE_BYTES_MAX, Prompt, RequestError,
-};
+use crate::gateway::IDEMPOTENCY_KEY_SIZE_BYTES_MAX;
 use crate::metrics::Exporter;
 
 mod error;
 mod params;
 mod reply;
+mod service;
+
+pub use self::service::Service;
 
 /// Largest body that is read, in bytes.
 pub const BODY_SIZE_BYTES_MAX: usize = 1 << 20;
@@ -55,7 +59,7 @@ const CONNECTIONS_MAX: usize = 512;
 /// What the API serves: nothing until [`ApiState::set_ready`].
 #[derive(Debug, Clone, Default)]
 pub struct ApiState {
-    gateway: Arc<OnceLock<Gateway>>,
+    service: Arc<OnceLock<Service>>,
 }
 
 impl ApiState {
@@ -66,12 +70,12 @@ impl ApiState {
     }
 
     /// Begins to serve. Only the first call counts.
-    pub fn set_ready(&self, gateway: Gateway) {
-        let _ = self.gateway.set(gateway);
+    pub fn set_ready(&self, service: impl Into<Service>) {
+        let _ = self.service.set(service.into());
     }
 
-    fn gateway(&self) -> Result<&Gateway, ApiError> {
-        self.gateway
+    fn service(&self) -> Result<&Service, ApiError> {
+        self.service
             .get()
             .ok_or_else(|| ApiError::unavailable("the server is starting", 2))
     }
@@ -118,20 +122,21 @@ pub fn router(state: ApiState) -> Router {
 }
 
 async fn health(State(state): State<ApiState>) -> Response {
-    let (status, text) = match state.gateway.get() {
+    let (status, text) = match state.service.get() {
         None => (StatusCode::SERVICE_UNAVAILABLE, "starting"),
-        Some(gateway) if gateway.is_healthy() => (StatusCode::OK, "ready"),
+        Some(service) if service.is_healthy() => (StatusCode::OK, "ready"),
         Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
     };
     (status, Json(json!({"status": text}))).into_response()
 }
 
 async fn models(State(state): State<ApiState>) -> Result<Response, ApiError> {
-    let gateway = state.gateway()?;
-    let created = gateway.started_at_s();
-    let data: Vec<_> = gateway
+    let service = state.service()?;
+    let created = service.started_at_s();
+    let data: Vec<_> = service
         .models()
-        .map(|name| model_object(name, created))
+        .iter()
+        .map(|card| model_object(card, created))
         .collect();
     Ok(Json(json!({"object": "list", "data": data})).into_response())
 }
@@ -140,23 +145,31 @@ async fn model(
     State(state): State<ApiState>,
     Path(name): Path<String>,
 ) -> Result<Response, ApiError> {
-    let gateway = state.gateway()?;
-    let name = gateway
-        .models()
-        .find(|&served| served == name)
-        .ok_or_else(model_not_found)?;
-    Ok(Json(model_object(name, gateway.started_at_s())).into_response())
+    let service = state.service()?;
+    let mut models = service.models().into_iter();
+    let card = models.find(|card| card.id == name);
+    let card = card.ok_or_else(model_not_found)?;
+    Ok(Json(model_object(&card, service.started_at_s())).into_response())
 }
 
-fn model_object(name: &str, created: u64) -> serde_json::Value {
-    json!({"id": name, "object": "model", "created": created, "owned_by": "openledger"})
+fn model_object(card: &ModelCard, created: u64) -> serde_json::Value {
+    let ModelCard { id, parent } = card;
+    json!({
+        "id": id, "object": "model", "created": created, "owned_by": "openledger", "parent": parent,
+    })
 }
 
 async fn receipt(
     State(state): State<ApiState>,
     Path(id): Path<String>,
 ) -> Result<Response, ApiError> {
-    let gateway = state.gateway()?.clone();
+    let nobody_pays = || {
+        ApiError::not_found(
+            "receipt_not_found",
+            "answers of this server have no receipts",
+        )
+    };
+    let gateway = state.service()?.gateway().ok_or_else(nobody_pays)?.clone();
     let id: B256 = id.parse().map_err(|_| {
         ApiError::invalid_value("id", "a receipt's id is 0x and 64 hexadecimal digits")
     })?;
@@ -179,12 +192,13 @@ async fn chat_completions(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let gateway = state.gateway()?;
-    let payer = authenticate(gateway, &headers)?;
+    let service = state.service()?;
+    let caller = service.authenticate(&headers)?;
     let params = params::chat(&read_body(&headers, body).await?)?;
-    let prompt = Prompt::Chat(params.messages);
+    let conversation = Conversation::from(params.messages.as_slice());
+    let prompt = Prompt::Chat(Box::new(conversation), ChatOptions::default());
     let key = idempotency_key(&headers)?;
-    answer(gateway, payer, params.common, prompt, key, Endpoint::Chat).await
+    answer(service, caller, params.common, prompt, key, Endpoint::Chat).await
 }
 
 async fn completions(
@@ -192,8 +206,8 @@ async fn completions(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let gateway = state.gateway()?;
-    let payer = authenticate(gateway, &headers)?;
+    let service = state.service()?;
+    let caller = service.authenticate(&headers)?;
     let params = params::completion(&read_body(&headers, body).await?)?;
     let prompt = match params.prompt {
         CompletionPrompt::Text(text) => Prompt::Text(text),
@@ -201,8 +215,8 @@ async fn completions(
     };
     let key = idempotency_key(&headers)?;
     answer(
-        gateway,
-        payer,
+        service,
+        caller,
         params.common,
         prompt,
         key,
@@ -212,8 +226,8 @@ async fn completions(
 }
 
 async fn answer(
-    gateway: &Gateway,
-    payer: Address,
+    service: &Service,
+    caller: Caller,
     common: params::Common,
     prompt: Prompt,
     idempotency_key: Option<String>,
@@ -223,22 +237,29 @@ async fn answer(
     let request = AnswerRequest {
         model: common.model,
         prompt,
-        temperature: common.temperature,
-        top_p: common.top_p,
+        adapters: Vec::new(),
+        sampling: Sampling {
+            temperature: common.temperature,
+            top_p: common.top_p,
+            ..Sampling::GREEDY
+        },
         seed: common.seed,
+        grammar: None,
+        timeout: None,
+        priority: Priority::Normal,
         max_tokens: common.max_tokens,
         stop: common.stop,
         idempotency_key,
     };
-    let session = gateway
-        .answer(payer, request)
+    let running = service
+        .answer(caller, request)
         .await
         .map_err(|error| refusal(&error))?;
-    let head = reply::Head::new(endpoint, model, gateway.unix_s(), &session);
+    let head = reply::Head::new(endpoint, model, service.unix_s(), &running);
     if common.is_stream {
-        return Ok(reply::stream(head, session, common.include_usage));
+        return Ok(reply::stream(head, running, common.include_usage));
     }
-    reply::whole(head, session).await
+    reply::whole(head, running).await
 }
 
 /// The client's name for its request, if it gave one.
@@ -256,24 +277,6 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
             ),
         )),
     }
-}
-
-/// The account that the request's key stands for.
-fn authenticate(gateway: &Gateway, headers: &HeaderMap) -> Result<Address, ApiError> {
-    let missing = || {
-        ApiError::unauthorized(
-            "missing_api_key",
-            "send an API key as `Authorization: Bearer KEY`",
-        )
-    };
-    let value = headers.get(header::AUTHORIZATION).ok_or_else(missing)?;
-    let value = value.to_str().map_err(|_| missing())?;
-    let (scheme, key) = value.split_once(' ').ok_or_else(missing)?;
-    if !scheme.eq_ignore_ascii_case("bearer") {
-        return Err(missing());
-    }
-    let unknown = || ApiError::unauthorized("invalid_api_key", "this API key is not known");
-    gateway.keys().account(key.trim()).ok_or_else(unknown)
 }
 
 /// The whole body, if it is not too large and comes in time.
@@ -339,6 +342,8 @@ fn refusal(error: &RequestError) -> ApiError {
         RequestError::Engine(SubmitError::Stopped) | RequestError::Stopping => {
             ApiError::unavailable("the server is stopping", 10)
         }
+        RequestError::Unsupported { param, .. } => ApiError::unsupported(param, text),
+        RequestError::Grammar(_) => ApiError::invalid_value("response_format", text),
         RequestError::Prompt(_)
         | RequestError::Engine(SubmitError::EmptyPrompt | SubmitError::UnknownToken { .. }) => {
             ApiError::invalid_value("prompt", text)

@@ -26,13 +26,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ol_model::{ChatMessage, Lora, TokenizerError};
+use ol_model::Lora;
 use ol_runtime::{Clock, Objects};
-use ol_serve::{AdapterRef, GenerateRequest, Sampling, SubmitError};
+use ol_serve::{AdapterRef, GenerateRequest};
 use ol_types::{Address, B256, name_id};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-
-use crate::backend::Backend;
 
 pub use self::chain::{Chain, ChainError, Model, Settled};
 pub use self::idempotency::IDEMPOTENCY_KEY_SIZE_BYTES_MAX;
@@ -40,9 +38,13 @@ pub use self::journal::{Journal, JournalError, PENDING_MAX, PendingReceipt};
 pub use self::keys::{ApiKeys, KEYS_MAX, KeysError, SecretKey};
 pub use self::labels::Labels;
 pub use self::receipts::{ReceiptError, ReceiptView, Receipts, ShareView, SplitView};
-pub use self::session::{Finished, Frame, Session, SessionError, hash_tokens};
+pub use self::session::{Session, hash_tokens};
 pub use self::settlement::Status;
 pub use self::sketch::AnswerSketcher;
+
+use crate::answer::{AnswerRequest, RequestError};
+use crate::backend::Backend;
+use crate::prepare::{Prepared, Preparer};
 
 use self::holds::{Hold, HoldError, Holds};
 use self::session::{Charge, Start};
@@ -142,107 +144,6 @@ pub enum StartError {
     Thread(#[source] io::Error),
 }
 
-/// What to continue. Prints without its text, which is private.
-#[derive(Clone)]
-pub enum Prompt {
-    /// Messages, put into the base model's chat format.
-    Chat(Vec<ChatMessage>),
-    /// Plain text.
-    Text(String),
-    /// Token ids.
-    Tokens(Vec<u32>),
-}
-
-impl std::fmt::Debug for Prompt {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Chat(messages) => write!(f, "Chat({} messages)", messages.len()),
-            Self::Text(text) => write!(f, "Text({} bytes)", text.len()),
-            Self::Tokens(tokens) => write!(f, "Tokens({})", tokens.len()),
-        }
-    }
-}
-
-/// One question.
-#[derive(Debug, Clone)]
-pub struct AnswerRequest {
-    /// Name of the model.
-    pub model: String,
-    /// What to continue.
-    pub prompt: Prompt,
-    /// Temperature of the sampling.
-    pub temperature: f32,
-    /// Nucleus of the sampling.
-    pub top_p: f32,
-    /// Seed of the sampling; one from the operating system if absent.
-    pub seed: Option<u64>,
-    /// Most tokens of the answer; a default, cut to what the context leaves, if absent.
-    pub max_tokens: Option<usize>,
-    /// Strings that end the answer.
-    pub stop: Vec<String>,
-    /// The client's own name for this request: asked again under the same name,
-    /// it is answered again and not charged again.
-    pub idempotency_key: Option<String>,
-}
-
-/// Why a request was not taken on. Nothing is charged.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum RequestError {
-    /// There is no such model here.
-    #[error("there is no model {model:?}")]
-    UnknownModel {
-        /// The name asked for.
-        model: String,
-    },
-    /// The model was changed on chain and the new version is not loaded yet.
-    #[error("model {model:?} has a newer version on chain, which is not loaded here")]
-    Outdated {
-        /// Its name.
-        model: String,
-    },
-    /// The prepaid balance does not cover the largest fee this request can cause.
-    #[error(
-        "the largest fee of this request is {needed_wei} wei, and the prepaid balance of {account} \
-         has {available_wei} wei available: deposit OPEN, or ask for fewer tokens"
-    )]
-    InsufficientBalance {
-        /// Who would pay.
-        account: Address,
-        /// The largest fee.
-        needed_wei: u128,
-        /// What is there beside the holds of other requests.
-        available_wei: u128,
-    },
-    /// Too many requests, or too many receipts are owed.
-    #[error("the gateway is overloaded, try again later")]
-    Overloaded,
-    /// The prompt cannot be cut into tokens.
-    #[error("the prompt cannot be cut into tokens")]
-    Prompt(#[source] TokenizerError),
-    /// The backend does not take the request.
-    #[error(transparent)]
-    Engine(#[from] SubmitError),
-    /// The chain cannot be read.
-    #[error(transparent)]
-    Chain(#[from] ChainError),
-    /// The operating system gave no randomness.
-    #[error("the operating system gives no randomness")]
-    Randomness(#[source] io::Error),
-    /// A request with this idempotency key runs now.
-    #[error("a request with this idempotency key is running; try again when it has ended")]
-    InFlight,
-    /// The idempotency key belongs to another question or to an older model.
-    #[error("this idempotency key was used for another request, or the model has changed since")]
-    KeyReused,
-    /// The gateway is stopping.
-    #[error("the gateway is stopping")]
-    Stopping,
-    /// A defect; the log says more.
-    #[error("the request failed inside")]
-    Internal,
-}
-
 /// The gateway; clones share it.
 #[derive(Debug, Clone)]
 pub struct Gateway {
@@ -254,6 +155,7 @@ struct Inner {
     options: GatewayOptions,
     chain: Arc<Chain>,
     backend: Backend,
+    preparer: Preparer,
     clock: Arc<dyn Clock>,
     keys: ApiKeys,
     models: BTreeMap<String, Arc<ServedModel>>,
@@ -327,6 +229,11 @@ impl Gateway {
                 Arc::clone(&options.labels),
             ),
             started_at_s: clock.unix_s(),
+            preparer: Preparer::new(
+                Arc::clone(backend.tokenizer()),
+                backend.context_tokens(),
+                options.max_tokens_default,
+            ),
             options,
             chain,
             backend,
@@ -373,6 +280,11 @@ impl Gateway {
         !self.inner.is_stopping.load(Ordering::Acquire)
             && self.inner.backend.is_running()
             && self.inner.settlement.is_running()
+    }
+
+    /// Cuts text into tokens as the model does.
+    pub(crate) fn preparer(&self) -> &Preparer {
+        &self.inner.preparer
     }
 
     /// Where its tokens come from.
@@ -468,28 +380,24 @@ impl Inner {
                 model: request.model,
             });
         };
-        let tokenizer = self.backend.tokenizer();
-        let prompt_tokens = match request.prompt {
-            Prompt::Chat(messages) => tokenizer.chat(&messages).map_err(RequestError::Prompt)?,
-            Prompt::Text(text) => tokenizer
-                .encode_prompt(&text)
-                .map_err(RequestError::Prompt)?,
-            Prompt::Tokens(tokens) => tokens,
-        };
-        let (tokens_in, context_tokens) = (prompt_tokens.len(), self.backend.context_tokens());
-        let max_tokens = request.max_tokens.unwrap_or_else(|| {
-            let n_left = context_tokens.saturating_sub(tokens_in);
-            self.options.max_tokens_default.min(n_left).max(1)
-        });
-        // Before money is looked at: the engine would refuse it anyway.
-        if tokens_in.saturating_add(max_tokens) > context_tokens {
-            return Err(SubmitError::TooLong {
-                tokens_in,
-                max_tokens,
-                context_tokens,
-            }
-            .into());
+        if !request.adapters.is_empty() {
+            return Err(RequestError::Unsupported {
+                param: "adapters",
+                what: "a paid answer is one adapter's: its receipt names it; ask for a model instead",
+            });
         }
+        // Before money is looked at: what the engine would refuse anyway.
+        let Prepared {
+            prompt_tokens,
+            max_tokens,
+            mut sampling,
+        } = self.preparer.prepare(
+            request.prompt,
+            request.sampling,
+            request.grammar.as_ref(),
+            request.max_tokens,
+        )?;
+        let tokens_in = prompt_tokens.len();
 
         let model = self.chain.model(name_id(&served.name))?;
         let model = model.ok_or_else(|| RequestError::UnknownModel {
@@ -532,22 +440,19 @@ impl Inner {
             Some(id) => id,
             None => B256::from(ol_runtime::os_bytes::<32>().map_err(RequestError::Randomness)?),
         };
-        let seed = match (request.seed, named) {
+        sampling.seed = match (request.seed, named) {
             (Some(seed), _) => seed,
             (None, Some(id)) => idempotency::seed(id),
             (None, None) => {
                 u64::from_be_bytes(ol_runtime::os_bytes().map_err(RequestError::Randomness)?)
             }
         };
-        let sampling = Sampling {
-            temperature: request.temperature,
-            top_p: request.top_p,
-            seed,
-        };
         let answer = self.backend.submit(GenerateRequest {
             adapter: Some(AdapterRef::resident(Arc::clone(&served.adapter))),
             sampling,
             stop: request.stop,
+            timeout: request.timeout,
+            priority: request.priority,
             // Who pays shares with others who pay, and starves nobody.
             tenant: payer.to_string().into(),
             ..GenerateRequest::new(prompt_tokens.clone(), max_tokens)

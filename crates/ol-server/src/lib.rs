@@ -2,6 +2,7 @@
 //!
 //! Only this crate knows HTTP and JSON shapes.
 //!
+//! - [`answer`]: what is asked and how it is answered, paid or not.
 //! - [`api`]: the OpenAI-compatible endpoints.
 //! - [`Backend`]: where tokens come from.
 //! - [`eth`]: Ethereum JSON-RPC over a node.
@@ -9,6 +10,7 @@
 //! - [`follow`]: following another node over its JSON-RPC.
 //! - [`gateway`]: API keys, prepaid balances, receipts and their settlement; no HTTP.
 //! - [`metrics`]: what is measured, for Prometheus.
+//! - [`plain`]: answers without payment; no HTTP.
 //! - [`verify`]: recomputing a receipt from public data; pure.
 //!
 //! # Invariants
@@ -18,6 +20,7 @@
 //!   a panic (invariant 9).
 //! - No prompt, answer or key is logged.
 
+pub mod answer;
 pub mod api;
 mod backend;
 mod edge;
@@ -25,6 +28,8 @@ pub mod eth;
 pub mod follow;
 pub mod gateway;
 pub mod metrics;
+pub mod plain;
+mod prepare;
 pub mod verify;
 
 pub use backend::Backend;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Wake;
 
-use ol_model::{KvCache, PAGE_TOKENS, TokenStream, Tokenizer};
+use ol_model::{KvCache, PAGE_TOKENS, TokenStream};
 use ol_types::B256;
 use tokio::sync::mpsc;
 
@@ -120,11 +120,7 @@ impl Job {
 
     /// Draws a token and sends it; an error if the answer is over, and how it
     /// ended unless it failed.
-    pub(super) fn advance(
-        &mut self,
-        logits: &[f32],
-        tokenizer: &Tokenizer,
-    ) -> Result<(), Option<Ended>> {
+    pub(super) fn advance(&mut self, logits: &[f32]) -> Result<(), Option<Ended>> {
         let id = match self.sampler.next(logits) {
             Ok(id) => id,
             Err(error) => {
@@ -132,7 +128,7 @@ impl Job {
                 return Err(None);
             }
         };
-        if tokenizer.is_end(id) {
+        if self.sampler.is_end(id) {
             return Err(Some(self.finish(FinishReason::Stop)));
         }
         self.tokens.push(id);
@@ -141,11 +137,15 @@ impl Job {
         let event = Event::Token {
             id,
             text_delta: filtered.text,
+            logprobs: self.sampler.logprobs(logits, id).map(Box::new),
         };
         // Whose client has left ends before the next pass.
         self.send(event);
         if filtered.is_stopped {
             return Err(Some(self.complete(FinishReason::Stop, String::new())));
+        }
+        if self.sampler.is_complete() {
+            return Err(Some(self.finish(FinishReason::Stop)));
         }
         if self.n_out() == self.max_tokens {
             return Err(Some(self.finish(FinishReason::Length)));

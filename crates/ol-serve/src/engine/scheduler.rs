@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 
-use ol_model::{Executor, ForwardError, KvCache, KvPool, Model, PAGE_TOKENS, Segment, Tokenizer};
+use ol_model::{Executor, ForwardError, KvCache, KvPool, Model, PAGE_TOKENS, Segment};
 use ol_runtime::Clock;
 
 use super::EngineParts;
@@ -45,7 +45,6 @@ pub struct Scheduler {
     shared: Arc<Shared>,
     base: Arc<Model>,
     executor: Box<dyn Executor>,
-    tokenizer: Arc<Tokenizer>,
     clock: Arc<dyn Clock>,
     observer: Arc<dyn Observer>,
     options: EngineOptions,
@@ -84,7 +83,6 @@ impl Scheduler {
             prefix: PrefixCache::new(n_pages.min(options.n_prefix_tokens_max / PAGE_TOKENS)),
             base: parts.base,
             executor: parts.executor,
-            tokenizer: parts.tokenizer,
             clock: parts.clock,
             observer: parts.observer,
             aging_s: options.aging.as_secs_f64(),
@@ -349,7 +347,7 @@ impl Scheduler {
                 continue;
             }
             let n_out = row.job.n_out();
-            let end = row.job.advance(logits, &self.tokenizer);
+            let end = row.job.advance(logits);
             let is_drawn = match &end {
                 Ok(()) => true,
                 Err(end) => end.is_some_and(|end| end.tokens_out > n_out),

@@ -11,6 +11,7 @@ fn sampling(temperature: f32, top_p: f32, seed: u64) -> Sampling {
         temperature,
         top_p,
         seed,
+        ..Sampling::GREEDY
     }
 }
 
@@ -31,7 +32,7 @@ fn logits_without_a_number_are_refused() {
             &[f32::NEG_INFINITY, f32::NEG_INFINITY],
             &[],
         ] {
-            assert_eq!(sampler.next(logits), Err(UnusableLogits));
+            assert_eq!(sampler.next(logits), Err(UnusableLogits.into()));
         }
     }
 }
@@ -132,5 +133,134 @@ proptest! {
         };
         // Whole numbers this small stay exact, so the draw is the same to the bit.
         prop_assert_eq!(draw(0.0), draw(1024.0));
+    }
+}
+
+fn greedy(change: impl FnOnce(&mut Sampling)) -> Sampling {
+    let mut sampling = Sampling::GREEDY;
+    change(&mut sampling);
+    sampling
+}
+
+#[test]
+fn what_is_out_of_range_is_refused_by_name() {
+    type Change = fn(&mut Sampling);
+    let cases: [(&str, Change); 11] = [
+        ("min_p", |s| s.min_p = 1.1),
+        ("min_p", |s| s.min_p = f32::NAN),
+        ("presence_penalty", |s| s.presence_penalty = 2.1),
+        ("frequency_penalty", |s| s.frequency_penalty = -2.1),
+        ("frequency_penalty", |s| s.frequency_penalty = f32::INFINITY),
+        ("repetition_penalty", |s| s.repetition_penalty = 0.0),
+        ("repetition_penalty", |s| s.repetition_penalty = f32::NAN),
+        ("logit_bias", |s| s.logit_bias = vec![(1, 100.5)]),
+        ("logit_bias", |s| {
+            s.logit_bias = vec![(1, 1.0); MAX_LOGIT_BIASES + 1];
+        }),
+        ("stop_token_ids", |s| {
+            s.stop_token_ids = vec![1; MAX_STOP_TOKENS + 1];
+        }),
+        ("logprobs", |s| s.n_logprobs = Some(MAX_LOGPROBS + 1)),
+    ];
+    for (name, change) in cases {
+        let error = greedy(change).validate().unwrap_err().to_string();
+        assert!(error.starts_with(name), "{name}: {error}");
+    }
+    assert_eq!(Sampling::GREEDY.validate(), Ok(()));
+}
+
+/// Greedy draws from fixed logits: each change shows in which token is next.
+#[test]
+fn each_parameter_changes_what_it_says() {
+    let logits = [2.0_f32, 1.9, -1.0, 0.5];
+    let draws = |sampling: Sampling, prompt: &[u32], n: usize| -> Vec<u32> {
+        let mut sampler = Sampler::for_prompt(sampling, prompt, &[3]);
+        (0..n).map(|_| sampler.next(&logits).unwrap()).collect()
+    };
+    assert_eq!(draws(Sampling::GREEDY, &[], 2), [0, 0]);
+    assert_eq!(
+        draws(
+            greedy(|s| s.logit_bias = vec![(2, 100.0), (9, 1.0)]),
+            &[],
+            1
+        ),
+        [2]
+    );
+    assert_eq!(
+        draws(greedy(|s| s.presence_penalty = 1.0), &[], 4),
+        [0, 1, 0, 0]
+    );
+    // 2.0, 1.9 → 1.8, 1.9 → 1.8, 1.7 → …: each time once more.
+    assert_eq!(
+        draws(greedy(|s| s.frequency_penalty = 0.2), &[], 4),
+        [0, 1, 0, 1]
+    );
+    assert_eq!(
+        draws(greedy(|s| s.repetition_penalty = 2.0), &[], 3),
+        [0, 1, 0]
+    );
+    assert_eq!(
+        draws(greedy(|s| s.repetition_penalty = 2.0), &[0], 2),
+        [1, 0]
+    );
+    // The end token is the likeliest by its bias, and may not come yet.
+    let early = greedy(|s| {
+        s.logit_bias = vec![(3, 50.0)];
+        s.min_tokens = 2;
+    });
+    assert_eq!(draws(early, &[], 3), [0, 0, 3]);
+}
+
+#[test]
+fn tokens_that_end_an_answer() {
+    let stops = greedy(|s| s.stop_token_ids = vec![7]);
+    let sampler = Sampler::for_prompt(stops.clone(), &[], &[3]);
+    assert!(sampler.is_end(3) && sampler.is_end(7) && !sampler.is_end(1));
+    let ignoring = Sampling {
+        ignores_end: true,
+        ..stops
+    };
+    let sampler = Sampler::for_prompt(ignoring, &[], &[3]);
+    assert!(!sampler.is_end(3) && sampler.is_end(7));
+}
+
+proptest! {
+    /// `top_k` and `min_p` leave exactly the tokens they should.
+    #[test]
+    fn only_the_likeliest_take_part(
+        logits in prop::collection::vec(-4.0_f32..4.0, 2..20),
+        top_k in 0_u32..8, min_p in 0.0_f32..1.0, seed: u64,
+    ) {
+        let cut = Sampling { top_k, min_p, ..sampling(1.0, 1.0, seed) };
+        let id = Sampler::new(cut).next(&logits).unwrap() as usize;
+        let likelier = |at: usize| logits[at] > logits[id] || logits[at] == logits[id] && at < id;
+        let n_likelier = (0..logits.len()).filter(|&at| likelier(at)).count();
+        prop_assert!(top_k == 0 || n_likelier < top_k as usize);
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        prop_assert!((logits[id] - max).exp() >= min_p - 1e-5);
+    }
+
+    /// Against the plain formula in `f64`.
+    #[test]
+    fn log_probabilities_are_those_of_the_softmax(
+        logits in prop::collection::vec(-9.0_f32..9.0, 1..30), n_top in 0_u32..=20, at: prop::sample::Index,
+    ) {
+        let id = at.index(logits.len());
+        let sampler = Sampler::new(greedy(|s| s.n_logprobs = Some(n_top)));
+        let found = sampler.logprobs(&logits, u32::try_from(id).unwrap()).unwrap();
+        let total: f64 = logits.iter().map(|&l| f64::from(l).exp()).sum();
+        let exact = |id: usize| f64::from(logits[id]) - total.ln();
+        prop_assert!((f64::from(found.logprob) - exact(id)).abs() < 1e-5);
+        prop_assert_eq!(found.top.len(), logits.len().min(n_top as usize));
+        prop_assert!(found.top.is_sorted_by(|a, b| a.1 >= b.1));
+        for &(id, logprob) in &found.top {
+            prop_assert!((f64::from(logprob) - exact(id as usize)).abs() < 1e-5);
+        }
+        if let Some(&(best, _)) = found.top.first() {
+            prop_assert!(logits.iter().all(|&l| l <= logits[best as usize]));
+        }
+        let rank = logits.iter().filter(|&&l| l > logits[id]).count() + 1;
+        prop_assert_eq!(found.rank as usize, rank);
+        prop_assert!(Sampler::new(Sampling::GREEDY).logprobs(&logits, 0).is_none());
     }
 }

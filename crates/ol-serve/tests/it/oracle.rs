@@ -1,6 +1,9 @@
 //! Requests in a mixed batch against the same requests alone.
 
-use ol_serve::{Answer, Completion, EngineOptions, Event, FinishReason, GenerateRequest, Sampling};
+use ol_serve::{
+    Answer, Completion, ConstraintCompiler, EngineOptions, Event, FinishReason, GenerateRequest,
+    Grammar, Sampling,
+};
 use proptest::prelude::*;
 
 use crate::support::{adapter, logits, oracle, request, start, tokenizer};
@@ -10,7 +13,7 @@ fn collect(mut answer: Answer) -> (String, Completion) {
     let (mut text, mut ids) = (String::new(), Vec::new());
     loop {
         match answer.blocking_next().unwrap() {
-            Event::Token { id, text_delta } => {
+            Event::Token { id, text_delta, .. } => {
                 ids.push(id);
                 text.push_str(&text_delta);
             }
@@ -34,6 +37,7 @@ fn any_request() -> impl Strategy<Value = GenerateRequest> {
                 temperature,
                 top_p,
                 seed,
+                ..Sampling::GREEDY
             }
         }),
     ];
@@ -99,6 +103,7 @@ fn adapters_and_seeds_change_answers() {
             temperature: 8.0,
             top_p: 1.0,
             seed: seed.into(),
+            ..Sampling::GREEDY
         };
         requests.push(GenerateRequest {
             sampling,
@@ -118,6 +123,7 @@ fn a_stop_string_ends_the_answer_and_is_not_part_of_it() {
             temperature: 1.0,
             top_p: 1.0,
             seed: 5,
+            ..Sampling::GREEDY
         },
         ..request("over the lazy", 60)
     };
@@ -152,13 +158,92 @@ fn an_empty_answer_is_an_answer() {
             temperature: 30.0,
             top_p: 1.0,
             seed,
+            ..Sampling::GREEDY
         })
-        .find(|&sampling| {
-            ol_serve::Sampler::new(sampling).next(&logits) == Ok(tokenizer().end_id())
+        .find(|sampling| {
+            ol_serve::Sampler::new(sampling.clone()).next(&logits) == Ok(tokenizer().end_id())
         })
         .unwrap();
     let engine = start(EngineOptions::default());
     let (text, completion) = collect(engine.submit(GenerateRequest { sampling, ..base }).unwrap());
     assert_eq!((text.as_str(), completion.tokens_out()), ("", 0));
     assert_eq!(completion.finish_reason, FinishReason::Stop);
+}
+
+/// What one request gets by its own sampling is the same in a mixed batch, and
+/// is what the sampling asks for.
+#[test]
+fn samplings_of_every_kind_share_a_batch() {
+    let compiler = ConstraintCompiler::new(&tokenizer()).unwrap();
+    let greedy = request("the quick", 40);
+    let with = |sampling: Sampling| GenerateRequest {
+        sampling,
+        ..greedy.clone()
+    };
+    let engine = start(EngineOptions::default());
+    let alone = |request: &GenerateRequest| collect(engine.submit(request.clone()).unwrap());
+    let (text, plain) = alone(&greedy);
+    let first = plain.token_ids[0];
+    let stopping = plain.token_ids[3];
+    let n_before = plain
+        .token_ids
+        .iter()
+        .position(|&id| id == stopping)
+        .unwrap();
+    let numbers = Grammar::JsonSchema(serde_json::json!({
+        "type": "array", "items": {"type": "integer"}, "minItems": 1, "maxItems": 3,
+    }));
+    let requests = [
+        with(Sampling {
+            logit_bias: vec![(first, -100.0)],
+            n_logprobs: Some(3),
+            ..Sampling::GREEDY
+        }),
+        with(Sampling {
+            stop_token_ids: vec![stopping],
+            ..Sampling::GREEDY
+        }),
+        with(Sampling {
+            constraint: Some(compiler.compile(&numbers).unwrap()),
+            temperature: 1.0,
+            seed: 3,
+            ..Sampling::GREEDY
+        }),
+        with(Sampling {
+            constraint: Some(
+                compiler
+                    .compile(&Grammar::Choice(vec!["café".into(), "no".into()]))
+                    .unwrap(),
+            ),
+            ..Sampling::GREEDY
+        }),
+        with(Sampling {
+            repetition_penalty: 1.5,
+            presence_penalty: 1.0,
+            frequency_penalty: 0.5,
+            top_k: 5,
+            min_p: 0.01,
+            temperature: 0.7,
+            ..Sampling::GREEDY
+        }),
+        greedy.clone(),
+    ];
+    let answers: Vec<Answer> = requests
+        .iter()
+        .map(|request| engine.submit(request.clone()).unwrap())
+        .collect();
+    let batched: Vec<(String, Completion)> = answers.into_iter().map(collect).collect();
+    for (request, found) in requests.iter().zip(&batched) {
+        assert_eq!(*found, alone(request));
+    }
+    assert_ne!(batched[0].1.token_ids[0], first);
+    assert_eq!(batched[1].1.token_ids, plain.token_ids[..n_before]);
+    assert_eq!(batched[1].1.finish_reason, FinishReason::Stop);
+    if batched[2].1.finish_reason == FinishReason::Stop {
+        let list: Vec<i128> = serde_json::from_str(&batched[2].0).unwrap();
+        assert!((1..=3).contains(&list.len()));
+    }
+    assert!(["café", "no"].contains(&batched[3].0.as_str()));
+    assert_eq!(batched[3].1.finish_reason, FinishReason::Stop);
+    assert_eq!(batched[5].0, text);
 }

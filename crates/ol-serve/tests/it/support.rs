@@ -104,7 +104,7 @@ fn lease(adapter: &AdapterRef) -> AdapterLease {
 pub(crate) fn oracle(request: &GenerateRequest) -> (String, Completion) {
     let tokenizer = tokenizer();
     let adapter = request.adapter.as_ref().map(lease);
-    let mut sampler = Sampler::new(request.sampling);
+    let mut sampler = Sampler::new(request.sampling.clone());
     let mut tokens = request.prompt_tokens.clone();
     let tokens_in = tokens.len();
     let mut finish_reason = FinishReason::Length;

@@ -11,7 +11,9 @@ use ol_serve::FinishReason;
 use serde_json::{Value, json};
 
 use super::error::ApiError;
-use crate::gateway::{Finished, Frame, ReceiptView, Session, SessionError};
+use super::service::Running;
+use crate::answer::{Finished, Frame, SessionError, Token};
+use crate::gateway::ReceiptView;
 
 /// Most contributors in a reply; the receipt lists them all.
 const SHARES_MAX: usize = 5;
@@ -36,12 +38,12 @@ pub(super) struct Head {
 }
 
 impl Head {
-    pub(super) fn new(endpoint: Endpoint, model: String, created: u64, session: &Session) -> Self {
+    pub(super) fn new(endpoint: Endpoint, model: String, created: u64, running: &Running) -> Self {
         let prefix = match endpoint {
             Endpoint::Chat => "chatcmpl",
             Endpoint::Completion => "cmpl",
         };
-        let id = format!("{prefix}-{}", hex::encode(&session.request_id()[..12]));
+        let id = format!("{prefix}-{}", hex::encode(&running.request_id()[..12]));
         Self {
             endpoint,
             id,
@@ -75,7 +77,9 @@ impl Head {
             ),
         };
         body["usage"] = usage(finished);
-        body["openledger"] = payment(&finished.receipt);
+        if let Some(receipt) = &finished.receipt {
+            body["openledger"] = payment(receipt);
+        }
         body
     }
 
@@ -110,15 +114,20 @@ impl Head {
 
     /// The last chunks of a stream.
     fn end(&self, finished: &Finished, include_usage: bool) -> Vec<Value> {
-        let mut chunks = vec![self.chunk(ChunkPart::End(finished.finish_reason))];
+        let mut chunks = Vec::new();
+        if !finished.text.is_empty() {
+            chunks.push(self.chunk(ChunkPart::Text(&finished.text)));
+        }
+        let end = self.chunk(ChunkPart::End(finished.finish_reason));
+        chunks.push(end);
         if include_usage {
             let object = chunks[0]["object"].as_str().unwrap_or_default().to_owned();
             let mut last = self.object(&object, json!([]));
             last["usage"] = usage(finished);
             chunks.push(last);
         }
-        if let Some(last) = chunks.last_mut() {
-            last["openledger"] = payment(&finished.receipt);
+        if let Some((last, receipt)) = chunks.last_mut().zip(finished.receipt.as_ref()) {
+            last["openledger"] = payment(receipt);
         }
         chunks
     }
@@ -132,12 +141,13 @@ enum ChunkPart<'a> {
 }
 
 /// Waits for the end and replies once.
-pub(super) async fn whole(head: Head, mut session: Session) -> Result<Response, ApiError> {
+pub(super) async fn whole(head: Head, mut running: Running) -> Result<Response, ApiError> {
     let mut text = String::new();
-    while let Some(frame) = session.next().await {
+    while let Some(frame) = running.next().await {
         match frame {
-            Frame::Text(delta) => text.push_str(&delta),
+            Frame::Token(token) => text.push_str(&token.text),
             Frame::Finished(finished) => {
+                text.push_str(&finished.text);
                 return Ok(Json(head.whole(&text, &finished)).into_response());
             }
             Frame::Failed(error) => return Err(failure(error)),
@@ -147,10 +157,10 @@ pub(super) async fn whole(head: Head, mut session: Session) -> Result<Response, 
 }
 
 /// Replies with server-sent events as the answer grows.
-pub(super) fn stream(head: Head, session: Session, include_usage: bool) -> Response {
+pub(super) fn stream(head: Head, running: Running, include_usage: bool) -> Response {
     let state = Streaming {
         head,
-        session,
+        running,
         include_usage,
         has_begun: false,
         is_over: false,
@@ -179,7 +189,7 @@ pub(super) fn stream(head: Head, session: Session, include_usage: bool) -> Respo
 
 struct Streaming {
     head: Head,
-    session: Session,
+    running: Running,
     include_usage: bool,
     has_begun: bool,
     is_over: bool,
@@ -197,10 +207,11 @@ impl Streaming {
                 return Some(vec![self.head.chunk(ChunkPart::Role).to_string()]);
             }
         }
-        match self.session.next().await {
-            Some(Frame::Text(text)) => {
+        match self.running.next().await {
+            Some(Frame::Token(Token { text, .. })) if text.is_empty() => Some(Vec::new()),
+            Some(Frame::Token(Token { text, .. })) => {
                 // The connection takes it now: the answer has begun to be delivered.
-                self.session.mark_delivered();
+                self.running.mark_delivered();
                 Some(vec![self.head.chunk(ChunkPart::Text(&text)).to_string()])
             }
             Some(Frame::Finished(finished)) => {
@@ -276,6 +287,12 @@ fn failure(error: SessionError) -> ApiError {
         }
         SessionError::Generate(ol_serve::GenerateError::Worker | ol_serve::GenerateError::Lied) => {
             ApiError::unavailable("the worker failed; nothing was charged", 1)
+        }
+        SessionError::Generate(ol_serve::GenerateError::Deadline) => {
+            ApiError::timeout(error.to_string())
+        }
+        SessionError::Generate(ol_serve::GenerateError::Constraint(_)) => {
+            ApiError::invalid_value("response_format", error.to_string())
         }
         SessionError::KeyReused => ApiError::conflict("idempotency_key_reused", error.to_string()),
         _ => ApiError::internal(),

@@ -11,10 +11,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ol_types::{Address, B256, keccak256};
 
-use super::RequestError;
 use super::journal::PendingReceipt;
 use super::session::hash_tokens;
 use super::settlement::Status;
+use crate::answer::RequestError;
 
 /// Longest idempotency key, in bytes.
 pub const IDEMPOTENCY_KEY_SIZE_BYTES_MAX: usize = 255;

@@ -11,9 +11,9 @@ use super::chain::Model;
 use super::holds::Hold;
 use super::idempotency::{Earlier, RunningGuard};
 use super::journal::PendingReceipt;
-use super::receipts::ReceiptView;
 use super::settlement::{Job, Status};
 use super::{Inner, ServedModel, chain_of, count};
+use crate::answer::{Finished, Frame, SessionError, Token};
 
 /// A request that was taken on.
 pub(super) struct Start {
@@ -37,61 +37,21 @@ pub(super) enum Charge {
     Earlier(Box<Earlier>),
 }
 
-/// Something to pass on to the client. `Finished` and `Failed` are the last.
-#[derive(Debug)]
-pub enum Frame {
-    /// More text of the answer.
-    Text(String),
-    /// The answer is complete and accounted for.
-    Finished(Box<Finished>),
-    /// The answer cannot be finished; nothing is charged.
-    Failed(SessionError),
-}
-
-/// How an answer ended.
-#[derive(Debug)]
-pub struct Finished {
-    /// Why it ended.
-    pub finish_reason: FinishReason,
-    /// Tokens of the prompt.
-    pub tokens_in: u32,
-    /// Tokens of the answer.
-    pub tokens_out: u32,
-    /// Its receipt.
-    pub receipt: ReceiptView,
-}
-
-/// Why an answer could not be finished. Nothing is charged.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum SessionError {
-    /// The engine failed or stopped.
-    #[error(transparent)]
-    Generate(#[from] GenerateError),
-    /// The receipt could not be made or kept; the log says why.
-    #[error("the answer could not be accounted for")]
-    Account,
-    /// Asked again under the same idempotency key the answer came out
-    /// differently: the request asks for another sampling.
-    #[error("this idempotency key was used for a request with another sampling")]
-    KeyReused,
-}
-
 /// The client's end of a running request. Dropping it says that the client has left.
 #[derive(Debug)]
 pub struct Session {
     request_id: B256,
-    tokens_in: usize,
+    prompt_tokens: Vec<u32>,
     frames: mpsc::Receiver<Frame>,
     is_delivered: Arc<AtomicBool>,
 }
 
 impl Session {
     pub(super) fn spawn(gateway: Arc<Inner>, start: Start) -> Self {
-        // Room for every frame there can be: text per token, the rest, the end.
-        let (sender, frames) = mpsc::channel(start.max_tokens + 2);
+        // Room for every frame there can be: the tokens and the end.
+        let (sender, frames) = mpsc::channel(start.max_tokens + 1);
         let is_delivered = Arc::new(AtomicBool::new(false));
-        let (request_id, tokens_in) = (start.request_id, start.prompt_tokens.len());
+        let (request_id, prompt_tokens) = (start.request_id, start.prompt_tokens.clone());
         let task = Task {
             gateway,
             start: Box::new(start),
@@ -101,7 +61,7 @@ impl Session {
         tokio::spawn(task.run());
         Self {
             request_id,
-            tokens_in,
+            prompt_tokens,
             frames,
             is_delivered,
         }
@@ -113,10 +73,10 @@ impl Session {
         self.request_id
     }
 
-    /// Tokens of the prompt.
+    /// The prompt.
     #[must_use]
-    pub const fn tokens_in(&self) -> usize {
-        self.tokens_in
+    pub fn prompt_tokens(&self) -> &[u32] {
+        &self.prompt_tokens
     }
 
     /// The next frame; `None` after the last.
@@ -183,19 +143,15 @@ impl Task {
                 }
             };
             match event {
-                Some(Event::Token { id, text_delta }) => {
+                Some(Event::Token {
+                    id,
+                    text_delta: text,
+                    logprobs,
+                }) => {
                     token_ids.push(id);
-                    if !text_delta.is_empty() {
-                        self.send(Frame::Text(text_delta));
-                    }
+                    self.send(Frame::Token(Token { id, text, logprobs }));
                 }
-                Some(Event::Done(mut completion)) => {
-                    let text = std::mem::take(&mut completion.text_delta);
-                    if !text.is_empty() {
-                        self.send(Frame::Text(text));
-                    }
-                    return Ok(Some(completion));
-                }
+                Some(Event::Done(completion)) => return Ok(Some(completion)),
                 Some(Event::Failed(error)) => return Err(error),
                 None => return Err(GenerateError::Stopped),
             }
@@ -226,6 +182,7 @@ impl Task {
         drop(answer);
         let Completion {
             finish_reason,
+            text_delta: text,
             token_ids,
             ..
         } = completion;
@@ -243,9 +200,10 @@ impl Task {
                 let receipt = view.await.map_err(|_| SessionError::Account)?;
                 return Ok(Finished {
                     finish_reason,
+                    text,
                     tokens_in,
                     tokens_out,
-                    receipt,
+                    receipt: Some(receipt),
                 });
             }
         };
@@ -327,9 +285,10 @@ impl Task {
         drop(running);
         Ok(Finished {
             finish_reason,
+            text,
             tokens_in,
             tokens_out,
-            receipt,
+            receipt: Some(receipt),
         })
     }
 }

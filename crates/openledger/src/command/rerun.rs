@@ -57,6 +57,7 @@ pub(crate) fn rerun(
             temperature: args.temperature,
             top_p: args.top_p,
             seed: args.seed,
+            ..Sampling::GREEDY
         },
         // An answer that ended before its limit ends there again.
         ..GenerateRequest::new(

@@ -1,0 +1,265 @@
+//! Answers without payment: an engine, adapters by name, no chain.
+//!
+//! The same API as the paying gateway's ([`crate::gateway`]), without receipts.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ol_runtime::Clock;
+use ol_serve::{
+    AdapterError, AdapterRef, AdapterStore, Answer, Event, GenerateError, GenerateRequest,
+};
+use ol_types::B256;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::answer::{AnswerRequest, Finished, Frame, RequestError, Token};
+use crate::backend::Backend;
+use crate::prepare::{Prepared, Preparer};
+
+/// Limits and names of a plain service.
+#[derive(Debug, Clone)]
+pub struct PlainOptions {
+    /// What the base model is called; adapters have their own names.
+    pub base_name: String,
+    /// Tokens of an answer when the request does not say. Default 256.
+    pub max_tokens_default: usize,
+    /// Most requests at once. Default 512.
+    pub n_requests_max: usize,
+}
+
+impl PlainOptions {
+    /// The defaults, for a base model of this name.
+    #[must_use]
+    pub fn new(base_name: &str) -> Self {
+        Self {
+            base_name: base_name.to_owned(),
+            max_tokens_default: 256,
+            n_requests_max: 512,
+        }
+    }
+}
+
+/// A service without payment; clones share it.
+#[derive(Debug, Clone)]
+pub struct Plain {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    options: PlainOptions,
+    backend: Backend,
+    preparer: Preparer,
+    adapters: AdapterStore,
+    clock: Arc<dyn Clock>,
+    requests: Arc<Semaphore>,
+    is_stopping: AtomicBool,
+    started_at_s: u64,
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Plain")
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Plain {
+    /// A service that takes its tokens from `backend`.
+    #[must_use]
+    pub fn new(
+        options: PlainOptions,
+        backend: impl Into<Backend>,
+        adapters: AdapterStore,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let backend = backend.into();
+        let inner = Inner {
+            preparer: Preparer::new(
+                Arc::clone(backend.tokenizer()),
+                backend.context_tokens(),
+                options.max_tokens_default,
+            ),
+            requests: Arc::new(Semaphore::new(options.n_requests_max)),
+            started_at_s: clock.unix_s(),
+            is_stopping: AtomicBool::new(false),
+            options,
+            backend,
+            adapters,
+            clock,
+        };
+        Self {
+            inner: Arc::new(inner),
+        }
+    }
+
+    /// What the base model is called.
+    #[must_use]
+    pub fn base_name(&self) -> &str {
+        &self.inner.options.base_name
+    }
+
+    /// The adapters that can be asked for.
+    #[must_use]
+    pub fn adapters(&self) -> &AdapterStore {
+        &self.inner.adapters
+    }
+
+    /// Where its tokens come from.
+    #[must_use]
+    pub fn backend(&self) -> &Backend {
+        &self.inner.backend
+    }
+
+    /// When the service started: Unix time in seconds.
+    #[must_use]
+    pub fn started_at_s(&self) -> u64 {
+        self.inner.started_at_s
+    }
+
+    pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
+        &self.inner.clock
+    }
+
+    pub(crate) fn preparer(&self) -> &Preparer {
+        &self.inner.preparer
+    }
+
+    /// Whether requests can be answered.
+    #[must_use]
+    pub fn is_healthy(&self) -> bool {
+        !self.inner.is_stopping.load(Ordering::Acquire) && self.inner.backend.is_running()
+    }
+
+    /// Takes a request on.
+    ///
+    /// # Errors
+    /// [`RequestError`]; nothing was computed then.
+    pub async fn answer(&self, request: AnswerRequest) -> Result<PlainSession, RequestError> {
+        if self.inner.is_stopping.load(Ordering::Acquire) {
+            return Err(RequestError::Stopping);
+        }
+        let permit = Arc::clone(&self.inner.requests)
+            .try_acquire_owned()
+            .map_err(|_| RequestError::Overloaded)?;
+        let inner = Arc::clone(&self.inner);
+        // Tokenizing a megabyte is work for another thread.
+        let started = tokio::task::spawn_blocking(move || inner.admit(request, permit));
+        started.await.map_err(|_| RequestError::Internal)?
+    }
+
+    /// Takes no more requests, and returns when the running ones are over.
+    pub async fn shutdown(&self) {
+        self.inner.is_stopping.store(true, Ordering::Release);
+        self.inner.backend.shutdown().await;
+    }
+}
+
+impl Inner {
+    fn adapter(&self, name: &str) -> Result<Option<AdapterRef>, RequestError> {
+        if name == self.options.base_name {
+            return Ok(None);
+        }
+        match self.adapters.resolve(name) {
+            Ok(adapter) => Ok(Some(adapter)),
+            Err(AdapterError::Unknown { name }) => Err(RequestError::UnknownModel { model: name }),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn admit(
+        &self,
+        request: AnswerRequest,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<PlainSession, RequestError> {
+        let adapter = self.adapter(&request.model)?;
+        if !request.adapters.is_empty() {
+            return Err(RequestError::Unsupported {
+                param: "adapters",
+                what: "weighted adapters are not supported",
+            });
+        }
+        let Prepared {
+            prompt_tokens,
+            max_tokens,
+            mut sampling,
+        } = self.preparer.prepare(
+            request.prompt,
+            request.sampling,
+            request.grammar.as_ref(),
+            request.max_tokens,
+        )?;
+        let id: [u8; 32] = ol_runtime::os_bytes().map_err(RequestError::Randomness)?;
+        let (random, _) = id.split_first_chunk().expect("thirty-two bytes");
+        sampling.seed = request.seed.unwrap_or(u64::from_be_bytes(*random));
+        let tokens_in = prompt_tokens.len();
+        let answer = self.backend.submit(GenerateRequest {
+            adapter,
+            sampling,
+            stop: request.stop,
+            timeout: request.timeout,
+            priority: request.priority,
+            ..GenerateRequest::new(prompt_tokens.clone(), max_tokens)
+        })?;
+        Ok(PlainSession {
+            request_id: B256::from(id),
+            prompt_tokens,
+            answer,
+            tokens_in,
+            is_over: false,
+            _permit: permit,
+        })
+    }
+}
+
+/// The client's end of a running request. Dropping it cancels the request.
+#[derive(Debug)]
+pub struct PlainSession {
+    request_id: B256,
+    prompt_tokens: Vec<u32>,
+    answer: Answer,
+    tokens_in: usize,
+    is_over: bool,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl PlainSession {
+    /// The request's id.
+    #[must_use]
+    pub const fn request_id(&self) -> B256 {
+        self.request_id
+    }
+
+    /// The prompt.
+    #[must_use]
+    pub fn prompt_tokens(&self) -> &[u32] {
+        &self.prompt_tokens
+    }
+
+    /// The next frame; `None` after the last.
+    pub async fn next(&mut self) -> Option<Frame> {
+        if self.is_over {
+            return None;
+        }
+        let event = self.answer.next().await;
+        let frame = match event {
+            Some(Event::Token {
+                id,
+                text_delta: text,
+                logprobs,
+            }) => return Some(Frame::Token(Token { id, text, logprobs })),
+            Some(Event::Done(completion)) => Frame::Finished(Box::new(Finished {
+                finish_reason: completion.finish_reason,
+                tokens_in: u32::try_from(self.tokens_in).unwrap_or(u32::MAX),
+                tokens_out: u32::try_from(completion.tokens_out()).unwrap_or(u32::MAX),
+                text: completion.text_delta,
+                receipt: None,
+            })),
+            Some(Event::Failed(error)) => Frame::Failed(error.into()),
+            None => Frame::Failed(GenerateError::Stopped.into()),
+        };
+        self.is_over = true;
+        Some(frame)
+    }
+}
