@@ -15,5 +15,7 @@
 pub(crate) mod gemm;
 pub(crate) mod math;
 pub(crate) mod quant;
+mod strands;
 
 pub(crate) use gemm::{Line, Mat, MatMut, Output, PANEL, Panels, PanelsRef, matmul, matmul_here};
+pub(crate) use strands::{Factor, FactorBytes, Strands};

@@ -4,6 +4,7 @@
 
 mod peft;
 mod projection;
+mod store;
 mod targets;
 
 pub use peft::{MAX_ADAPTER_SIZE_BYTES, PeftError};
@@ -19,9 +20,10 @@ use thiserror::Error;
 
 use crate::config::ModelConfig;
 use crate::isa::Isa;
-use crate::kernels::{Mat, MatMut, Panels, math, matmul_here};
+use crate::kernels::{Factor, Mat, MatMut, Strands};
 use crate::random::Random;
 
+use store::Store;
 use targets::{blocks, check_alpha, check_rank, scale};
 
 /// Largest rank accepted.
@@ -210,33 +212,25 @@ impl LoraBlock {
     }
 }
 
-/// The factors of one block as right-hand sides of products.
-#[derive(Debug, Clone)]
-struct Factors {
-    a_t: Panels,
-    b_t: Panels,
-}
-
-#[derive(Debug, Clone)]
-struct BackFactors {
-    a: Panels,
-    b: Panels,
-}
-
 /// Norms of `W + s B A` by output, and the base weights they belong to.
 pub(crate) type WeightNorms = (u64, Vec<f32>);
 
 /// An adapter for one shape of model.
+///
+/// It holds one copy of its factors, in the type of the file it was read from,
+/// laid out for the products of a decoding batch. The flat parameters are made
+/// when they are asked for.
 #[derive(Debug, Clone)]
 pub struct Lora {
     config: LoraConfig,
-    dims: [usize; 5],
+    /// The model that it was made for.
+    model: ModelConfig,
     blocks: Vec<LoraBlock>,
     /// Index into `blocks` by layer and projection.
     index: Vec<[Option<usize>; Projection::COUNT]>,
-    params: Vec<f32>,
-    factors: Vec<Factors>,
-    back: OnceLock<Vec<BackFactors>>,
+    n_params: usize,
+    store: Store,
+    flat: OnceLock<Vec<f32>>,
     /// For each block, of the base first used with.
     weight_norms: Vec<OnceLock<WeightNorms>>,
     hash: OnceLock<B256>,
@@ -298,38 +292,42 @@ impl Lora {
     /// [`LoraError`] when `config` is out of its limits or the parameters do not fit it.
     pub fn from_parameters(
         model: &ModelConfig,
-        mut config: LoraConfig,
+        config: LoraConfig,
         params: Vec<f32>,
     ) -> Result<Self, LoraError> {
+        Self::with_store(model, config, |blocks, n| {
+            check_parameters(&params, n)?;
+            Ok(Store::of_parameters(blocks, &params))
+        })
+    }
+
+    /// An adapter whose factors `store` makes from its blocks and their
+    /// parameters' number.
+    fn with_store<E: From<LoraError>>(
+        model: &ModelConfig,
+        mut config: LoraConfig,
+        store: impl FnOnce(&[LoraBlock], usize) -> Result<Store, E>,
+    ) -> Result<Self, E> {
         config.target_modules.sort_unstable();
         config.target_modules.dedup();
         // What no block has is no target, as in PEFT.
         let known = Projection::of(model);
         config.target_modules.retain(|p| known.contains(p));
         config.check()?;
-        let (blocks, expected) = blocks(model, &config)?;
-        let bad = params.iter().filter(|p| !p.is_finite()).count();
-        if params.len() != expected || bad > 0 {
-            return Err(LoraError::Parameters {
-                expected,
-                got: params.len(),
-                bad,
-            });
-        }
+        let (blocks, n_params) = blocks(model, &config)?;
         let mut index = vec![[None; Projection::COUNT]; model.num_hidden_layers];
         for (i, block) in blocks.iter().enumerate() {
             index[block.layer][block.projection as usize] = Some(i);
         }
-        let factors = blocks.iter().map(|b| pack(b, &params)).collect();
         Ok(Self {
             config,
-            dims: dims(model),
+            model: model.clone(),
             weight_norms: vec![OnceLock::new(); blocks.len()],
+            store: store(&blocks, n_params)?,
             blocks,
             index,
-            params,
-            factors,
-            back: OnceLock::new(),
+            n_params,
+            flat: OnceLock::new(),
             hash: OnceLock::new(),
         })
     }
@@ -343,13 +341,30 @@ impl Lora {
     /// Number of parameters.
     #[must_use]
     pub fn n_params(&self) -> usize {
-        self.params.len()
+        self.n_params
     }
 
-    /// All parameters in flat order: by layer, then projection, A before B.
+    /// All parameters in flat order: by layer, then projection, A before B. They
+    /// are kept from the first call on, beside the factors: who needs them once
+    /// takes [`Self::to_parameters`].
     #[must_use]
     pub fn parameters(&self) -> &[f32] {
-        &self.params
+        self.flat.get_or_init(|| self.to_parameters())
+    }
+
+    /// A copy of all parameters in the order of [`Self::parameters`].
+    #[must_use]
+    pub fn to_parameters(&self) -> Vec<f32> {
+        if let Some(flat) = self.flat.get() {
+            return flat.clone();
+        }
+        let mut flat = vec![0.0_f32; self.n_params];
+        for (at, block) in self.blocks.iter().enumerate() {
+            self.a_t(at).read(&mut flat[block.range_a()]);
+            self.b_t(at).read(&mut flat[block.range_b()]);
+            flat[block.range_magnitude()].copy_from_slice(self.magnitudes(at));
+        }
+        flat
     }
 
     /// Replaces all parameters.
@@ -358,17 +373,9 @@ impl Lora {
     /// [`LoraError::Parameters`] when they are too few, too many or not finite;
     /// the adapter is then unchanged.
     pub fn set_parameters(&mut self, params: &[f32]) -> Result<(), LoraError> {
-        let bad = params.iter().filter(|p| !p.is_finite()).count();
-        if params.len() != self.params.len() || bad > 0 {
-            return Err(LoraError::Parameters {
-                expected: self.params.len(),
-                got: params.len(),
-                bad,
-            });
-        }
-        self.params.copy_from_slice(params);
-        self.factors = self.blocks.iter().map(|b| pack(b, &self.params)).collect();
-        self.back = OnceLock::new();
+        check_parameters(params, self.n_params)?;
+        self.store = Store::of_parameters(&self.blocks, params);
+        self.flat = OnceLock::new();
         self.weight_norms = vec![OnceLock::new(); self.blocks.len()];
         self.hash = OnceLock::new();
         Ok(())
@@ -406,7 +413,7 @@ impl Lora {
             let word = |n: usize| (n as u64).to_be_bytes();
             if self.config.is_plain() {
                 bytes.extend(b"openledger-lora/1");
-                bytes.extend(self.dims.iter().flat_map(|d| word(*d)));
+                bytes.extend(dims(&self.model).into_iter().flat_map(word));
                 bytes.extend(word(self.config.rank));
                 bytes.extend(f64::from(self.config.alpha).to_be_bytes());
                 bytes.push(
@@ -428,76 +435,79 @@ impl Lora {
                     bytes.extend(word(block.has_magnitude.into()));
                 }
             }
-            bytes.extend(self.params.iter().flat_map(|p| p.to_le_bytes()));
+            bytes.extend(self.to_parameters().iter().flat_map(|p| p.to_le_bytes()));
             keccak256(&bytes)
         })
     }
 
-    /// Memory held, in bytes.
+    /// Memory held now, in bytes: the factors in the type of their file, and
+    /// what was made from them and kept.
     #[must_use]
-    pub fn size_bytes(&self) -> usize {
-        self.params.len() * size_of::<f32>() * 2
+    pub fn resident_size_bytes(&self) -> usize {
+        let kept = self
+            .flat
+            .get()
+            .map_or(0, |flat| size_of_val(flat.as_slice()));
+        let norms = self.weight_norms.iter().filter_map(OnceLock::get);
+        let norms: usize = norms.map(|n| size_of_val(n.1.as_slice())).sum();
+        let names: usize = self.blocks.iter().map(|b| b.module.len()).sum();
+        size_of::<Self>()
+            + self.store.size_bytes()
+            + kept
+            + norms
+            + names
+            + size_of_val(self.blocks.as_slice())
+            + size_of_val(self.index.as_slice())
+            + size_of_val(self.weight_norms.as_slice())
     }
 
     /// Whether the adapter was made for models of this shape.
     #[must_use]
     pub fn fits(&self, config: &ModelConfig) -> bool {
-        self.dims == dims(config)
-            && self.blocks.iter().all(|b| {
-                b.projection.shape(config, b.layer) == Some((b.rows_b.0, b.rows_a.1))
-                    && b.module == b.projection.module_path(config, b.layer)
-            })
+        self.model == *config
+            || dims(&self.model) == dims(config)
+                && self.blocks.iter().all(|b| {
+                    b.projection.shape(config, b.layer) == Some((b.rows_b.0, b.rows_a.1))
+                        && b.module == b.projection.module_path(config, b.layer)
+                })
     }
 
     pub(crate) fn block(&self, layer: usize, projection: Projection) -> Option<usize> {
         self.index.get(layer).and_then(|l| l[projection as usize])
     }
 
-    /// `z = scale x A^T`, `y += z B^T`; `z` is `rows x rank`.
-    pub(crate) fn apply(&self, isa: Isa, block: usize, x: Mat<'_>, z: &mut [f32], y: MatMut<'_>) {
-        let (factors, block) = (&self.factors[block], &self.blocks[block]);
-        let (rows, rank) = (z.len() / block.rank(), block.rank());
-        let out = MatMut::new(z, rows, rank);
-        matmul_here(isa, x, factors.a_t.view(), out, false);
-        math::scale(isa, z, block.scale);
-        matmul_here(isa, Mat::new(z, rows, rank), factors.b_t.view(), y, true);
+    /// A^T of a block, `d_in x rank`.
+    pub(crate) fn a_t(&self, block: usize) -> Factor<'_> {
+        self.store.a_t(&self.blocks[block], block)
+    }
+
+    /// B^T of a block, `rank x d_out`.
+    pub(crate) fn b_t(&self, block: usize) -> Factor<'_> {
+        self.store.b_t(&self.blocks[block], block)
     }
 
     /// `y += z B^T`.
     pub(crate) fn apply_inner(&self, isa: Isa, block: usize, z: Mat<'_>, y: MatMut<'_>) {
-        matmul_here(isa, z, self.factors[block].b_t.view(), y, true);
+        Strands::new(isa, true).push(z, self.b_t(block), 1.0, y);
     }
 
-    /// A (`rank x d_in`) and B (`d_out x rank`) as right-hand sides.
-    pub(crate) fn back(&self, block: usize) -> (&Panels, &Panels) {
-        let all = self.back.get_or_init(|| {
-            self.blocks
-                .iter()
-                .map(|b| BackFactors {
-                    a: Panels::pack(Mat::new(&self.params[b.range_a()], b.rows_a.0, b.rows_a.1)),
-                    b: Panels::pack(Mat::new(&self.params[b.range_b()], b.rows_b.0, b.rows_b.1)),
-                })
-                .collect()
-        });
-        (&all[block].a, &all[block].b)
+    /// A and B of a block in f32.
+    pub(crate) fn factors(&self, block: usize) -> Factors {
+        let LoraBlock { rows_a, rows_b, .. } = self.blocks[block];
+        let mut factors = Factors {
+            a: vec![0.0; rows_a.0 * rows_a.1],
+            b: vec![0.0; rows_b.0 * rows_b.1],
+            d_in: rows_a.1,
+            scale: self.blocks[block].scale,
+        };
+        self.a_t(block).read(&mut factors.a);
+        self.b_t(block).read(&mut factors.b);
+        factors
     }
 
-    /// Adds output `row` of `s B A` to a row of the base's weights.
-    pub(crate) fn add_to_row(&self, block: &LoraBlock, row: usize, weights: &mut [f32]) {
-        let (rank, d_in) = block.rows_a;
-        let a = &self.params[block.range_a()];
-        let b = &self.params[block.range_b()][row * rank..(row + 1) * rank];
-        for (a, b) in a.chunks_exact(d_in).zip(b) {
-            let factor = b * block.scale;
-            for (weight, a) in weights.iter_mut().zip(a) {
-                *weight += factor * a;
-            }
-        }
-    }
-
-    /// Magnitudes of a DoRA block.
-    pub(crate) fn magnitudes(&self, block: &LoraBlock) -> &[f32] {
-        &self.params[block.range_magnitude()]
+    /// Magnitudes of a DoRA block; none of another.
+    pub(crate) fn magnitudes(&self, block: usize) -> &[f32] {
+        self.store.magnitudes(&self.blocks, block)
     }
 
     /// Where the norms of a block's weights are kept.
@@ -506,11 +516,40 @@ impl Lora {
     }
 }
 
-fn pack(block: &LoraBlock, params: &[f32]) -> Factors {
-    Factors {
-        a_t: Panels::pack(Mat::new(&params[block.range_a()], block.rows_a.0, block.rows_a.1).t()),
-        b_t: Panels::pack(Mat::new(&params[block.range_b()], block.rows_b.0, block.rows_b.1).t()),
+/// The factors of a block, row-major in f32.
+pub(crate) struct Factors {
+    /// `rank x d_in`.
+    pub(crate) a: Vec<f32>,
+    /// `d_out x rank`.
+    pub(crate) b: Vec<f32>,
+    d_in: usize,
+    scale: f32,
+}
+
+impl Factors {
+    /// Adds output `row` of `s B A` to a row of the base's weights.
+    pub(crate) fn add_to_row(&self, row: usize, weights: &mut [f32]) {
+        let rank = self.a.len() / self.d_in;
+        let b = &self.b[row * rank..(row + 1) * rank];
+        for (a, b) in self.a.chunks_exact(self.d_in).zip(b) {
+            let factor = b * self.scale;
+            for (weight, a) in weights.iter_mut().zip(a) {
+                *weight += factor * a;
+            }
+        }
     }
+}
+
+fn check_parameters(params: &[f32], expected: usize) -> Result<(), LoraError> {
+    let bad = params.iter().filter(|p| !p.is_finite()).count();
+    if params.len() == expected && bad == 0 {
+        return Ok(());
+    }
+    Err(LoraError::Parameters {
+        expected,
+        got: params.len(),
+        bad,
+    })
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod header;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
@@ -63,7 +64,8 @@ impl Dtype {
             .find(|d| d.name() == name)
     }
 
-    fn decode(self, bytes: &[u8], out: &mut [f32]) {
+    /// Reads stored elements.
+    pub(crate) fn decode(self, bytes: &[u8], out: &mut [f32]) {
         let pairs = || bytes.as_chunks::<2>().0.iter();
         match self {
             Self::F32 => {
@@ -84,8 +86,30 @@ impl Dtype {
         }
     }
 
+    /// Index of the first stored element that is infinite or not a number: its
+    /// exponent bits are all set.
+    fn first_not_finite(self, bytes: &[u8]) -> Option<usize> {
+        let of_pairs = |top: u16| {
+            let pairs = bytes.as_chunks::<2>().0;
+            pairs
+                .iter()
+                .position(|b| u16::from_le_bytes(*b) & top == top)
+        };
+        match self {
+            Self::F32 => {
+                let top = 0x7F80_0000;
+                let words = bytes.as_chunks::<4>().0;
+                words
+                    .iter()
+                    .position(|b| u32::from_le_bytes(*b) & top == top)
+            }
+            Self::F16 => of_pairs(0x7C00),
+            Self::Bf16 => of_pairs(0x7F80),
+        }
+    }
+
     /// Appends the values; the index of one that does not fit is the error.
-    fn encode(self, values: &[f32], out: &mut Vec<u8>) -> Result<(), usize> {
+    pub(crate) fn encode(self, values: &[f32], out: &mut Vec<u8>) -> Result<(), usize> {
         for (at, value) in values.iter().enumerate() {
             let finite = match self {
                 Self::F32 => {
@@ -380,6 +404,34 @@ impl<'a> Tensors<'a> {
         let mut bytes = vec![0; range.len() * dtype.size_bytes()];
         self.read_at(at, &mut bytes)?;
         Ok(bytes)
+    }
+
+    /// As [`Self::read_stored`]; all elements are finite. A file already read
+    /// lends its bytes.
+    pub(crate) fn read_finite(
+        &self,
+        name: &str,
+        range: Range<usize>,
+    ) -> Result<Cow<'a, [u8]>, WeightsError> {
+        let (dtype, at) = self.locate(name, &range)?;
+        let width = dtype.size_bytes();
+        let len = range.len() * width;
+        let lent = match self.backing {
+            Backing::File(_) => None,
+            Backing::Bytes(bytes) => usize::try_from(at)
+                .ok()
+                .and_then(|at| bytes.get(at..at + len)),
+        };
+        let stored = match lent {
+            Some(lent) => Cow::Borrowed(lent),
+            None => Cow::Owned(self.read_stored(name, range)?),
+        };
+        let Some(bad) = dtype.first_not_finite(&stored) else {
+            return Ok(stored);
+        };
+        let mut value = [0.0];
+        dtype.decode(&stored[bad * width..][..width], &mut value);
+        Err(self.error(name, format!("element {bad} is {}", value[0])))
     }
 
     /// Elements `range` of tensor `name` as f32.

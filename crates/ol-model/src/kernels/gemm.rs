@@ -54,11 +54,11 @@ impl Line {
 /// A read-only matrix with any strides.
 #[derive(Clone, Copy)]
 pub(crate) struct Mat<'a> {
-    data: &'a [f32],
-    rows: usize,
-    cols: usize,
-    row_stride: usize,
-    col_stride: usize,
+    pub(super) data: &'a [f32],
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) row_stride: usize,
+    pub(super) col_stride: usize,
 }
 
 impl<'a> Mat<'a> {
@@ -135,10 +135,10 @@ impl<'a> Mat<'a> {
 /// A writable row-major matrix whose rows start `row_stride` apart; what lies
 /// between the rows is not touched.
 pub(crate) struct MatMut<'a> {
-    data: *mut f32,
-    rows: usize,
-    cols: usize,
-    row_stride: usize,
+    pub(super) data: *mut f32,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) row_stride: usize,
     life: PhantomData<&'a mut [f32]>,
 }
 
@@ -197,6 +197,23 @@ impl<'a> Output<'a> {
             start: data.as_mut_ptr(),
             len: data.len(),
             width,
+            life: PhantomData,
+        }
+    }
+
+    /// The `rows x cols` matrix without gaps whose first element is `first`.
+    /// Internal contract: as for [`Self::tile`].
+    pub(crate) fn dense(&self, first: usize, rows: usize, cols: usize) -> MatMut<'a> {
+        assert!(
+            first <= self.len && rows * cols <= self.len - first,
+            "matrix outside its buffer"
+        );
+        MatMut {
+            // SAFETY: in bounds by the assertion.
+            data: unsafe { self.start.add(first) },
+            rows,
+            cols,
+            row_stride: cols,
             life: PhantomData,
         }
     }

@@ -8,7 +8,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use thiserror::Error;
 
-use super::targets::{blocks, of_names, of_text};
+use super::store::{self, Part, Store};
+use super::targets::{of_names, of_text};
 use super::{Lora, LoraBlock, LoraConfig, LoraError};
 use crate::config::ModelConfig;
 use crate::weights::{Dtype, Tensors, WeightsError, read_limited, serialize, write_atomic};
@@ -132,26 +133,27 @@ pub(super) fn parse_config(text: &[u8], model: &ModelConfig) -> Result<LoraConfi
     Ok(config)
 }
 
+fn tensor_name(block: &LoraBlock, part: Part) -> String {
+    let part = match part {
+        Part::A => "lora_A.weight",
+        Part::B => "lora_B.weight",
+        Part::Magnitude => "lora_magnitude_vector",
+    };
+    format!("base_model.model.{}.{part}", block.module)
+}
+
 /// Name, shape and place of each tensor of a block.
-fn tensors_of(block: &LoraBlock) -> Vec<(String, Vec<usize>, std::ops::Range<usize>)> {
-    let name = |part: &str| format!("base_model.model.{}.{part}", block.module);
+pub(super) fn tensors_of(block: &LoraBlock) -> Vec<(String, Vec<usize>, std::ops::Range<usize>)> {
     let mut all = vec![
-        (
-            name("lora_A.weight"),
-            vec![block.rows_a.0, block.rows_a.1],
-            block.range_a(),
-        ),
-        (
-            name("lora_B.weight"),
-            vec![block.rows_b.0, block.rows_b.1],
-            block.range_b(),
-        ),
+        (Part::A, vec![block.rows_a.0, block.rows_a.1]),
+        (Part::B, vec![block.rows_b.0, block.rows_b.1]),
     ];
     if block.has_magnitude {
-        let range = block.range_magnitude();
-        all.push((name("lora_magnitude_vector"), vec![block.rows_b.0], range));
+        all.push((Part::Magnitude, vec![block.rows_b.0]));
     }
-    all
+    all.into_iter()
+        .map(|(part, shape)| (tensor_name(block, part), shape, store::range(block, part)))
+        .collect()
 }
 
 impl Lora {
@@ -194,24 +196,28 @@ impl Lora {
             .into());
         }
         let config = parse_config(config_json, model)?;
-        let (blocks, n) = blocks(model, &config)?;
-        let wanted: Vec<_> = blocks.iter().flat_map(tensors_of).collect();
-        let known: std::collections::HashSet<&str> =
-            wanted.iter().map(|(name, ..)| name.as_str()).collect();
-        if let Some(extra) = tensors.names().find(|name| !known.contains(*name)) {
-            return Err(tensors
-                .error(extra, "does not belong to this model or to target_modules")
-                .into());
-        }
-        // All shapes first: what is allocated is then bounded by the file.
-        for (name, shape, _) in &wanted {
-            tensors.expect(name, shape)?;
-        }
-        let mut params = vec![0.0_f32; n];
-        for (name, _, range) in wanted {
-            tensors.read(&name, 0..range.len(), &mut params[range])?;
-        }
-        Ok(Self::from_parameters(model, config, params)?)
+        Self::with_store(model, config, |blocks, _| {
+            let wanted: Vec<_> = blocks.iter().flat_map(tensors_of).collect();
+            let known: std::collections::HashSet<&str> =
+                wanted.iter().map(|(name, ..)| name.as_str()).collect();
+            if let Some(extra) = tensors.names().find(|name| !known.contains(*name)) {
+                return Err(tensors
+                    .error(extra, "does not belong to this model or to target_modules")
+                    .into());
+            }
+            // All shapes first: what is allocated is then bounded by the file.
+            for (name, shape, _) in &wanted {
+                tensors.expect(name, shape)?;
+            }
+            Ok(Store::new(
+                blocks,
+                |block, part| tensors.dtype(&tensor_name(block, part)),
+                |block, part| {
+                    let n = store::range(block, part).len();
+                    tensors.read_finite(&tensor_name(block, part), 0..n)
+                },
+            )?)
+        })
     }
 
     /// The two files of the PEFT directory: configuration, weights (f32).
@@ -245,11 +251,10 @@ impl Lora {
         let mut text = serde_json::to_vec_pretty(&config).expect("a JSON value has a text");
         text.push(b'\n');
         let named: Vec<_> = self.blocks.iter().flat_map(tensors_of).collect();
+        let params = self.to_parameters();
         let tensors: Vec<(&str, &[usize], &[f32])> = named
             .iter()
-            .map(|(name, shape, range)| {
-                (name.as_str(), shape.as_slice(), &self.params[range.clone()])
-            })
+            .map(|(name, shape, range)| (name.as_str(), shape.as_slice(), &params[range.clone()]))
             .collect();
         let weights = serialize(&tensors, Dtype::F32).expect("the parameters are finite");
         (text, weights)

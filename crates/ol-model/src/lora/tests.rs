@@ -287,3 +287,42 @@ fn patterns_and_scalings_reach_the_blocks() {
         "{json}"
     );
 }
+
+#[test]
+fn an_adapter_is_held_once_in_the_type_of_its_file() {
+    let model = ModelConfig {
+        hidden_size: 192,
+        intermediate_size: 512,
+        num_attention_heads: 6,
+        num_key_value_heads: 3,
+        head_dim: 32,
+        ..model()
+    };
+    let fresh = Lora::init(&model, LoraConfig::all_linear(24), 5).unwrap();
+    let (config, _) = fresh.to_bytes("b");
+    let named: Vec<_> = fresh.blocks().iter().flat_map(peft::tensors_of).collect();
+    let tensors: Vec<(&str, &[usize], &[f32])> = named
+        .iter()
+        .map(|(name, shape, range)| {
+            let values = &fresh.parameters()[range.clone()];
+            (name.as_str(), shape.as_slice(), values)
+        })
+        .collect();
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+        let file = serialize(&tensors, dtype).unwrap();
+        let read = Lora::from_bytes(&config, &file, &model).unwrap();
+        let (held, stored) = (read.resident_size_bytes(), file.len());
+        assert!(
+            held * 10 < stored * 11,
+            "{dtype:?}: {held} bytes held of a file of {stored}"
+        );
+        // Reading and hashing keep nothing; the flat parameters are kept.
+        let params = read.to_parameters();
+        let again = Lora::from_parameters(&model, read.config().clone(), params).unwrap();
+        assert_eq!(read.hash(), again.hash(), "{dtype:?}");
+        assert_eq!(read.resident_size_bytes(), held);
+        assert_eq!(read.parameters(), again.parameters());
+        assert!(read.resident_size_bytes() > held);
+        assert_eq!(read.hash() == fresh.hash(), dtype == Dtype::F32);
+    }
+}

@@ -1,17 +1,21 @@
 //! Linear layers with adapters beside them: product and gradients.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use super::dora::{Dora, base_output};
 use super::rows::bias_gradient;
 use crate::config::ModelConfig;
-use crate::kernels::{Mat, MatMut, Output, Panels, math, matmul, matmul_here};
+use crate::kernels::{Mat, MatMut, Output, Panels, Strands, math, matmul, matmul_here};
 use crate::linear::{Linear, Precision};
 use crate::lora::{Lora, Projection};
 use crate::pool::{Parts, Pool};
 
-/// Rows of one adapter's task.
+/// Rows of one piece of an adapter's work.
 const ADAPTER_ROWS: usize = 64;
+
+/// Multiply-adds that are worth a task.
+const TASK_WORK: usize = 1 << 15;
 
 /// `scale x A^T` of each adapted projection, kept for the backward pass.
 pub(super) type Inner = [Vec<f32>; Projection::COUNT];
@@ -46,20 +50,100 @@ fn columns(
     config: &ModelConfig,
     layer: usize,
     parts: &[Projection],
-) -> Vec<(Projection, Range<usize>)> {
-    let mut at = 0;
-    parts
-        .iter()
-        .map(|&p| {
-            let start = at;
-            at += p.shape(config, layer).map_or(0, |(d_out, _)| d_out);
-            (p, start..at)
-        })
-        .collect()
+) -> impl Iterator<Item = (Projection, Range<usize>)> {
+    parts.iter().scan(0, move |at, &p| {
+        let start = *at;
+        *at += p.shape(config, layer).map_or(0, |(d_out, _)| d_out);
+        Some((p, start..*at))
+    })
 }
 
-/// `y = x W^T + b` and what the adapters add; keeps `scale x A^T` in `inner`
-/// if given. `parts` are the projections side by side in `linear`.
+/// Rows to which one block of an adapter adds its product.
+struct Piece {
+    /// Index of the rows' group.
+    group: usize,
+    rows: Range<usize>,
+    /// Of the group's adapter.
+    block: usize,
+    rank: usize,
+    /// Index of the projection among those side by side, and its columns.
+    part: usize,
+    columns: Range<usize>,
+    /// Where its inner products begin.
+    inner: usize,
+    /// Multiply-adds of all pieces before it.
+    before: usize,
+}
+
+/// The pieces of one product, and their inner products; kept from one product
+/// to the next.
+#[derive(Default)]
+struct Plan {
+    pieces: Vec<Piece>,
+    /// Multiply-adds of all.
+    work: usize,
+    inner: Vec<f32>,
+}
+
+thread_local! {
+    static PLAN: RefCell<Plan> = RefCell::default();
+}
+
+impl Plan {
+    fn make(&mut self, pass: &Pass<'_>, layer: usize, parts: &[Projection], d_in: usize) {
+        self.pieces.clear();
+        self.work = 0;
+        let mut inner = 0;
+        for (group, rows_of) in pass.groups.iter().enumerate() {
+            let adapter = rows_of.adapter;
+            for (part, (projection, columns)) in columns(pass.config, layer, parts).enumerate() {
+                let Some(block) = adapter.block(layer, projection) else {
+                    continue;
+                };
+                let rank = adapter.blocks()[block].rank();
+                for start in rows_of.rows.clone().step_by(ADAPTER_ROWS) {
+                    let rows = start..(start + ADAPTER_ROWS).min(rows_of.rows.end);
+                    let (n, width) = (rows.len() * rank, d_in + columns.len());
+                    self.pieces.push(Piece {
+                        group,
+                        rows,
+                        block,
+                        rank,
+                        part,
+                        columns: columns.clone(),
+                        inner,
+                        before: self.work,
+                    });
+                    inner += n;
+                    self.work += n * width;
+                }
+            }
+        }
+        self.inner.resize(inner, 0.0);
+    }
+
+    /// Calls `job` with runs of pieces of about equal work, which cover all.
+    fn run(&self, pool: &Pool, job: &(dyn Fn(&[Piece]) + Sync)) {
+        let tasks = match pool.threads() {
+            1 => 1,
+            n => (4 * n).min(self.work / TASK_WORK).max(1),
+        };
+        let share = (self.work / tasks).max(1);
+        let from = |task: usize| self.pieces.partition_point(|p| p.before < task * share);
+        pool.run(tasks, &|task| {
+            let end = if task + 1 == tasks {
+                self.pieces.len()
+            } else {
+                from(task + 1)
+            };
+            job(&self.pieces[from(task)..end]);
+        });
+    }
+}
+
+/// `y = x W^T + b` and what the adapters add; keeps `scale x A^T` in `kept`
+/// if given (all rows have one adapter then). `parts` are the projections side
+/// by side in `linear`.
 pub(super) fn product(
     pass: &Pass<'_>,
     layer: usize,
@@ -67,102 +151,92 @@ pub(super) fn product(
     parts: &[Projection],
     x: &[f32],
     y: &mut [f32],
-    inner: Option<&mut Inner>,
+    kept: Option<&mut Inner>,
 ) {
     linear.product(pass.pool, x, y, pass.precision);
     if pass.groups.is_empty() {
         return;
     }
-    let columns = columns(pass.config, layer, parts);
-    let d_in = linear.d_in();
-    let (mut jobs, mut doras) = (Vec::new(), Vec::new());
-    for group in pass.groups {
-        for (projection, columns) in &columns {
-            let Some(block) = group.adapter.block(layer, *projection) else {
-                continue;
-            };
-            doras.push(Dora::new(
-                pass.pool,
-                linear,
-                columns.start,
-                group.adapter,
-                block,
-            ));
-            for start in group.rows.clone().step_by(ADAPTER_ROWS) {
-                let rows = start..(start + ADAPTER_ROWS).min(group.rows.end);
-                jobs.push(Job {
-                    adapter: group.adapter,
-                    block,
-                    projection: *projection,
-                    columns,
-                    rows,
-                    dora: doras.len() - 1,
-                });
+    PLAN.with_borrow_mut(|plan| {
+        plan.make(pass, layer, parts, linear.d_in());
+        add_products(pass, linear, parts, plan, x, y);
+        let Some(kept) = kept else { return };
+        for piece in &plan.pieces {
+            let kept = &mut kept[parts[piece.part] as usize];
+            let range = piece.rows.start * piece.rank..piece.rows.end * piece.rank;
+            kept.resize(range.end.max(kept.len()), 0.0);
+            kept[range.clone()].copy_from_slice(&plan.inner[piece.inner..][..range.len()]);
+        }
+    });
+}
+
+/// `y += s B A x` for all pieces.
+fn add_products(
+    pass: &Pass<'_>,
+    linear: &Linear,
+    parts: &[Projection],
+    plan: &mut Plan,
+    x: &[f32],
+    y: &mut [f32],
+) {
+    let (pool, isa, d_in) = (pass.pool, pass.pool.isa(), linear.d_in());
+    let mut doras = Vec::new();
+    if pass.groups.iter().any(|g| g.adapter.config().use_dora) {
+        doras.resize_with(pass.groups.len() * parts.len(), || None);
+        for piece in &plan.pieces {
+            let at = piece.group * parts.len() + piece.part;
+            if doras[at].is_none() {
+                let adapter = pass.groups[piece.group].adapter;
+                doras[at] = Dora::new(pool, linear, piece.columns.start, adapter, piece.block);
             }
         }
     }
-    let rows_total = x.len() / d_in;
-    let kept = inner.map(|inner| {
-        let mut kept: [Option<Parts<'_, f32>>; Projection::COUNT] = [None; Projection::COUNT];
-        for (i, z) in inner.iter_mut().enumerate() {
-            if let Some(job) = jobs.iter().find(|j| j.projection as usize == i) {
-                z.resize(rows_total * job.rank(), 0.0);
-                kept[i] = Some(Parts::new(z));
-            }
+    let mut inner = std::mem::take(&mut plan.inner);
+    let z = Output::new(&mut inner, 0);
+    plan.run(pool, &|pieces| {
+        let mut strands = Strands::new(isa, false);
+        for piece in pieces {
+            let adapter = pass.groups[piece.group].adapter;
+            let n = piece.rows.len();
+            let x = Mat::new(&x[piece.rows.start * d_in..][..n * d_in], n, d_in);
+            let scale = adapter.blocks()[piece.block].scale;
+            let z = z.dense(piece.inner, n, piece.rank);
+            strands.push(x, adapter.a_t(piece.block), scale, z);
         }
-        kept
     });
     let out = Output::new(y, linear.d_out());
-    pass.pool.run(jobs.len(), &|i| {
-        let job = &jobs[i];
-        let (rows, rank) = (&job.rows, job.rank());
-        let mut y = out.tile(rows.clone(), job.columns.clone());
-        let bias = linear.bias().map(|bias| &bias[job.columns.clone()]);
-        let dora = doras[job.dora].as_ref();
-        if let (Some(_), Some(bias)) = (dora, bias) {
+    plan.run(pool, &|pieces| {
+        let mut strands = Strands::new(isa, true);
+        for piece in pieces {
+            let adapter = pass.groups[piece.group].adapter;
+            let n = piece.rows.len();
+            let z = Mat::new(&inner[piece.inner..][..n * piece.rank], n, piece.rank);
+            let tile = || out.tile(piece.rows.clone(), piece.columns.clone());
+            let dora = doras.get(piece.group * parts.len() + piece.part);
+            let Some(dora) = dora.and_then(Option::as_ref) else {
+                strands.push(z, adapter.b_t(piece.block), 1.0, tile());
+                continue;
+            };
             // The gain is the weights' alone.
-            for i in 0..rows.len() {
-                y.row(i).iter_mut().zip(bias).for_each(|(y, b)| *y -= b);
-            }
-        }
-        let x = Mat::new(&x[rows.start * d_in..rows.end * d_in], rows.len(), d_in);
-        let isa = pass.pool.isa();
-        if let Some(z) = kept.as_ref().and_then(|k| k[job.projection as usize]) {
-            z.with(rows.start * rank..rows.end * rank, |z| {
-                let y = y.rows(0..rows.len());
-                job.adapter.apply(isa, job.block, x, z, y);
-            });
-        } else {
-            let mut z = vec![0.0; rows.len() * rank];
-            let y = y.rows(0..rows.len());
-            job.adapter.apply(isa, job.block, x, &mut z, y);
-        }
-        let Some(dora) = dora else { return };
-        for i in 0..rows.len() {
-            let row = y.row(i);
-            row.iter_mut().zip(&dora.gains).for_each(|(y, g)| *y *= g);
+            let bias = linear.bias().map(|bias| &bias[piece.columns.clone()]);
             if let Some(bias) = bias {
-                math::add(isa, row, bias);
+                let mut y = tile();
+                for i in 0..n {
+                    y.row(i).iter_mut().zip(bias).for_each(|(y, b)| *y -= b);
+                }
+            }
+            adapter.apply_inner(isa, piece.block, z, tile());
+            let mut y = tile();
+            for i in 0..n {
+                let row = y.row(i);
+                row.iter_mut().zip(&dora.gains).for_each(|(y, g)| *y *= g);
+                if let Some(bias) = bias {
+                    math::add(isa, row, bias);
+                }
             }
         }
     });
-}
-
-/// Rows to which one block of an adapter adds its product.
-struct Job<'a> {
-    adapter: &'a Lora,
-    block: usize,
-    projection: Projection,
-    /// Its columns of the output.
-    columns: &'a Range<usize>,
-    rows: Range<usize>,
-    dora: usize,
-}
-
-impl Job<'_> {
-    fn rank(&self) -> usize {
-        self.adapter.blocks()[self.block].rank()
-    }
+    plan.inner = inner;
 }
 
 /// Gradients of the magnitudes of every adapted projection; and `dy` of the
@@ -272,7 +346,9 @@ pub(super) fn backward(
             panels.repack(pool, Mat::new(x, rows, d_in));
             panels
         });
-        let (a, b) = adapter.back(at);
+        let factors = adapter.factors(at);
+        let a = Panels::pack(Mat::new(&factors.a, rank, d_in));
+        let b = Panels::pack(Mat::new(&factors.b, columns.len(), rank));
         let dy = Mat::new(dy, rows, d_out).columns(&columns);
         let mut dz = vec![0.0_f32; rows * rank];
         matmul(pool, dy, b.view(), MatMut::new(&mut dz, rows, rank), false);

@@ -44,7 +44,7 @@ impl Dora {
         } else {
             compute()
         };
-        let gains = adapter.magnitudes(block).iter().zip(&norms);
+        let gains = adapter.magnitudes(at).iter().zip(&norms);
         let gains = gains
             .map(|(m, norm)| if *norm > 0.0 { m / norm } else { 0.0 })
             .collect();
@@ -85,6 +85,7 @@ pub(super) fn weight_norms(
     at: usize,
 ) -> Vec<f32> {
     let block = &adapter.blocks()[at];
+    let factors = adapter.factors(at);
     let mut norms = vec![0.0_f32; block.rows_b.0];
     let parts = Parts::new(&mut norms);
     pool.ranges(block.rows_b.0, OUTPUT_CHUNK, &|range| {
@@ -92,7 +93,7 @@ pub(super) fn weight_norms(
         parts.with(range.clone(), |norms| {
             for (n, norm) in range.zip(norms) {
                 linear.row(first + n, &mut row);
-                adapter.add_to_row(block, n, &mut row);
+                factors.add_to_row(n, &mut row);
                 *norm = math::dot(pool.isa(), &row, &row).sqrt();
             }
         });

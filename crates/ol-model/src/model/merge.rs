@@ -20,7 +20,7 @@ impl Model {
     ) -> Result<Lora, LoraError> {
         let mut adapter = Lora::init_with(&self.config, config, seed)?;
         if adapter.config().use_dora {
-            let mut params = adapter.parameters().to_vec();
+            let mut params = adapter.to_parameters();
             for (at, block) in adapter.blocks().iter().enumerate() {
                 let (linear, first) = self.adapted(block);
                 let norms = weight_norms(pool, linear, first, &adapter, at);
@@ -47,6 +47,7 @@ impl Model {
         for (at, block) in adapter.blocks().iter().enumerate() {
             let (linear, first) = self.adapted(block);
             let dora = Dora::new(pool, linear, first, adapter, at);
+            let factors = adapter.factors(at);
             let flat = linear.flat().start;
             let Some(linear) = self
                 .linears_mut()
@@ -56,7 +57,7 @@ impl Model {
                 continue;
             };
             linear.map_rows(pool, first..first + block.rows_b.0, &|row, weights| {
-                adapter.add_to_row(block, row - first, weights);
+                factors.add_to_row(row - first, weights);
                 if let Some(dora) = &dora {
                     let gain = dora.gains[row - first];
                     weights.iter_mut().for_each(|w| *w *= gain);
