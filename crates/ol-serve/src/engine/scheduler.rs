@@ -18,9 +18,8 @@ use super::shared::{Shared, State};
 use crate::adapters::{AdapterError, AdapterLease};
 use crate::request::{Event, GenerateError};
 
-/// Most waiting requests that a turn looks at in vain, for want of an adapter or
-/// of pages that a running request is computing.
-const N_SKIPPED_MAX: usize = 64;
+/// Most waiting requests that a turn finds to wait for a running one's pages.
+const N_FOLLOWERS_MAX: usize = 64;
 
 /// What came of a turn.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -66,8 +65,10 @@ impl fmt::Debug for Scheduler {
 
 /// Why the request that stands first does not start.
 enum Obstacle {
-    /// Others may start before it: its adapter or pages are on their way.
-    NotYet,
+    /// Its adapter is on its way; others may start before it.
+    Loading,
+    /// Its next page is being computed; others may start before it.
+    Follows,
     /// It cannot have its adapter.
     Failed(AdapterError),
     /// There is no room for it, so there is none for those behind it.
@@ -135,7 +136,8 @@ impl Scheduler {
     fn admit(&mut self, state: &mut State, now_s: f64) {
         self.rank(now_s);
         let mut skipped = BTreeSet::new();
-        while skipped.len() < N_SKIPPED_MAX {
+        let mut n_followers = 0;
+        while n_followers < N_FOLLOWERS_MAX {
             let can_start = |job: &Job| job.wish.has_news() && !skipped.contains(&job.arrival);
             let Some((_, job)) = state.queue.best(now_s, self.aging_s, can_start) else {
                 return;
@@ -158,8 +160,12 @@ impl Scheduler {
                         self.rank(now_s);
                     }
                 }
-                Err(Obstacle::NotYet) => {
+                Err(Obstacle::Loading) => {
                     skipped.insert(arrival);
+                }
+                Err(Obstacle::Follows) => {
+                    skipped.insert(arrival);
+                    n_followers += 1;
                 }
                 Err(Obstacle::Failed(error)) => {
                     if let Some(job) = state.queue.take(&tenant, arrival) {
@@ -185,7 +191,7 @@ impl Scheduler {
             Some(adapter) => {
                 job.wish.ask();
                 match adapter.poll_lease(&Waker::from(Arc::clone(&job.wish))) {
-                    Poll::Pending => return Err(Obstacle::NotYet),
+                    Poll::Pending => return Err(Obstacle::Loading),
                     Poll::Ready(lease) => {
                         job.wish.is_answered();
                         Some(lease.map_err(Obstacle::Failed)?)
@@ -203,7 +209,7 @@ impl Scheduler {
         };
         let n_missing = job.tokens.len().div_ceil(PAGE_TOKENS) - pages.len();
         let obstacle = if chain.as_ref().is_some_and(|c| self.is_computing(c, job)) {
-            Obstacle::NotYet
+            Obstacle::Follows
         } else if !self.has_pages(n_missing) {
             Obstacle::NoRoom
         } else {

@@ -8,6 +8,10 @@
     reason = "helpers of tests, outside of test functions"
 )]
 
+mod drive;
+mod interleave;
 mod lifecycle;
 mod oracle;
+mod policy;
+mod reported;
 mod support;

@@ -1,6 +1,7 @@
 //! A small random model, adapters that change its answers, and the oracle.
 
-use std::sync::{Arc, OnceLock};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Poll, Waker};
 
 use ol_model::{KvCache, Lora, LoraConfig, Model, ModelConfig, Pool, Segment, Tokenizer};
@@ -60,6 +61,16 @@ pub(crate) fn adapter(rank: usize, seed: u32) -> AdapterRef {
 
 /// The adapter of [`adapter`] itself.
 pub(crate) fn lora(rank: usize, seed: u32) -> Arc<Lora> {
+    type Made = Mutex<BTreeMap<(usize, u32), Arc<Lora>>>;
+    static MADE: Made = Mutex::new(BTreeMap::new());
+    let mut made = MADE.lock().unwrap();
+    Arc::clone(
+        made.entry((rank, seed))
+            .or_insert_with(|| make_lora(rank, seed)),
+    )
+}
+
+fn make_lora(rank: usize, seed: u32) -> Arc<Lora> {
     let config = base().config().clone();
     let fresh = Lora::init(&config, LoraConfig::all_linear(rank), u64::from(seed)).unwrap();
     let param = |i: u32| {
@@ -80,15 +91,22 @@ pub(crate) fn request(prompt: &str, max_tokens: usize) -> GenerateRequest {
     GenerateRequest::new(tokenizer().encode(prompt).unwrap(), max_tokens)
 }
 
-/// The logits after `tokens`, from scratch.
+/// The logits after the first tokens of a sequence.
 pub(crate) fn logits(tokens: &[u32], adapter: Option<&Lora>) -> Vec<f32> {
     let mut cache = KvCache::new(base().config(), tokens.len());
+    next_logits(tokens, &mut cache, adapter)
+}
+
+/// The logits after all of `tokens`, of which `cache` holds the first.
+fn next_logits(tokens: &[u32], cache: &mut KvCache, adapter: Option<&Lora>) -> Vec<f32> {
+    static ONE_THREAD: OnceLock<Pool> = OnceLock::new();
     let mut segments = [Segment {
-        tokens,
-        cache: &mut cache,
+        tokens: &tokens[cache.len()..],
+        cache,
         adapter,
     }];
-    base().forward(&Pool::new(1), &mut segments).unwrap()
+    let pool = ONE_THREAD.get_or_init(|| Pool::new(1));
+    base().forward(pool, &mut segments).unwrap()
 }
 
 /// The adapter, which is in memory.
@@ -99,18 +117,21 @@ fn lease(adapter: &AdapterRef) -> AdapterLease {
     }
 }
 
-/// What a request must give: decoded alone, on one thread, without a cache, the
-/// text taken from all tokens at once.
+/// What a request must give: decoded alone, on one thread, with a cache of its
+/// own, the text taken from all tokens at once.
 pub(crate) fn oracle(request: &GenerateRequest) -> (String, Completion) {
     let tokenizer = tokenizer();
     let adapter = request.adapter.as_ref().map(lease);
     let mut sampler = Sampler::new(request.sampling.clone());
     let mut tokens = request.prompt_tokens.clone();
     let tokens_in = tokens.len();
+    let mut cache = KvCache::new(base().config(), tokens_in + request.max_tokens);
     let mut finish_reason = FinishReason::Length;
     let mut text = String::new();
     while tokens.len() - tokens_in < request.max_tokens {
-        let id = sampler.next(&logits(&tokens, adapter.as_deref())).unwrap();
+        let id = sampler
+            .next(&next_logits(&tokens, &mut cache, adapter.as_deref()))
+            .unwrap();
         if id == tokenizer.end_id() {
             finish_reason = FinishReason::Stop;
             break;
