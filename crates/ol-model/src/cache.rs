@@ -262,6 +262,21 @@ impl KvCache {
         is_full.then(|| KvPage(Arc::clone(&self.pages[index])))
     }
 
+    /// Puts a page of another cache in the place of a full one of its own, which
+    /// is given back. Both hold the same tokens after the same text, and so the
+    /// same bits.
+    ///
+    /// # Panics
+    /// If its own is not full, or the page belongs to another pool.
+    pub fn adopt_page(&mut self, index: usize, page: &KvPage) {
+        assert!(index < self.len / PAGE_TOKENS, "a full page is replaced");
+        assert!(
+            Arc::ptr_eq(&page.0.home, &self.pool.0),
+            "a page of this pool"
+        );
+        self.pages[index] = Arc::clone(&page.0);
+    }
+
     /// Pages held, shared ones included.
     #[must_use]
     pub fn n_pages(&self) -> usize {

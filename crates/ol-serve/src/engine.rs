@@ -80,6 +80,7 @@ struct Inner {
     tokenizer: Arc<Tokenizer>,
     clock: Arc<dyn Clock>,
     options: EngineOptions,
+    context_tokens: usize,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -149,15 +150,24 @@ impl EngineHandle {
         options: EngineOptions,
     ) -> Result<(Self, Scheduler), StartError> {
         options.check()?;
+        let shared = Arc::new(Shared::default());
+        let (base, tokenizer) = (Arc::clone(&parts.base), Arc::clone(&parts.tokenizer));
+        let clock = Arc::clone(&parts.clock);
+        let scheduler = Scheduler::new(parts, Arc::clone(&shared), options.clone());
+        let context_tokens = base
+            .config()
+            .max_position_embeddings
+            .min(options.n_kv_tokens_max)
+            .min(scheduler.n_kv_tokens());
         let inner = Inner {
-            shared: Arc::new(Shared::default()),
-            base: Arc::clone(&parts.base),
-            tokenizer: Arc::clone(&parts.tokenizer),
-            clock: Arc::clone(&parts.clock),
-            options: options.clone(),
+            shared,
+            base,
+            tokenizer,
+            clock,
+            options,
+            context_tokens,
             thread: Mutex::new(None),
         };
-        let scheduler = Scheduler::new(parts, Arc::clone(&inner.shared), options);
         let handle = Self {
             inner: Arc::new(inner),
         };
@@ -283,11 +293,7 @@ impl EngineHandle {
     /// The longest prompt and answer together, in tokens.
     #[must_use]
     pub fn context_tokens(&self) -> usize {
-        self.inner
-            .base
-            .config()
-            .max_position_embeddings
-            .min(self.inner.options.n_kv_tokens_max)
+        self.inner.context_tokens
     }
 
     /// The base model that is served.

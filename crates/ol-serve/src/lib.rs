@@ -1,11 +1,13 @@
-//! OpenLoRA in its smallest honest form: one base model, many adapters, one
-//! batch.
+//! OpenLoRA: one base model, many adapters, one batch.
 //!
 //! The [`EngineHandle`] decodes all running requests together, whatever adapter
 //! each uses (continuous batching: newcomers are prefilled in the same forward
-//! pass that decodes the others). Everything is bounded: rows in a batch, tokens
-//! of KV cache, waiting requests, tokens per pass. Past a bound a request is
-//! refused as [`SubmitError::Overloaded`].
+//! pass that decodes the others). Requests start by priority and by what their
+//! tenant and adapter were served; they take pages of KV cache as they grow,
+//! share those of what they begin alike with, and make room for others when
+//! there is none left. Everything is bounded: rows in a batch, tokens of KV
+//! cache, waiting requests, tokens per pass. Past a bound a request is refused
+//! as [`SubmitError::Overloaded`], with the time after which to come again.
 //!
 //! # Invariants
 //! - A request's tokens depend on its prompt, adapter, sampling and the base
@@ -15,7 +17,8 @@
 //!   name stands for later.
 //! - Text is sent in whole characters, and never past a stop string.
 //!
-//! No HTTP, no money and no clock here: that is `ol-server`.
+//! No HTTP and no money here: that is `ol-server`. The clock is passed in
+//! ([`EngineParts`]).
 
 mod adapters;
 mod constraint;

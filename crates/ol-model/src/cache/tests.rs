@@ -206,3 +206,36 @@ fn remote_pages_are_numbers_that_no_two_pages_share() {
     assert!(next.is_in(&pool) && !next.is_in(&KvPool::remote(&config(), 4)));
     assert!(!next.fits(&config()), "its contents are not here");
 }
+
+/// A cache that begins with full pages of another holds what it would hold
+/// alone, shares their memory, and writes to none of them.
+#[test]
+fn full_pages_begin_other_caches() {
+    let pool = KvPool::new(&config(), 8);
+    let mut first = KvCache::in_pool(&pool, 100);
+    for token in 0..40 {
+        push(&mut first, token).unwrap();
+    }
+    let pages: Vec<KvPage> = (0..3).map_while(|i| first.full_page(i)).collect();
+    assert_eq!(pages.len(), 2, "the third is not full");
+    let mut second = KvCache::beginning_with(&pool, 100, &pages);
+    drop(pages);
+    for token in 90..95 {
+        push(&mut second, token).unwrap();
+    }
+    assert_eq!(pool.free_pages(), 8 - 4);
+    check(&first, &(0..40).collect::<Vec<_>>());
+    check(&second, &(0..32).chain(90..95).collect::<Vec<_>>());
+    // Who computed the same gives its own back.
+    let mut third = KvCache::in_pool(&pool, 100);
+    for token in 0..20 {
+        push(&mut third, token).unwrap();
+    }
+    assert_eq!(pool.free_pages(), 8 - 6);
+    third.adopt_page(0, &first.full_page(0).unwrap());
+    assert_eq!(pool.free_pages(), 8 - 5);
+    drop(first);
+    check(&third, &(0..20).collect::<Vec<_>>());
+    drop((second, third));
+    assert_eq!(pool.free_pages(), 8);
+}

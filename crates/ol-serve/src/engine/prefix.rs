@@ -140,9 +140,15 @@ impl PrefixCache {
         (Chain { tip, n_pages }, pages)
     }
 
-    /// Adds the page that follows the chain, and makes it part of the chain. A
-    /// page that is there already stays. False if there is no room.
-    pub(super) fn extend(&mut self, chain: &mut Chain, ids: &[u32], page: KvPage) -> bool {
+    /// Makes the page that follows part of the chain, and returns it: the page
+    /// given, or the one that was there already, to be used in its stead. `None`
+    /// if there is no room.
+    pub(super) fn extend(
+        &mut self,
+        chain: &mut Chain,
+        ids: &[u32],
+        page: KvPage,
+    ) -> Option<KvPage> {
         let ids = *ids
             .as_array::<PAGE_TOKENS>()
             .expect("a full page holds its number of tokens");
@@ -151,7 +157,7 @@ impl PrefixCache {
             Some(&id) => id,
             None => {
                 if self.n_pages() >= self.n_pages_max && !self.evict() {
-                    return false;
+                    return None;
                 }
                 self.add(key, page)
             }
@@ -159,7 +165,7 @@ impl PrefixCache {
         self.use_node(id);
         chain.tip = id;
         chain.n_pages += 1;
-        true
+        self.nodes[&id].page.clone()
     }
 
     /// The chain is no longer in use.

@@ -230,12 +230,17 @@ impl Row {
         let Some(chain) = &mut self.chain else {
             return;
         };
-        while let Some(page) = self.cache.full_page(chain.n_pages()) {
-            let from = chain.n_pages() * PAGE_TOKENS;
-            let ids = &self.job.tokens[from..from + PAGE_TOKENS];
-            if !prefix.extend(chain, ids, page) {
+        loop {
+            let index = chain.n_pages();
+            let Some(page) = self.cache.full_page(index) else {
                 return;
-            }
+            };
+            let ids = &self.job.tokens[index * PAGE_TOKENS..][..PAGE_TOKENS];
+            let Some(page) = prefix.extend(chain, ids, page) else {
+                return;
+            };
+            // Another may have computed the same meanwhile: one page is enough.
+            self.cache.adopt_page(index, &page);
         }
     }
 

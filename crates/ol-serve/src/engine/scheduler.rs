@@ -92,6 +92,11 @@ impl Scheduler {
         }
     }
 
+    /// Tokens that the pool holds, which may be less than was asked for.
+    pub(super) fn n_kv_tokens(&self) -> usize {
+        self.kv.n_pages().saturating_mul(PAGE_TOKENS)
+    }
+
     /// Starts what can start, computes one forward pass, and sends the tokens:
     /// one for every decoding request and, with what is left of the pass's
     /// tokens, parts of prompts.

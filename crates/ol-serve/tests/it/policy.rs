@@ -207,6 +207,25 @@ fn a_full_pool_preempts_and_never_blocks() {
     assert_eq!(driven.engine.stats().n_pages_idle, 0);
 }
 
+/// Both write the same text at the same time: they end up on the same pages, so
+/// the pool is not too small for the last of them.
+#[test]
+fn equal_texts_come_to_use_the_same_pages() {
+    let mut driven = Driven::new(EngineOptions {
+        n_kv_tokens_max: 128,
+        ..options(2)
+    });
+    let submit = || driven.submit(&request("the quick", 100)).unwrap();
+    let mut readers = [submit(), submit()];
+    driven.finish();
+    for reader in &mut readers {
+        reader.check();
+        assert!(matches!(reader.end, Some(Ok(_))));
+    }
+    let stats = driven.engine.stats();
+    assert_eq!((stats.n_preempted, stats.n_pages_used), (0, 0));
+}
+
 #[test]
 fn running_requests_get_a_token_in_every_pass_while_prompts_are_prefilled() {
     let mut driven = Driven::new(options(4));

@@ -57,7 +57,8 @@ impl World {
         self.model.forward(&self.threads, &mut segments).unwrap();
         while let Some(page) = kv.full_page(chain.n_pages()) {
             let from = chain.n_pages() * PAGE_TOKENS;
-            if !cache.extend(&mut chain, &tokens[from..from + PAGE_TOKENS], page) {
+            let ids = &tokens[from..from + PAGE_TOKENS];
+            if cache.extend(&mut chain, ids, page).is_none() {
                 break;
             }
         }
