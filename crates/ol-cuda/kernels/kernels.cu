@@ -3,23 +3,43 @@
 // A kernel takes one struct by value; src/kernels.rs declares the same structs.
 // Matrices are row-major f32. Nothing uses atomics and every sum has a fixed
 // order, so a launch gives the same bits every time, and a row the same bits
-// in every batch.
+// in every batch that cuts its sequence alike.
 #include "kernels.h"
 
-// Embedding: out[row] = table[tokens[row]]. One block a row.
-struct Embed {
-  const void *table;
-  const int *tokens;
-  float *out;
+// Rows of a stored matrix as f32 or bf16: row rows[i], or `first` + i where
+// there are no rows. One block a row. Blocks lie as in GGUF files; a row of NF4
+// is its codes, the first of two in the high half, then a scale for each 64.
+struct Expand {
+  const unsigned char *table;
+  const int *rows;
+  void *out;
+  long long row_bytes;
   int width;
+  int format;
+  int first;
   int is_bf16;
 };
-KERNEL(embed, struct Embed) {
-  long long from = (long long)a.tokens[BLOCK] * a.width;
+KERNEL(expand, struct Expand) {
+  long long row = a.rows ? a.rows[BLOCK] : a.first + BLOCK;
+  const unsigned char *from = a.table + row * a.row_bytes;
   long long to = (long long)BLOCK * a.width;
-  for (int i = THREAD; i < a.width; i += THREADS)
-    a.out[to + i] = a.is_bf16 ? bf16_to_f32(((const bf16 *)a.table)[from + i])
-                              : ((const float *)a.table)[from + i];
+  for (int i = THREAD; i < a.width; i += THREADS) {
+    float x = stored_value(from, i, a.width, a.format);
+    if (a.is_bf16) ((bf16 *)a.out)[to + i] = f32_to_bf16(x);
+    else ((float *)a.out)[to + i] = x;
+  }
+}
+
+// A page of the cache, keys or values, into another. One block a token.
+struct CopyPage {
+  float *cache;
+  long long from;
+  long long to;
+  int width;
+};
+KERNEL(copy_page, struct CopyPage) {
+  long long row = (long long)BLOCK * a.width;
+  for (int i = THREAD; i < a.width; i += THREADS) a.cache[a.to + row + i] = a.cache[a.from + row + i];
 }
 
 // Rows: out[i] = x[rows[i]], or out[rows[i]] = x[i] with distinct rows.
@@ -36,18 +56,6 @@ KERNEL(gather, struct Rows) {
 }
 KERNEL(scatter, struct Rows) {
   long long from = (long long)BLOCK * a.width, to = (long long)a.rows[BLOCK] * a.width;
-  for (int i = THREAD; i < a.width; i += THREADS) a.out[to + i] = a.x[from + i];
-}
-
-// Rows that lie `stride` apart, packed. One block a row.
-struct Pack {
-  const float *x;
-  float *out;
-  int width;
-  int stride;
-};
-KERNEL(pack, struct Pack) {
-  long long from = (long long)BLOCK * a.stride, to = (long long)BLOCK * a.width;
   for (int i = THREAD; i < a.width; i += THREADS) a.out[to + i] = a.x[from + i];
 }
 
@@ -168,15 +176,17 @@ KERNEL(add_row, struct Add) {
   if (i < a.n) a.x[i] += a.y[i % a.period];
 }
 
-// out = bf16(x), for products with 16-bit weights.
+// out = bf16(x), rows that lie `stride` apart packed, for products with 16-bit
+// weights. One block a row.
 struct Narrow {
   const float *x;
   bf16 *out;
-  long long n;
+  int width;
+  int stride;
 };
 KERNEL(narrow, struct Narrow) {
-  long long i = (long long)BLOCK * THREADS + THREAD;
-  if (i < a.n) a.out[i] = f32_to_bf16(a.x[i]);
+  long long from = (long long)BLOCK * a.stride, to = (long long)BLOCK * a.width;
+  for (int i = THREAD; i < a.width; i += THREADS) a.out[to + i] = f32_to_bf16(a.x[from + i]);
 }
 
 // Keys and values of each row into their slots of the cache. One block a row.
@@ -409,43 +419,151 @@ KERNEL(cross_entropy, struct CrossEntropy) {
     row[i] = a.weights[BLOCK] * (expf(row[i] - top) / sum - (i == goal ? 1.0f : 0.0f));
 }
 
-// Largest logit of each row, the first of equals. One block a row.
-struct Argmax {
-  const float *logits;
-  int *out;
-  int vocab;
+// A token of each row of logits. What takes part, and what is drawn, are
+// beginnings of one order: by weight, the lower token first among equals. So
+// each limit is a mass, and the token is where the mass exceeds a part of it.
+// One block a row. Weights are scratch, a row of them a block.
+struct DrawRow {
+  double uniform;
+  float temperature;
+  float top_p;
+  float min_p;
+  int top_k;
+  int n_top;
+  int row;
 };
-KERNEL(argmax, struct Argmax) {
-  SHARED float values[THREADS];
-  SHARED int places[THREADS];
-  const float *row = a.logits + (long long)BLOCK * a.vocab;
+struct Sample {
+  const float *logits;
+  float *weights;
+  const struct DrawRow *draws;
+  float *out;
+  int vocab;
+  int stride;
+};
+// Floats of a row of `out`: token (-1: the logits are no numbers), rank,
+// log-probability, then pairs of token and log-probability. Tokens are exact.
+KERNEL(sample, struct Sample) {
+  SHARED float scratch[THREADS];
+  SHARED double sums[THREADS];
+  SHARED int counts[THREADS];
+  SHARED int found;
+  struct DrawRow draw = a.draws[BLOCK];
+  const float *row = a.logits + (long long)draw.row * a.vocab;
+  float *weights = a.weights + (long long)BLOCK * a.vocab;
+  float *out = a.out + (long long)BLOCK * a.stride;
   float best = -INFINITY;
-  int place = a.vocab;
+  int bad = 0;
+  for (int i = THREAD; i < a.vocab; i += THREADS) {
+    if (!(row[i] < INFINITY)) bad = 1;
+    best = fmaxf(best, row[i]);
+  }
+  best = block_max(bad ? INFINITY : best, scratch);
+  if (!(best < INFINITY && best > -INFINITY)) {
+    if (THREAD == 0) out[0] = -1.0f;
+    return;
+  }
+  double sum = 0.0;
+  for (int i = THREAD; i < a.vocab; i += THREADS) sum += (double)expf(row[i] - best);
+  float log_sum = best + (float)log(block_total(sum, sums));
+  // Weights: of all tokens by temperature, or of the largest logits alone.
   for (int i = THREAD; i < a.vocab; i += THREADS)
-    if (row[i] > best || place == a.vocab) {
-      best = row[i];
-      place = i;
-    }
-  values[THREAD] = best;
-  places[THREAD] = place;
+    weights[i] = draw.temperature > 0.0f ? expf((row[i] - best) / draw.temperature)
+                                         : (row[i] == best ? 1.0f : 0.0f);
   BARRIER();
-  for (int half = THREADS / 2; half > 0; half /= 2) {
-    if (THREAD < half) {
-      int other = THREAD + half;
-      if (places[other] < a.vocab && (values[other] > values[THREAD] ||
-          (values[other] == values[THREAD] && places[other] < places[THREAD]))) {
-        values[THREAD] = values[other];
-        places[THREAD] = places[other];
+  double target = 0.0;
+  if (draw.temperature > 0.0f) {
+    double kept = mass_from(weights, a.vocab, 1, 0, sums);
+    if (draw.top_k > 0 && draw.top_k < a.vocab) {
+      unsigned int key = find_mass(weights, a.vocab, (double)draw.top_k, 0, 1, sums);
+      double above = mass_from(weights, a.vocab, key + 1, 0, sums);
+      double n_above = mass_from(weights, a.vocab, key + 1, 1, sums);
+      above += (draw.top_k - n_above) * (double)float_of(key);
+      if (above < kept) kept = above;
+    }
+    if (draw.min_p > 0.0f) {
+      double above = mass_from(weights, a.vocab, bits_of(draw.min_p), 0, sums);
+      if (above < kept) kept = above;
+    }
+    if (draw.top_p < 1.0f) {
+      double wanted = draw.top_p * kept;
+      unsigned int key = find_mass(weights, a.vocab, wanted, 0, 0, sums);
+      double above = mass_from(weights, a.vocab, key + 1, 0, sums);
+      double weight = float_of(key);
+      if (weight > 0.0) {
+        double n = ceil((wanted - above) / weight);
+        above += (n < 1.0 ? 1.0 : n) * weight;
+        if (above < kept) kept = above;
       }
     }
-    BARRIER();
+    // Rounding must not lead beyond what takes part.
+    target = draw.uniform * kept;
+    if (target > kept * (1.0 - 1e-12)) target = kept * (1.0 - 1e-12);
   }
-  if (THREAD == 0) a.out[BLOCK] = places[0];
+  unsigned int key = find_mass(weights, a.vocab, target, 1, 0, sums);
+  double above = mass_from(weights, a.vocab, key + 1, 0, sums);
+  int n_before = (int)floor((target - above) / (double)float_of(key));
+  // The token after so many of equal weight, by number: threads take parts
+  // of the row in its order.
+  int part = (a.vocab + THREADS - 1) / THREADS;
+  int first = THREAD * part, last = first + part < a.vocab ? first + part : a.vocab;
+  int n = 0;
+  for (int i = first; i < last; i++) n += bits_of(weights[i]) == key;
+  counts[THREAD] = n;
+  if (THREAD == 0) found = -1;
+  BARRIER();
+  int all = 0, before = 0;
+  for (int i = 0; i < THREADS; i++) {
+    if (i < THREAD) before += counts[i];
+    all += counts[i];
+  }
+  if (n_before < 0) n_before = 0;
+  if (n_before > all - 1) n_before = all - 1;
+  if (before <= n_before && n_before < before + n)
+    for (int i = first; i < last; i++)
+      if (bits_of(weights[i]) == key && before++ == n_before) found = i;
+  BARRIER();
+  int token = found;
+  double likelier = 0.0;
+  for (int i = THREAD; i < a.vocab; i += THREADS) likelier += row[i] > row[token];
+  likelier = block_total(likelier, sums);
+  if (THREAD == 0) {
+    out[0] = (float)token;
+    out[1] = (float)likelier + 1.0f;
+    out[2] = row[token] - log_sum;
+  }
+  // The likeliest, one after the other.
+  float bound = INFINITY;
+  int bound_at = -1;
+  for (int t = 0; t < draw.n_top; t++) {
+    float top = -INFINITY;
+    int at = a.vocab;
+    for (int i = THREAD; i < a.vocab; i += THREADS)
+      if ((row[i] < bound || (row[i] == bound && i > bound_at)) && (row[i] > top || at == a.vocab)) {
+        top = row[i];
+        at = i;
+      }
+    bound = block_max(top, scratch);
+    counts[THREAD] = top == bound ? at : a.vocab;
+    BARRIER();
+    bound_at = a.vocab;
+    for (int i = 0; i < THREADS; i++)
+      if (counts[i] < bound_at) bound_at = counts[i];
+    BARRIER();
+    if (THREAD == 0) {
+      out[3 + 2 * t] = (float)bound_at;
+      out[4 + 2 * t] = bound - log_sum;
+    }
+  }
 }
 
-// Low-rank products of rows with an adapter each (BGMV; Chen et al., 2023).
-// An adapter's block is found in `blocks`: A [rank, d_in] and B [d_out, rank];
-// rank 0 where it has none. z has `z_stride` floats a row.
+// Low-rank products of rows with an adapter each. An adapter's block is found in
+// `blocks`: A [rank, d_in] and B [d_out, rank]; rank 0 where it has none. z has
+// `z_stride` floats a row.
+//
+// Rows that stand alone are named by `items`: row and adapter (BGMV; Chen et
+// al., 2023). Rows of a longer segment come in tiles of at most TILE: first row,
+// number of rows, adapter (SGMV); a tile reads its adapter once. Which of the two
+// takes a row depends on its segment only.
 struct LoraBlock {
   const float *a;
   const float *b;
@@ -455,7 +573,7 @@ struct LoraBlock {
 struct Lora {
   const float *x;
   const struct LoraBlock *blocks;
-  const int *adapters;
+  const int *items;
   float *z;
   float *y;
   int d_in;
@@ -465,14 +583,14 @@ struct Lora {
   int block;
   int n_blocks;
 };
+#define TILE 16
 // z = scale x A^T: groups of 32 threads take turns at the rows of A. One
 // block a row.
-KERNEL(lora_shrink, struct Lora) {
+KERNEL(bgmv_shrink, struct Lora) {
   SHARED float scratch[THREADS];
-  int adapter = a.adapters[BLOCK];
-  if (adapter < 0) return;
-  struct LoraBlock block = a.blocks[(long long)adapter * a.n_blocks + a.block];
-  const float *x = a.x + (long long)BLOCK * a.d_in;
+  long long row = a.items[2 * BLOCK];
+  struct LoraBlock block = a.blocks[(long long)a.items[2 * BLOCK + 1] * a.n_blocks + a.block];
+  const float *x = a.x + row * a.d_in;
   int group = THREAD / 32, lane = THREAD % 32;
   for (int from = 0; from < block.rank; from += THREADS / 32) {
     int r = from + group;
@@ -483,21 +601,76 @@ KERNEL(lora_shrink, struct Lora) {
     BARRIER();
     if (lane == 0 && r < block.rank) {
       for (int i = 1; i < 32; i++) sum += scratch[THREAD + i];
-      a.z[(long long)BLOCK * a.z_stride + r] = block.scale * sum;
+      a.z[row * a.z_stride + r] = block.scale * sum;
     }
     BARRIER();
   }
 }
 // y += z B^T; one block a row and THREADS outputs.
-KERNEL(lora_expand, struct Lora) {
-  int adapter = a.adapters[BLOCK];
-  if (adapter < 0) return;
-  struct LoraBlock block = a.blocks[(long long)adapter * a.n_blocks + a.block];
+KERNEL(bgmv_expand, struct Lora) {
+  long long row = a.items[2 * BLOCK];
+  struct LoraBlock block = a.blocks[(long long)a.items[2 * BLOCK + 1] * a.n_blocks + a.block];
   int o = BLOCK_Y * THREADS + THREAD;
   if (o >= a.d_out || block.rank == 0) return;
-  const float *z = a.z + (long long)BLOCK * a.z_stride;
+  const float *z = a.z + row * a.z_stride;
   const float *b = block.b + (long long)o * block.rank;
   float sum = 0.0f;
   for (int r = 0; r < block.rank; r++) sum += z[r] * b[r];
-  a.y[(long long)BLOCK * a.y_stride + o] += sum;
+  a.y[row * a.y_stride + o] += sum;
+}
+// z = scale x A^T of a tile and 32 rows of A: each thread one row of A and four
+// rows of x.
+KERNEL(sgmv_shrink, struct Lora) {
+  SHARED float xs[TILE * 32];
+  SHARED float as[32 * 33];
+  int first = a.items[3 * BLOCK], count = a.items[3 * BLOCK + 1];
+  struct LoraBlock block = a.blocks[(long long)a.items[3 * BLOCK + 2] * a.n_blocks + a.block];
+  int ranks = BLOCK_Y * 32;
+  if (ranks >= block.rank) return;
+  int r = THREAD % 32, group = THREAD / 32 * 4;
+  float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+  for (int from = 0; from < a.d_in; from += 32) {
+    for (int i = THREAD; i < TILE * 32; i += THREADS) {
+      int row = i / 32, k = from + i % 32;
+      xs[i] = row < count && k < a.d_in ? a.x[(long long)(first + row) * a.d_in + k] : 0.0f;
+    }
+    for (int i = THREAD; i < 32 * 32; i += THREADS) {
+      int row = ranks + i / 32, k = from + i % 32;
+      as[i / 32 * 33 + i % 32] =
+          row < block.rank && k < a.d_in ? block.a[(long long)row * a.d_in + k] : 0.0f;
+    }
+    BARRIER();
+    for (int k = 0; k < 32; k++)
+      for (int j = 0; j < 4; j++) sum[j] += xs[(group + j) * 32 + k] * as[r * 33 + k];
+    BARRIER();
+  }
+  for (int j = 0; j < 4; j++)
+    if (group + j < count && ranks + r < block.rank)
+      a.z[(long long)(first + group + j) * a.z_stride + ranks + r] = block.scale * sum[j];
+}
+// y += z B^T of a tile; one block a tile and THREADS outputs.
+KERNEL(sgmv_expand, struct Lora) {
+  SHARED float zs[TILE * 32];
+  int first = a.items[3 * BLOCK], count = a.items[3 * BLOCK + 1];
+  struct LoraBlock block = a.blocks[(long long)a.items[3 * BLOCK + 2] * a.n_blocks + a.block];
+  int o = BLOCK_Y * THREADS + THREAD;
+  float sum[TILE];
+  for (int j = 0; j < TILE; j++) sum[j] = 0.0f;
+  for (int from = 0; from < block.rank; from += 32) {
+    int width = block.rank - from < 32 ? block.rank - from : 32;
+    for (int i = THREAD; i < TILE * 32; i += THREADS) {
+      int row = i / 32, r = i % 32;
+      zs[i] = row < count && r < width ? a.z[(long long)(first + row) * a.z_stride + from + r] : 0.0f;
+    }
+    BARRIER();
+    if (o < a.d_out)
+      for (int r = 0; r < width; r++) {
+        float b = block.b[(long long)o * block.rank + from + r];
+        for (int j = 0; j < TILE; j++) sum[j] += zs[j * 32 + r] * b;
+      }
+    BARRIER();
+  }
+  if (o < a.d_out)
+    for (int j = 0; j < TILE; j++)
+      if (j < count) a.y[(long long)(first + j) * a.y_stride + o] += sum[j];
 }

@@ -1,20 +1,19 @@
-//! New tokens of many sequences, each with its own adapter, in one pass.
+//! Passes over a model's blocks: what generation and training share.
 
 use crate::backend::{Backend, Operand};
-use crate::cache::{GpuSequence, PAGE_TOKENS};
 use crate::error::GpuError;
-use crate::kernels::{self, Kernel, THREADS};
-use crate::model::{AdapterSlot, GpuModel, MAX_ROWS, PROJECTIONS, Places, int};
+use crate::kernels::{self, Kernel, THREADS, TILE};
+use crate::model::{GpuModel, PROJECTIONS, int};
+use crate::weights::Side;
 
-/// New tokens of one sequence: a prompt, or the one token chosen last.
-#[derive(Debug)]
-pub struct GpuSegment<'a> {
-    /// Tokens not yet in the cache; at least one.
-    pub tokens: &'a [u32],
-    /// What the sequence has seen; the tokens are added to it.
-    pub sequence: &'a mut GpuSequence,
-    /// Adapter of this sequence.
-    pub adapter: Option<AdapterSlot>,
+/// Rows with an adapter, as the low-rank kernels take them.
+pub(crate) struct Adapted<M> {
+    /// Widest rank among them.
+    pub(crate) rank: usize,
+    /// Row and adapter of each row that stands alone.
+    singles: (M, usize),
+    /// First row, number of rows and adapter of each tile.
+    tiles: (M, usize),
 }
 
 /// What the kernels need to know of the rows of a pass.
@@ -22,208 +21,46 @@ pub(crate) struct RowTable<M> {
     pub(crate) rows: usize,
     pub(crate) tokens: M,
     pub(crate) positions: M,
-    /// Adapter slot of each row, -1 for none.
-    pub(crate) adapters: M,
-    /// Widest rank among them, 0 when no row has an adapter.
-    pub(crate) rank: usize,
+    /// None when no row has an adapter.
+    pub(crate) adapted: Option<Adapted<M>>,
 }
 
-/// Where attention finds keys and values.
-struct Lookup<M> {
-    slots: M,
-    tables: M,
-    starts: M,
+/// Queries, keys and values of the rows, and what made them.
+pub(crate) struct Qkv<M> {
+    /// `[q, k, v]` of each row.
+    pub(crate) rows: M,
+    /// Inner products of the adapter.
+    pub(crate) z: [Option<M>; 3],
+    /// Queries and keys before their head norms, and the inverse roots of the
+    /// queries' heads and of the keys'; where asked for and there are such norms.
+    pub(crate) norms: Option<(M, [M; 2])>,
 }
 
 impl<B: Backend> GpuModel<B> {
-    /// Feeds the new tokens of every segment and returns the logits of each
-    /// segment's last token, `[segments, vocab]`.
-    ///
-    /// # Errors
-    /// [`GpuError::Invalid`] for tokens, sequences or adapters that do not
-    /// belong to this model, [`GpuError::Full`] when there are not enough pages;
-    /// no sequence has grown then.
-    pub fn forward(&self, segments: &mut [GpuSegment<'_>]) -> Result<Vec<f32>, GpuError> {
-        if segments.is_empty() {
-            return Ok(Vec::new());
-        }
-        let logits = self.last_logits(segments)?;
-        let logits = self.download(&logits, segments.len() * self.config.vocab_size)?;
-        advance(segments);
-        Ok(logits)
-    }
-
-    /// As [`GpuModel::forward`], but chooses the most likely next token of each
-    /// segment on the device (the lowest of equals) and fetches only those.
-    ///
-    /// # Errors
-    /// As [`GpuModel::forward`].
-    pub fn forward_greedy(&self, segments: &mut [GpuSegment<'_>]) -> Result<Vec<u32>, GpuError> {
-        if segments.is_empty() {
-            return Ok(Vec::new());
-        }
-        let logits = self.last_logits(segments)?;
-        let out = self.floats("tokens", segments.len())?;
-        let arguments = kernels::Argmax {
-            logits: self.address(&logits),
-            out: self.address(&out),
-            vocab: int(self.config.vocab_size),
-            unused: 0,
-        };
-        self.launch(Kernel::Argmax, (segments.len(), 1), &arguments)?;
-        let mut bytes = vec![0; segments.len() * size_of::<u32>()];
-        self.device.read(&out, 0, &mut bytes)?;
-        advance(segments);
-        Ok(bytes
-            .chunks_exact(4)
-            .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            .collect())
-    }
-
-    /// Logits of the segments' last rows, on the device.
-    fn last_logits(&self, segments: &mut [GpuSegment<'_>]) -> Result<B::Memory, GpuError> {
-        self.check(segments)?;
-        for segment in segments.iter_mut() {
-            segment.sequence.reserve(segment.tokens.len())?;
-        }
-        let c = &self.config;
-        let (h, width) = (c.hidden_size, c.query_size() + 2 * c.key_value_size());
-        let (table, lookup, lasts) = self.rows_of(segments)?;
-        let rows = table.rows;
-        let x = self.embed(&table)?;
-        let qkv = self.floats("activations", rows * width)?;
-        let attended = self.floats("activations", rows * c.query_size())?;
-        let log_sum = self.floats("activations", rows * c.num_attention_heads)?;
-        for (layer, places) in self.places.iter().enumerate() {
-            let normed = self.normed(&x, places.norms[0], rows)?.0;
-            self.qkv(layer, places, &table, &normed, &qkv, None)?;
-            let (keys, values) = &self.cache[layer];
-            let store = kernels::Store {
-                qkv: self.address(&qkv),
-                keys: self.address(keys),
-                values: self.address(values),
-                slots: self.address(&lookup.slots),
-                q_width: int(c.query_size()),
-                kv_width: int(c.key_value_size()),
-            };
-            self.launch(Kernel::Store, (rows, 1), &store)?;
-            let attend = kernels::Attend {
-                q: self.address(&qkv),
-                keys: self.address(keys),
-                values: self.address(values),
-                out: self.address(&attended),
-                log_sum: self.address(&log_sum),
-                tables: self.address(&lookup.tables),
-                starts: self.address(&lookup.starts),
-                positions: self.address(&table.positions),
-                q_stride: int(width),
-                kv_stride: int(c.key_value_size()),
-                head_dim: int(c.head_dim),
-                heads: int(c.num_attention_heads),
-                share: int(c.num_attention_heads / c.num_key_value_heads),
-                page: int(PAGE_TOKENS),
-                window: int(c.window(layer).unwrap_or(0)),
-                scale: self.attention_scale(),
-            };
-            self.launch(Kernel::Attend, (rows, c.num_attention_heads), &attend)?;
-            self.output(layer, places, &table, &attended, &x, None)?;
-            let normed = self.normed(&x, places.norms[1], rows)?.0;
-            let gate_up = self.gate_up(layer, places, &table, &normed, None)?;
-            let act = self.activated(&gate_up, rows)?;
-            self.down(layer, places, &table, &act, &x, None)?;
-        }
-        let last = self.gather(&x, &self.upload_ints(&lasts)?, lasts.len(), h)?;
-        let normed = self.normed(&last, self.final_norm, lasts.len())?.0;
-        self.logits(&normed, lasts.len())
-    }
-
-    fn check(&self, segments: &[GpuSegment<'_>]) -> Result<(), GpuError> {
-        let invalid = |reason: String| Err(GpuError::Invalid(reason));
-        let rows: usize = segments.iter().map(|s| s.tokens.len()).sum();
-        if rows > MAX_ROWS {
-            return invalid(format!("{rows} rows in a pass, at most {MAX_ROWS}"));
-        }
-        for (i, segment) in segments.iter().enumerate() {
-            if segment.tokens.is_empty() {
-                return invalid(format!("segment {i} has no tokens"));
-            }
-            self.check_tokens(i, segment.tokens)?;
-            if !self.owns(segment.sequence) {
-                return invalid(format!("segment {i}: its sequence is of another model"));
-            }
-            let needed = segment.sequence.len() + segment.tokens.len();
-            let room = self.config.max_position_embeddings;
-            if needed > room {
-                return invalid(format!(
-                    "segment {i}: {needed} tokens, the context has {room}"
-                ));
-            }
-            if let Some(slot) = segment.adapter {
-                self.adapter(slot)?;
-            }
-        }
-        Ok(())
-    }
-
-    pub(crate) fn check_tokens(&self, sequence: usize, tokens: &[u32]) -> Result<(), GpuError> {
-        let vocab = self.config.vocab_size;
-        match tokens.iter().find(|t| **t as usize >= vocab) {
-            Some(token) => Err(GpuError::Invalid(format!(
-                "sequence {sequence}: token {token} is outside the vocabulary of {vocab}"
-            ))),
-            None => Ok(()),
-        }
-    }
-
-    pub(crate) fn adapter(
+    /// Groups rows with an adapter: (first row, number of rows, adapter slot).
+    pub(crate) fn adapted(
         &self,
-        slot: AdapterSlot,
-    ) -> Result<&crate::model::GpuAdapter<B::Memory>, GpuError> {
-        self.adapters
-            .get(slot.0)
-            .and_then(Option::as_ref)
-            .ok_or_else(|| GpuError::Invalid(format!("no adapter in slot {}", slot.0)))
-    }
-
-    /// The tables of a pass, and the last row of each segment.
-    #[expect(clippy::type_complexity, reason = "used once")]
-    fn rows_of(
-        &self,
-        segments: &[GpuSegment<'_>],
-    ) -> Result<(RowTable<B::Memory>, Lookup<B::Memory>, Vec<i32>), GpuError> {
-        let (mut tokens, mut positions, mut slots) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut tables, mut starts, mut adapters) = (Vec::new(), Vec::new(), Vec::new());
-        let mut lasts = Vec::new();
-        let mut rank = 0;
-        for segment in segments {
-            let table = int(starts.len());
-            starts.extend(segment.sequence.starts().map(int));
-            let slot = segment.adapter.map_or(-1, |slot| int(slot.0));
-            if let Some(slot) = segment.adapter {
-                rank = rank.max(self.adapter(slot)?.rank);
-            }
-            for (position, &token) in (segment.sequence.len()..).zip(segment.tokens) {
-                tokens.push(int(token as usize));
-                positions.push(int(position));
-                slots.push(int(segment.sequence.slot(position)));
-                tables.push(table);
-                adapters.push(slot);
-            }
-            lasts.push(int(tokens.len() - 1));
+        spans: &[(usize, usize, usize)],
+        rank: usize,
+    ) -> Result<Option<Adapted<B::Memory>>, GpuError> {
+        if rank == 0 || spans.is_empty() {
+            return Ok(None);
         }
-        let table = RowTable {
-            rows: tokens.len(),
-            tokens: self.upload_ints(&tokens)?,
-            positions: self.upload_ints(&positions)?,
-            adapters: self.upload_ints(&adapters)?,
+        let (mut singles, mut tiles) = (Vec::new(), Vec::new());
+        for &(first, rows, slot) in spans {
+            if rows == 1 {
+                singles.extend([int(first), int(slot)]);
+                continue;
+            }
+            for at in (0..rows).step_by(TILE) {
+                tiles.extend([int(first + at), int(TILE.min(rows - at)), int(slot)]);
+            }
+        }
+        Ok(Some(Adapted {
             rank,
-        };
-        let lookup = Lookup {
-            slots: self.upload_ints(&slots)?,
-            tables: self.upload_ints(&tables)?,
-            starts: self.upload_ints(&starts)?,
-        };
-        Ok((table, lookup, lasts))
+            singles: (self.upload_ints(&singles)?, singles.len() / 2),
+            tiles: (self.upload_ints(&tiles)?, tiles.len() / 3),
+        }))
     }
 
     #[expect(clippy::cast_precision_loss, reason = "head widths are small")]
@@ -232,18 +69,9 @@ impl<B: Backend> GpuModel<B> {
     }
 
     pub(crate) fn embed(&self, table: &RowTable<B::Memory>) -> Result<B::Memory, GpuError> {
-        let h = self.config.hidden_size;
-        let x = self.floats("activations", table.rows * h)?;
-        let bf16 = self.options.precision == crate::Precision::Bf16;
-        let element = if bf16 { 2 } else { 4 };
-        let arguments = kernels::Embed {
-            table: self.address(&self.matrices) + (self.embedding * element) as u64,
-            tokens: self.address(&table.tokens),
-            out: self.address(&x),
-            width: int(h),
-            is_bf16: i32::from(bf16),
-        };
-        self.launch(Kernel::Embed, (table.rows, 1), &arguments)?;
+        let x = self.floats("activations", table.rows * self.config.hidden_size)?;
+        let rows = (0, table.rows);
+        self.expand(&self.embedding, Some(&table.tokens), rows, &x, false)?;
         Ok(x)
     }
 
@@ -293,9 +121,9 @@ impl<B: Backend> GpuModel<B> {
     pub(crate) fn logits(&self, normed: &B::Memory, rows: usize) -> Result<B::Memory, GpuError> {
         let (h, vocab) = (self.config.hidden_size, self.config.vocab_size);
         let logits = self.floats("logits", rows * vocab)?;
-        let input = self.input(normed, rows, h)?;
+        let input = self.input(Operand::new(normed, h), rows, h)?;
         let out = Operand::new(&logits, vocab);
-        self.product(&input, rows, self.head, vocab, false, out, 0.0)?;
+        self.product(&input, rows, self.head(), Side::Forward, out, 0.0)?;
         Ok(logits)
     }
 
@@ -331,105 +159,90 @@ impl<B: Backend> GpuModel<B> {
         self.launch(Kernel::Add, (n.div_ceil(THREADS), 1), &arguments)
     }
 
-    /// `y[:, column..column + d_out] += scale x A^T B^T` for rows with an
-    /// adapter; `z` keeps the inner product, `[rows, rank]`, if given.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one call a layer, all of it needed"
-    )]
+    /// Adds `scale x A^T B^T` to the columns of `y` for rows with an adapter; gives
+    /// the inner products, `[rows, rank]`.
     fn adapt(
         &self,
         table: &RowTable<B::Memory>,
         layer: usize,
         projection: usize,
-        x: &B::Memory,
-        d_in: usize,
-        y: &B::Memory,
-        (column, d_out, stride): (usize, usize, usize),
-        z: Option<&B::Memory>,
-    ) -> Result<(), GpuError> {
-        if table.rank == 0 {
-            return Ok(());
-        }
-        let scratch;
-        let z = if let Some(z) = z {
-            z
-        } else {
-            scratch = self.floats("activations", table.rows * table.rank)?;
-            &scratch
+        (x, d_in): (&B::Memory, usize),
+        y: Operand<'_, B::Memory>,
+        d_out: usize,
+    ) -> Result<Option<B::Memory>, GpuError> {
+        let Some(adapted) = &table.adapted else {
+            return Ok(None);
         };
+        let z = self.floats("activations", table.rows * adapted.rank)?;
         let arguments = kernels::LoraRows {
             x: self.address(x),
-            blocks: self.address(&self.table),
-            adapters: self.address(&table.adapters),
-            z: self.address(z),
-            y: self.address(y) + (column * size_of::<f32>()) as u64,
+            blocks: self.address(&self.slots.table),
+            items: 0,
+            z: self.address(&z),
+            y: self.address(y.memory) + (y.offset * size_of::<f32>()) as u64,
             d_in: int(d_in),
             d_out: int(d_out),
-            y_stride: int(stride),
-            z_stride: int(table.rank),
-            block: int(layer * 7 + projection),
-            n_blocks: int(self.config.num_hidden_layers * 7),
+            y_stride: int(y.stride),
+            z_stride: int(adapted.rank),
+            block: int(layer * PROJECTIONS.len() + projection),
+            n_blocks: int(self.config.num_hidden_layers * PROJECTIONS.len()),
         };
-        self.launch(Kernel::LoraShrink, (table.rows, 1), &arguments)?;
-        let blocks = (table.rows, d_out.div_ceil(THREADS));
-        self.launch(Kernel::LoraExpand, blocks, &arguments)
+        let outputs = d_out.div_ceil(THREADS);
+        let (singles, n) = &adapted.singles;
+        if *n > 0 {
+            let arguments = kernels::LoraRows {
+                items: self.address(singles),
+                ..arguments
+            };
+            self.launch(Kernel::BgmvShrink, (*n, 1), &arguments)?;
+            self.launch(Kernel::BgmvExpand, (*n, outputs), &arguments)?;
+        }
+        let (tiles, n) = &adapted.tiles;
+        if *n > 0 {
+            let arguments = kernels::LoraRows {
+                items: self.address(tiles),
+                ..arguments
+            };
+            let ranks = adapted.rank.div_ceil(32);
+            self.launch(Kernel::SgmvShrink, (*n, ranks), &arguments)?;
+            self.launch(Kernel::SgmvExpand, (*n, outputs), &arguments)?;
+        }
+        Ok(Some(z))
     }
 
     /// Queries, keys and values of the rows: products, biases, adapters, head
-    /// norms, rotation. `saved` keeps what the backward pass needs.
+    /// norms, rotation. With `keep`, what the backward pass of the head norms
+    /// needs too.
     pub(crate) fn qkv(
         &self,
         layer: usize,
-        places: &Places,
         table: &RowTable<B::Memory>,
         normed: &B::Memory,
-        qkv: &B::Memory,
-        mut saved: Option<&mut Saved<B::Memory>>,
-    ) -> Result<(), GpuError> {
-        let c = &self.config;
-        let (h, rows) = (c.hidden_size, table.rows);
+        keep: bool,
+    ) -> Result<Qkv<B::Memory>, GpuError> {
+        let (c, places) = (&self.config, &self.places[layer]);
+        let (h, n) = (c.hidden_size, table.rows);
         let (q, kv) = (c.query_size(), c.key_value_size());
         let width = q + 2 * kv;
-        let input = self.input(normed, rows, h)?;
-        let columns = [(0, q), (q, kv), (q + kv, kv)];
-        for (projection, (column, n)) in columns.into_iter().enumerate() {
-            let out = Operand::new(qkv, width).at(column);
-            self.product(
-                &input,
-                rows,
-                places.matrices[projection],
-                n,
-                false,
-                out,
-                0.0,
-            )?;
+        let rows = self.floats("activations", n * width)?;
+        let input = self.input(Operand::new(normed, h), n, h)?;
+        let columns = |at| Operand::new(&rows, width).at([0, q, q + kv][at]);
+        for (part, matrix) in places.matrices[..3].iter().enumerate() {
+            self.product(&input, n, matrix, Side::Forward, columns(part), 0.0)?;
         }
-        self.add_bias(places.qkv_bias, qkv, rows, width)?;
-        for (projection, (column, n)) in columns.into_iter().enumerate() {
-            let z = saved.as_deref().map(|s| &s.z[projection]);
-            self.adapt(
-                table,
-                layer,
-                projection,
-                normed,
-                h,
-                qkv,
-                (column, n, width),
-                z,
-            )?;
-        }
+        self.add_bias(places.qkv_bias, &rows, n, width)?;
+        let adapt = |part, d_out| self.adapt(table, layer, part, (normed, h), columns(part), d_out);
+        let z = [adapt(0, q)?, adapt(1, kv)?, adapt(2, kv)?];
+        let mut kept = None;
         if let Some(norms) = places.qk_norms {
-            if let Some(saved) = saved.as_deref_mut() {
-                let raw = self.floats("activations", rows * width)?;
-                self.add(&raw, qkv, rows * width)?;
-                saved.raw = Some(raw);
-            }
-            let heads = [c.num_attention_heads, c.num_key_value_heads];
-            let mut inverses = Vec::new();
-            for ((weight, heads), column) in norms.into_iter().zip(heads).zip([0, q]) {
-                let inverse = self.floats("activations", rows * heads)?;
-                let at = self.address(qkv) + (column * size_of::<f32>()) as u64;
+            let raw = if keep {
+                Some(self.copy(&rows, n * width)?)
+            } else {
+                None
+            };
+            let norm = |weight, heads: usize, column| {
+                let inverse = self.floats("activations", n * heads)?;
+                let at = self.address(&rows) + (column * size_of::<f32>()) as u64;
                 let arguments = kernels::RmsNorm {
                     x: at,
                     weight: self.vector(weight),
@@ -440,14 +253,27 @@ impl<B: Backend> GpuModel<B> {
                     pieces: int(heads),
                     eps: c.rms_norm_eps,
                 };
-                self.launch(Kernel::RmsNorm, (rows, heads), &arguments)?;
-                inverses.push(inverse);
-            }
-            if let Some(saved) = saved {
-                saved.head_inverses = inverses;
-            }
+                self.launch(Kernel::RmsNorm, (n, heads), &arguments)?;
+                Ok::<_, GpuError>(inverse)
+            };
+            let inverses = [
+                norm(norms[0], c.num_attention_heads, 0)?,
+                norm(norms[1], c.num_key_value_heads, q)?,
+            ];
+            kept = raw.map(|raw| (raw, inverses));
         }
-        self.rotate(table, qkv, 1.0)
+        self.rotate(table, &rows, 1.0)?;
+        Ok(Qkv {
+            rows,
+            z,
+            norms: kept,
+        })
+    }
+
+    pub(crate) fn copy(&self, x: &B::Memory, n: usize) -> Result<B::Memory, GpuError> {
+        let out = self.floats("activations", n)?;
+        self.add(&out, x, n)?;
+        Ok(out)
     }
 
     /// Turns queries and keys forth (1) or back (-1).
@@ -471,107 +297,53 @@ impl<B: Backend> GpuModel<B> {
         self.launch(Kernel::Rotate, (table.rows, 1), &arguments)
     }
 
-    /// Adds the attention's output to the residual stream.
-    pub(crate) fn output(
-        &self,
-        layer: usize,
-        places: &Places,
-        table: &RowTable<B::Memory>,
-        attended: &B::Memory,
-        x: &B::Memory,
-        z: Option<&B::Memory>,
-    ) -> Result<(), GpuError> {
-        let width = self.config.query_size();
-        self.residual(
-            layer,
-            3,
-            places.o_bias,
-            places,
-            table,
-            (attended, width),
-            x,
-            z,
-        )
-    }
-
-    /// Adds the feed-forward layer's output to the residual stream.
-    pub(crate) fn down(
-        &self,
-        layer: usize,
-        places: &Places,
-        table: &RowTable<B::Memory>,
-        act: &B::Memory,
-        x: &B::Memory,
-        z: Option<&B::Memory>,
-    ) -> Result<(), GpuError> {
-        let width = self.config.intermediate_size;
-        self.residual(
-            layer,
-            6,
-            places.down_bias,
-            places,
-            table,
-            (act, width),
-            x,
-            z,
-        )
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "two callers, all of it needed")]
-    fn residual(
+    /// Adds the output of the attention (projection 3) or of the feed-forward layer
+    /// (6) to the residual stream; gives the adapter's inner products.
+    pub(crate) fn residual(
         &self,
         layer: usize,
         projection: usize,
-        bias: Option<usize>,
-        places: &Places,
         table: &RowTable<B::Memory>,
-        (from, width): (&B::Memory, usize),
+        from: &B::Memory,
         x: &B::Memory,
-        z: Option<&B::Memory>,
-    ) -> Result<(), GpuError> {
+    ) -> Result<Option<B::Memory>, GpuError> {
+        let places = &self.places[layer];
         let (h, rows) = (self.config.hidden_size, table.rows);
-        let input = self.input(from, rows, width)?;
+        let matrix = &places.matrices[projection];
+        let bias = if projection == 3 {
+            places.o_bias
+        } else {
+            places.down_bias
+        };
+        let input = self.input(Operand::new(from, matrix.width), rows, matrix.width)?;
         let out = Operand::new(x, h);
-        self.product(
-            &input,
-            rows,
-            places.matrices[projection],
-            h,
-            false,
-            out,
-            1.0,
-        )?;
+        self.product(&input, rows, matrix, Side::Forward, out, 1.0)?;
         self.add_bias(bias, x, rows, h)?;
-        self.adapt(table, layer, projection, from, width, x, (0, h, h), z)
+        self.adapt(table, layer, projection, (from, matrix.width), out, h)
     }
 
-    /// `[gate, up]` of the rows.
+    /// `[gate, up]` of the rows, and the adapter's inner products.
+    #[expect(clippy::type_complexity, reason = "two tensors and what they leave")]
     pub(crate) fn gate_up(
         &self,
         layer: usize,
-        places: &Places,
         table: &RowTable<B::Memory>,
         normed: &B::Memory,
-        z: Option<[&B::Memory; 2]>,
-    ) -> Result<B::Memory, GpuError> {
-        let (h, f, rows) = (
-            self.config.hidden_size,
-            self.config.intermediate_size,
-            table.rows,
-        );
+    ) -> Result<(B::Memory, [Option<B::Memory>; 2]), GpuError> {
+        let places = &self.places[layer];
+        let (h, f) = (self.config.hidden_size, self.config.intermediate_size);
+        let rows = table.rows;
         let gate_up = self.floats("activations", rows * 2 * f)?;
-        let input = self.input(normed, rows, h)?;
+        let input = self.input(Operand::new(normed, h), rows, h)?;
+        let columns = |part| Operand::new(&gate_up, 2 * f).at(part * f);
         for part in 0..2 {
-            let out = Operand::new(&gate_up, 2 * f).at(part * f);
-            self.product(&input, rows, places.matrices[4 + part], f, false, out, 0.0)?;
+            let matrix = &places.matrices[4 + part];
+            self.product(&input, rows, matrix, Side::Forward, columns(part), 0.0)?;
         }
         self.add_bias(places.gate_up_bias, &gate_up, rows, 2 * f)?;
-        for part in 0..2 {
-            let columns = (part * f, f, 2 * f);
-            let z = z.map(|z| z[part]);
-            self.adapt(table, layer, 4 + part, normed, h, &gate_up, columns, z)?;
-        }
-        Ok(gate_up)
+        let adapt = |part| self.adapt(table, layer, 4 + part, (normed, h), columns(part), f);
+        let z = [adapt(0)?, adapt(1)?];
+        Ok((gate_up, z))
     }
 
     /// `silu(gate) up`.
@@ -594,26 +366,16 @@ impl<B: Backend> GpuModel<B> {
     }
 }
 
-fn advance(segments: &mut [GpuSegment<'_>]) {
-    for segment in segments {
-        segment.sequence.advance(segment.tokens.len());
-    }
-}
-
 /// What the forward pass of one block leaves for the backward pass.
 pub(crate) struct Saved<M> {
     pub(crate) x: M,
     pub(crate) inverse1: M,
-    /// Queries and keys before their head norms.
-    pub(crate) raw: Option<M>,
-    /// Inverse roots of the queries' heads, and of the keys'.
-    pub(crate) head_inverses: Vec<M>,
-    pub(crate) qkv: M,
+    pub(crate) qkv: Qkv<M>,
     pub(crate) attended: M,
     pub(crate) log_sum: M,
     pub(crate) middle: M,
     pub(crate) inverse2: M,
     pub(crate) gate_up: M,
-    /// Inner products of the adapter, in the order of [`PROJECTIONS`].
-    pub(crate) z: [M; PROJECTIONS.len()],
+    /// Inner products of the adapter: output, gate, up, down.
+    pub(crate) z: [Option<M>; 4],
 }

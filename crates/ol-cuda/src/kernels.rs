@@ -4,6 +4,9 @@
 /// Threads of every block.
 pub const THREADS: usize = 128;
 
+/// Rows of a tile of the segmented low-rank kernels.
+pub(crate) const TILE: usize = 16;
+
 macro_rules! kernels {
     ($($(#[$doc:meta])* $variant:ident = $name:literal;)*) => {
         /// A kernel.
@@ -26,14 +29,14 @@ macro_rules! kernels {
 }
 
 kernels! {
-    /// Rows of the embedding.
-    Embed = "embed";
+    /// Rows of a stored matrix.
+    Expand = "expand";
+    /// A page of the cache into another.
+    CopyPage = "copy_page";
     /// Rows of a matrix.
     Gather = "gather";
     /// Rows back to their places.
     Scatter = "scatter";
-    /// Rows with gaps between them, packed.
-    Pack = "pack";
     /// RMS norm.
     RmsNorm = "rms_norm";
     /// Its backward pass.
@@ -62,12 +65,16 @@ kernels! {
     AttendDKeyValue = "attend_d_key_value";
     /// Losses and the gradient of the logits.
     CrossEntropy = "cross_entropy";
-    /// Largest logits.
-    Argmax = "argmax";
-    /// First product of the adapters.
-    LoraShrink = "lora_shrink";
-    /// Second product of the adapters.
-    LoraExpand = "lora_expand";
+    /// Tokens from logits.
+    Sample = "sample";
+    /// First product of the adapters, of single rows.
+    BgmvShrink = "bgmv_shrink";
+    /// Second product of the adapters, of single rows.
+    BgmvExpand = "bgmv_expand";
+    /// First product of the adapters, of tiles of rows.
+    SgmvShrink = "sgmv_shrink";
+    /// Second product of the adapters, of tiles of rows.
+    SgmvExpand = "sgmv_expand";
 }
 
 /// A struct of arguments without padding bytes.
@@ -109,9 +116,12 @@ macro_rules! arguments {
 }
 
 arguments! {
-    Embed { table: u64, tokens: u64, out: u64, width: i32, is_bf16: i32, }
+    Expand {
+        table: u64, rows: u64, out: u64, row_bytes: i64, width: i32, format: i32, first: i32,
+        is_bf16: i32,
+    }
+    CopyPage { cache: u64, from: i64, to: i64, width: i32, unused: i32, }
     Rows { x: u64, rows: u64, out: u64, width: i32, unused: i32, }
-    Pack { x: u64, out: u64, width: i32, stride: i32, }
     RmsNorm {
         x: u64, weight: u64, out: u64, inverse: u64, width: i32, stride: i32, pieces: i32, eps: f32,
     }
@@ -125,7 +135,7 @@ arguments! {
     }
     Swiglu { gate_up: u64, d_out: u64, out: u64, width: i32, unused: i32, }
     Add { x: u64, y: u64, n: i64, period: i32, unused: i32, }
-    Narrow { x: u64, out: u64, n: i64, }
+    Narrow { x: u64, out: u64, width: i32, stride: i32, }
     Store { qkv: u64, keys: u64, values: u64, slots: u64, q_width: i32, kv_width: i32, }
     Attend {
         q: u64, keys: u64, values: u64, out: u64, log_sum: u64, tables: u64, starts: u64,
@@ -137,11 +147,15 @@ arguments! {
         ends: u64, stride: i32, head_dim: i32, heads: i32, kv_heads: i32, window: i32, scale: f32,
     }
     CrossEntropy { logits: u64, goals: u64, weights: u64, losses: u64, vocab: i32, unused: i32, }
-    Argmax { logits: u64, out: u64, vocab: i32, unused: i32, }
+    /// How the token of one row is drawn.
+    DrawRow {
+        uniform: f64, temperature: f32, top_p: f32, min_p: f32, top_k: i32, n_top: i32, row: i32,
+    }
+    Sample { logits: u64, weights: u64, draws: u64, out: u64, vocab: i32, stride: i32, }
     /// One entry of the table that the low-rank kernels look adapters up in.
     LoraEntry { a: u64, b: u64, rank: i32, scale: f32, }
     LoraRows {
-        x: u64, blocks: u64, adapters: u64, z: u64, y: u64, d_in: i32, d_out: i32,
+        x: u64, blocks: u64, items: u64, z: u64, y: u64, d_in: i32, d_out: i32,
         y_stride: i32, z_stride: i32, block: i32, n_blocks: i32,
     }
 }

@@ -1,14 +1,14 @@
 //! A model's weights, its KV cache and its adapters on a device.
 
-use std::sync::{Arc, Mutex};
+use std::collections::HashMap;
 
-use half::bf16;
-use ol_model::{Lora, LoraBlock, Model, ModelConfig, Projection};
+use ol_model::{KvPool, Model, ModelConfig, PAGE_TOKENS, Projection, StoredTensor};
 
-use crate::backend::{Backend, Operand, Product};
-use crate::cache::{FreePages, GpuSequence, PAGE_TOKENS};
+use crate::adapters::Slots;
+use crate::backend::{Backend, Operand};
 use crate::error::GpuError;
 use crate::kernels::{self, Arguments, Kernel, LoraEntry, THREADS};
+use crate::weights::{Matrix, Stored, upload};
 
 /// Rows of one pass.
 pub(crate) const MAX_ROWS: usize = 8192;
@@ -24,8 +24,8 @@ pub(crate) const PROJECTIONS: [Projection; 7] = [
     Projection::Down,
 ];
 
-/// How matrices are stored and multiplied; norms, activations and adapters are
-/// f32 always.
+/// How matrices are multiplied; norms, activations and adapters are f32 always.
+/// Matrices that the model holds in f32 are stored so too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
     /// f32, without TF32: for comparison with the CPU engine.
@@ -37,24 +37,24 @@ pub enum Precision {
 /// Limits of a [`GpuModel`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GpuModelOptions {
-    /// How matrices are stored.
+    /// How matrices are multiplied.
     pub precision: Precision,
     /// Pages of the KV cache, 16 tokens each.
     pub kv_pages: usize,
-    /// Adapters there is room for.
+    /// Adapters there is room for at a time.
     pub adapter_slots: usize,
+    /// Bytes of adapters on the device; those not used for longest make room.
+    pub adapter_bytes: usize,
+    /// Bytes of the buffer through which matrices go that are not stored as they
+    /// are multiplied; a row at least.
+    pub workspace_bytes: usize,
 }
 
-/// An adapter's place; [`GpuModel::remove_adapter`] frees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct AdapterSlot(pub(crate) usize);
-
-/// Where a block's tensors lie: matrices in the memory of matrices, the rest in
-/// the memory of vectors, in elements.
-#[derive(Debug, Clone)]
-pub(crate) struct Places {
+/// The tensors of a block: matrices, and where the rest lies in the memory of
+/// vectors, in elements.
+pub(crate) struct Places<M> {
     /// In the order of [`PROJECTIONS`].
-    pub(crate) matrices: [usize; 7],
+    pub(crate) matrices: [Matrix<M>; 7],
     pub(crate) norms: [usize; 2],
     pub(crate) qk_norms: Option<[usize; 2]>,
     pub(crate) qkv_bias: Option<usize>,
@@ -63,29 +63,23 @@ pub(crate) struct Places {
     pub(crate) down_bias: Option<usize>,
 }
 
-pub(crate) struct GpuAdapter<M> {
-    pub(crate) parameters: M,
-    /// The widest rank.
-    pub(crate) rank: usize,
-    pub(crate) n_params: usize,
-    /// By layer and [`PROJECTIONS`].
-    pub(crate) blocks: Vec<Option<Factors>>,
-}
-
-/// Where the factors of one adapted layer begin, in elements.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Factors {
-    pub(crate) a: usize,
-    pub(crate) b: usize,
-    pub(crate) rank: usize,
-    pub(crate) scale: f32,
-}
-
 /// Rows of activations with their copy in the matrices' precision.
 pub(crate) struct Input<'a, M> {
-    pub(crate) x: &'a M,
+    x: &'a M,
     narrow: Option<M>,
-    pub(crate) width: usize,
+    width: usize,
+    /// First element and distance of rows, where `x` itself is the factor.
+    offset: usize,
+}
+
+impl<M> Input<'_, M> {
+    /// The factor of products with the base's matrices.
+    pub(crate) fn operand(&self) -> Operand<'_, M> {
+        match &self.narrow {
+            Some(narrow) => Operand::new(narrow, self.width),
+            None => Operand::new(self.x, self.width).at(self.offset),
+        }
+    }
 }
 
 /// A model on a device.
@@ -93,19 +87,21 @@ pub struct GpuModel<B: Backend> {
     pub(crate) device: B,
     pub(crate) config: ModelConfig,
     pub(crate) options: GpuModelOptions,
-    pub(crate) matrices: B::Memory,
     pub(crate) vectors: B::Memory,
-    pub(crate) places: Vec<Places>,
-    pub(crate) embedding: usize,
-    pub(crate) head: usize,
+    pub(crate) places: Vec<Places<B::Memory>>,
+    pub(crate) embedding: Matrix<B::Memory>,
+    /// Absent when it is the embedding.
+    head: Option<Matrix<B::Memory>>,
     pub(crate) final_norm: usize,
     pub(crate) cosines: B::Memory,
     pub(crate) sines: B::Memory,
-    /// Keys and values of each layer.
+    /// Parts of matrices that are not stored as they are multiplied.
+    pub(crate) workspace: B::Memory,
+    pub(crate) workspace_elements: usize,
+    /// Keys and values of each layer, by page.
     pub(crate) cache: Vec<(B::Memory, B::Memory)>,
-    free: FreePages,
-    pub(crate) adapters: Vec<Option<GpuAdapter<B::Memory>>>,
-    pub(crate) table: B::Memory,
+    pub(crate) pool: KvPool,
+    pub(crate) slots: Slots<B::Memory>,
 }
 
 impl<B: Backend> std::fmt::Debug for GpuModel<B> {
@@ -126,20 +122,6 @@ pub(crate) fn floats_to_bytes(x: &[f32]) -> Vec<u8> {
     x.iter().flat_map(|v| v.to_le_bytes()).collect()
 }
 
-/// Collects tensors and remembers where each begins.
-#[derive(Default)]
-struct Heap {
-    data: Vec<f32>,
-}
-
-impl Heap {
-    fn put(&mut self, part: &[f32]) -> usize {
-        let at = self.data.len();
-        self.data.extend_from_slice(part);
-        at
-    }
-}
-
 fn refuse_what_is_not_done(config: &ModelConfig) -> Result<(), GpuError> {
     let unsupported = |what: &str| Err(GpuError::Unsupported(what.to_owned()));
     if config.mla.is_some() {
@@ -154,8 +136,21 @@ fn refuse_what_is_not_done(config: &ModelConfig) -> Result<(), GpuError> {
     Ok(())
 }
 
+/// The memory of vectors while it is collected: small beside the matrices.
+#[derive(Default)]
+struct Vectors(Vec<f32>);
+
+impl Vectors {
+    fn put(&mut self, tensor: &StoredTensor<'_>) -> usize {
+        let at = self.0.len();
+        self.0.resize(at + tensor.spec().len(), 0.0);
+        tensor.row(0, &mut self.0[at..]);
+        at
+    }
+}
+
 impl<B: Backend> GpuModel<B> {
-    /// Copies `model` to `device`.
+    /// Copies `model` to `device`, tensor by tensor.
     ///
     /// # Errors
     /// [`GpuError::Unsupported`] for latent attention and experts,
@@ -168,56 +163,58 @@ impl<B: Backend> GpuModel<B> {
             .checked_mul(PAGE_TOKENS)
             .filter(|slots| i32::try_from(*slots).is_ok())
             .ok_or_else(|| GpuError::Invalid(format!("{} KV pages", options.kv_pages)))?;
-        let params = model.parameters();
-        let tensor = |name: &str| {
-            model
-                .layout()
-                .tensors()
-                .iter()
-                .find(|spec| spec.name == name)
-                .map(|spec| &params[spec.range()])
-        };
+        let tensors = model.tensors();
+        let by_name: HashMap<&str, &StoredTensor<'_>> = tensors
+            .iter()
+            .map(|tensor| (tensor.spec().name.as_str(), tensor))
+            .collect();
         let needed = |name: &str| {
-            tensor(name)
+            by_name
+                .get(name)
+                .copied()
                 .ok_or_else(|| GpuError::Unsupported(format!("a model without the tensor {name}")))
         };
-        let (mut matrices, mut vectors) = (Heap::default(), Heap::default());
-        let embedding = matrices.put(needed("model.embed_tokens.weight")?);
+        let matrix = |name: &str| upload(&device, needed(name)?, options.precision);
+        let mut vectors = Vectors::default();
+        let embedding = matrix("model.embed_tokens.weight")?;
         let mut places = Vec::with_capacity(config.num_hidden_layers);
         for layer in 0..config.num_hidden_layers {
             let at = |name: &str| format!("model.layers.{layer}.{name}");
-            let mut offsets = [0; 7];
-            for (offset, projection) in offsets.iter_mut().zip(PROJECTIONS) {
-                let name = format!("{}.{}.weight", projection.module(), projection.name());
-                *offset = matrices.put(needed(&at(&name))?);
-            }
+            let of = |p: Projection, kind: &str| at(&format!("{}.{}.{kind}", p.module(), p.name()));
+            let matrices: Vec<_> = PROJECTIONS
+                .iter()
+                .map(|p| matrix(&of(*p, "weight")))
+                .collect::<Result<_, _>>()?;
+            let Ok(matrices) = <[_; 7]>::try_from(matrices) else {
+                unreachable!("one matrix for each projection")
+            };
+            // Biases of matrices that share their input lie side by side.
             let mut biases = |projections: &[Projection]| {
-                let names = projections
+                let parts: Option<Vec<_>> = projections
                     .iter()
-                    .map(|p| at(&format!("{}.{}.bias", p.module(), p.name())));
-                let parts: Option<Vec<&[f32]>> = names.map(|name| tensor(&name)).collect();
-                parts.map(|parts| vectors.put(&parts.concat()))
+                    .map(|p| by_name.get(of(*p, "bias").as_str()))
+                    .collect();
+                parts.and_then(|parts| parts.into_iter().map(|b| vectors.put(b)).min())
             };
             let qkv_bias = biases(&PROJECTIONS[..3]);
             let o_bias = biases(&PROJECTIONS[3..4]);
             let gate_up_bias = biases(&PROJECTIONS[4..6]);
             let down_bias = biases(&PROJECTIONS[6..]);
-            let norms = [
-                vectors.put(needed(&at("input_layernorm.weight"))?),
-                vectors.put(needed(&at("post_attention_layernorm.weight"))?),
-            ];
-            let qk_norms = if config.has_qk_norm() {
-                Some([
-                    vectors.put(needed(&at("self_attn.q_norm.weight"))?),
-                    vectors.put(needed(&at("self_attn.k_norm.weight"))?),
-                ])
-            } else {
-                None
+            let mut pair = |names: [&str; 2]| {
+                let [first, second] = names.map(|name| needed(&at(name)));
+                Ok::<_, GpuError>([vectors.put(first?), vectors.put(second?)])
             };
             places.push(Places {
-                matrices: offsets,
-                norms,
-                qk_norms,
+                matrices,
+                norms: pair(["input_layernorm.weight", "post_attention_layernorm.weight"])?,
+                qk_norms: if config.has_qk_norm() {
+                    Some(pair([
+                        "self_attn.q_norm.weight",
+                        "self_attn.k_norm.weight",
+                    ])?)
+                } else {
+                    None
+                },
                 qkv_bias,
                 o_bias,
                 gate_up_bias,
@@ -225,21 +222,16 @@ impl<B: Backend> GpuModel<B> {
             });
         }
         let final_norm = vectors.put(needed("model.norm.weight")?);
-        let head = tensor("lm_head.weight").map_or(embedding, |head| matrices.put(head));
-        let load = |what, bytes: &[u8]| {
+        let head = match by_name.get("lm_head.weight") {
+            Some(head) => Some(upload(&device, head, options.precision)?),
+            None => None,
+        };
+        let load = |what, values: &[f32]| {
+            let bytes = floats_to_bytes(values);
             let mut memory = device.allocate(what, bytes.len())?;
-            device.write(&mut memory, 0, bytes)?;
+            device.write(&mut memory, 0, &bytes)?;
             Ok::<_, GpuError>(memory)
         };
-        let matrix_bytes = match options.precision {
-            Precision::F32 => floats_to_bytes(&matrices.data),
-            Precision::Bf16 => matrices
-                .data
-                .iter()
-                .flat_map(|v| bf16::from_f32(*v).to_le_bytes())
-                .collect(),
-        };
-        drop(matrices);
         let (cosines, sines) = model.rotations();
         let kv_bytes = kv_slots * config.key_value_size() * size_of::<f32>();
         let mut cache = Vec::with_capacity(config.num_hidden_layers);
@@ -249,22 +241,35 @@ impl<B: Backend> GpuModel<B> {
                 device.allocate("the KV cache", kv_bytes)?,
             ));
         }
+        let (native, element) = match options.precision {
+            Precision::F32 => (Stored::F32, 4),
+            Precision::Bf16 => (Stored::Bf16, 2),
+        };
+        let mut workspace_elements = 0;
+        let blocks = places.iter().flat_map(|p| &p.matrices);
+        for matrix in blocks.chain(&head).chain([&embedding]) {
+            if matrix.stored != native {
+                let all = matrix.rows * matrix.width;
+                let wanted = all.min((options.workspace_bytes / element).max(matrix.width));
+                workspace_elements = workspace_elements.max(wanted);
+            }
+        }
         let table_bytes =
             options.adapter_slots * config.num_hidden_layers * 7 * size_of::<LoraEntry>();
-        let pages = u32::try_from(options.kv_pages).unwrap_or(u32::MAX);
+        let table = device.allocate("the table of adapters", table_bytes)?;
         Ok(Self {
-            matrices: load("the weights", &matrix_bytes)?,
-            vectors: load("the weights", &floats_to_bytes(&vectors.data))?,
+            vectors: load("the weights", &vectors.0)?,
             places,
             embedding,
             head,
             final_norm,
-            cosines: load("the rotary angles", &floats_to_bytes(&cosines))?,
-            sines: load("the rotary angles", &floats_to_bytes(&sines))?,
+            cosines: load("the rotary angles", &cosines)?,
+            sines: load("the rotary angles", &sines)?,
+            workspace: device.allocate("expanded weights", workspace_elements * element)?,
+            workspace_elements,
             cache,
-            free: Arc::new(Mutex::new((0..pages).rev().collect())),
-            adapters: (0..options.adapter_slots).map(|_| None).collect(),
-            table: device.allocate("the table of adapters", table_bytes)?,
+            pool: KvPool::remote(&config, options.kv_pages),
+            slots: Slots::new(table, options.adapter_slots, options.adapter_bytes),
             device,
             config,
             options,
@@ -276,108 +281,14 @@ impl<B: Backend> GpuModel<B> {
         &self.config
     }
 
-    /// A sequence without tokens.
-    pub fn sequence(&self) -> GpuSequence {
-        GpuSequence::new(Arc::clone(&self.free))
+    /// The pool of the caches that this model works on.
+    pub fn kv_pool(&self) -> KvPool {
+        self.pool.clone()
     }
 
-    pub(crate) fn owns(&self, sequence: &GpuSequence) -> bool {
-        sequence.belongs_to(&self.free)
-    }
-
-    /// Copies an adapter to a free slot.
-    ///
-    /// # Errors
-    /// [`GpuError::Full`] when there is none, [`GpuError::Invalid`] when it belongs to a
-    /// model of another shape, [`GpuError::Memory`].
-    pub fn add_adapter(&mut self, adapter: &Lora) -> Result<AdapterSlot, GpuError> {
-        let slot = self
-            .adapters
-            .iter()
-            .position(Option::is_none)
-            .ok_or(GpuError::Full("adapter slot"))?;
-        self.replace_adapter(AdapterSlot(slot), adapter)?;
-        Ok(AdapterSlot(slot))
-    }
-
-    /// Puts another adapter in the place of one, as every step of training does.
-    ///
-    /// # Errors
-    /// As [`GpuModel::add_adapter`].
-    pub fn replace_adapter(&mut self, slot: AdapterSlot, adapter: &Lora) -> Result<(), GpuError> {
-        if slot.0 >= self.adapters.len() {
-            return Err(GpuError::Invalid(format!(
-                "there is no adapter slot {}",
-                slot.0
-            )));
-        }
-        if !adapter.fits(&self.config) {
-            return Err(GpuError::Invalid(
-                "the adapter belongs to a model of another shape".to_owned(),
-            ));
-        }
-        let layers = self.config.num_hidden_layers;
-        let mut blocks = vec![None; layers * 7];
-        for block in adapter.blocks() {
-            let place = PROJECTIONS
-                .iter()
-                .position(|p| *p == block.projection)
-                .ok_or_else(|| GpuError::Unsupported(block.projection.name().to_owned()))?;
-            if block.has_magnitude {
-                return Err(GpuError::Unsupported("DoRA".to_owned()));
-            }
-            blocks[block.layer * 7 + place] = Some(Factors {
-                a: block.range_a().start,
-                b: block.range_b().start,
-                rank: block.rank(),
-                scale: block.scale,
-            });
-        }
-        let bytes = floats_to_bytes(adapter.parameters());
-        let mut parameters = self.device.allocate("an adapter", bytes.len())?;
-        self.device.write(&mut parameters, 0, &bytes)?;
-        let base = self.device.address(&parameters);
-        let entries: Vec<u8> = blocks
-            .iter()
-            .flat_map(|block| {
-                let entry = block.map_or(
-                    LoraEntry {
-                        a: 0,
-                        b: 0,
-                        rank: 0,
-                        scale: 0.0,
-                    },
-                    |block: Factors| LoraEntry {
-                        a: base + (block.a * size_of::<f32>()) as u64,
-                        b: base + (block.b * size_of::<f32>()) as u64,
-                        rank: int(block.rank),
-                        scale: block.scale,
-                    },
-                );
-                entry.bytes().to_vec()
-            })
-            .collect();
-        self.device
-            .write(&mut self.table, slot.0 * entries.len(), &entries)?;
-        self.adapters[slot.0] = Some(GpuAdapter {
-            parameters,
-            rank: adapter
-                .blocks()
-                .iter()
-                .map(LoraBlock::rank)
-                .max()
-                .unwrap_or(0),
-            n_params: adapter.n_params(),
-            blocks,
-        });
-        Ok(())
-    }
-
-    /// Frees an adapter's slot and memory.
-    pub fn remove_adapter(&mut self, slot: AdapterSlot) {
-        if let Some(held) = self.adapters.get_mut(slot.0) {
-            *held = None;
-        }
+    /// The output layer.
+    pub(crate) fn head(&self) -> &Matrix<B::Memory> {
+        self.head.as_ref().unwrap_or(&self.embedding)
     }
 
     pub(crate) fn floats(&self, what: &'static str, n: usize) -> Result<B::Memory, GpuError> {
@@ -430,62 +341,33 @@ impl<B: Backend> GpuModel<B> {
         unsafe { self.device.launch(kernel, blocks, arguments.bytes()) }
     }
 
-    /// Rows as an input of products with the base's matrices.
+    /// `rows` rows of `width` elements of `x` as an input of products with the
+    /// base's matrices.
     pub(crate) fn input<'a>(
         &self,
-        x: &'a B::Memory,
+        x: Operand<'a, B::Memory>,
         rows: usize,
         width: usize,
     ) -> Result<Input<'a, B::Memory>, GpuError> {
         let narrow = match self.options.precision {
             Precision::F32 => None,
             Precision::Bf16 => {
-                let n = rows * width;
-                let out = self.device.allocate("activations", n * 2)?;
+                let out = self.device.allocate("activations", rows * width * 2)?;
                 let arguments = kernels::Narrow {
-                    x: self.address(x),
+                    x: self.address(x.memory) + (x.offset * size_of::<f32>()) as u64,
                     out: self.address(&out),
-                    n: n as i64,
+                    width: int(width),
+                    stride: int(x.stride),
                 };
-                self.launch(Kernel::Narrow, (n.div_ceil(THREADS), 1), &arguments)?;
+                self.launch(Kernel::Narrow, (rows, 1), &arguments)?;
                 Some(out)
             }
         };
-        Ok(Input { x, narrow, width })
-    }
-
-    /// `y = x W^T` (`W` is `[n, width]` at `matrix`), or `y = x W` (`W` is `[width, n]`).
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one call a product, all of it needed"
-    )]
-    pub(crate) fn product(
-        &self,
-        input: &Input<'_, B::Memory>,
-        rows: usize,
-        matrix: usize,
-        n: usize,
-        back: bool,
-        y: Operand<'_, B::Memory>,
-        beta: f32,
-    ) -> Result<(), GpuError> {
-        let product = Product {
-            m: rows,
-            n,
-            k: input.width,
-            a_transposed: false,
-            b_transposed: !back,
-            alpha: 1.0,
-            beta,
-            bf16: self.options.precision == Precision::Bf16,
-        };
-        let x = input.narrow.as_ref().unwrap_or(input.x);
-        let stride = if back { n } else { input.width };
-        self.device.multiply(
-            &product,
-            Operand::new(x, input.width),
-            Operand::new(&self.matrices, stride).at(matrix),
-            y,
-        )
+        Ok(Input {
+            x: x.memory,
+            width: if narrow.is_some() { width } else { x.stride },
+            narrow,
+            offset: x.offset,
+        })
     }
 }

@@ -2,11 +2,13 @@
 
 use ol_model::Sequence;
 
+use crate::adapters::AdapterSlot;
 use crate::backend::{Backend, Operand, Product};
 use crate::error::GpuError;
 use crate::forward::{RowTable, Saved};
 use crate::kernels::{self, Kernel};
-use crate::model::{AdapterSlot, GpuModel, MAX_ROWS, Precision, int};
+use crate::model::{GpuModel, MAX_ROWS, PROJECTIONS, int};
+use crate::weights::Side;
 
 /// Rows whose logits exist at the same time.
 const LOGIT_ROWS: usize = 512;
@@ -24,6 +26,9 @@ struct Batch<M> {
     goals: Vec<(i32, i32, f32, usize)>,
 }
 
+/// A factor for the gradient of each sequence, from the losses of all.
+type Factors<'a> = &'a dyn Fn(&[f64]) -> Vec<f32>;
+
 impl<B: Backend> GpuModel<B> {
     /// Loss of every sequence: `sum_t weights[t] nll_t`, in nats.
     ///
@@ -37,32 +42,43 @@ impl<B: Backend> GpuModel<B> {
     ) -> Result<Vec<f64>, GpuError> {
         let batch = self.batch(adapter, sequences)?;
         let x = self.run(&batch, None)?;
-        Ok(self.score(&batch, &x, sequences.len(), false)?.0)
+        Ok(self.score(&batch, &x, sequences.len(), None)?.0)
     }
 
-    /// Loss of the sum over all sequences and its gradient with respect to the
-    /// adapter, in the flat order of [`ol_model::Lora::parameters`].
+    /// Loss of each sequence, and the gradient of their sum with respect to the
+    /// adapter, in the flat order of its parameters. With `factors`, the gradient
+    /// of each sequence is scaled by what they make of the losses of all.
     ///
     /// # Errors
     /// As [`GpuModel::losses`].
+    ///
+    /// # Panics
+    /// If there is not one factor for each sequence.
     pub fn lora_gradient(
         &self,
         adapter: AdapterSlot,
         sequences: &[Sequence],
-    ) -> Result<(f64, Vec<f32>), GpuError> {
-        let n_params = self.adapter(adapter)?.n_params;
+        factors: Option<Factors<'_>>,
+    ) -> Result<(Vec<f64>, Vec<f32>), GpuError> {
+        let n_params = self.slots.get(adapter)?.n_params;
         let batch = self.batch(Some(adapter), sequences)?;
         let gradient = self.floats("gradients", n_params)?;
         let mut saved = Vec::new();
         let x = self.run(&batch, Some(&mut saved))?;
-        let (losses, dx) = self.score(&batch, &x, sequences.len(), true)?;
+        let mut scales = vec![1.0; sequences.len()];
+        if let Some(factors) = factors {
+            let losses = self.score(&batch, &x, sequences.len(), None)?.0;
+            scales = factors(&losses);
+            assert_eq!(scales.len(), sequences.len(), "one factor a sequence");
+        }
+        let (losses, dx) = self.score(&batch, &x, sequences.len(), Some(&scales))?;
         let Some(dx) = dx else {
-            return Ok((0.0, vec![0.0; n_params]));
+            return Ok((losses, vec![0.0; n_params]));
         };
         for (layer, saved) in saved.into_iter().enumerate().rev() {
             self.block_backward(layer, adapter, &batch, saved, &dx, &gradient)?;
         }
-        Ok((losses.iter().sum(), self.download(&gradient, n_params)?))
+        Ok((losses, self.download(&gradient, n_params)?))
     }
 
     fn batch(
@@ -80,7 +96,12 @@ impl<B: Backend> GpuModel<B> {
             )));
         }
         for (i, s) in sequences.iter().enumerate() {
-            self.check_tokens(i, &s.tokens)?;
+            let vocab = self.config.vocab_size;
+            if let Some(token) = s.tokens.iter().find(|t| **t as usize >= vocab) {
+                return Err(GpuError::Invalid(format!(
+                    "sequence {i}: token {token} is outside the vocabulary of {vocab}"
+                )));
+            }
             let finite = s.weights.iter().all(|w| w.is_finite());
             if s.weights.len() != s.tokens.len() || !finite {
                 return Err(GpuError::Invalid(format!(
@@ -108,15 +129,17 @@ impl<B: Backend> GpuModel<B> {
                 goals.push((int(begin + t - 1), goal, s.weights[t], i));
             }
         }
-        let rank = adapter.map_or(Ok(0), |slot| self.adapter(slot).map(|a| a.rank))?;
-        let slot = adapter.map_or(-1, |slot| int(slot.0));
+        let (mut spans, mut rank) = (Vec::new(), 0);
+        if let Some(slot) = adapter {
+            rank = self.slots.get(slot)?.rank;
+            spans.push((0, tokens.len(), slot.0));
+        }
         Ok(Batch {
             table: RowTable {
                 rows: tokens.len(),
                 tokens: self.upload_ints(&tokens)?,
                 positions: self.upload_ints(&positions)?,
-                adapters: self.upload_ints(&vec![slot; tokens.len()])?,
-                rank,
+                adapted: self.adapted(&spans, rank)?,
             },
             begins: self.upload_ints(&begins)?,
             ends: self.upload_ints(&ends)?,
@@ -132,67 +155,58 @@ impl<B: Backend> GpuModel<B> {
         batch: &Batch<B::Memory>,
         mut saved: Option<&mut Vec<Saved<B::Memory>>>,
     ) -> Result<B::Memory, GpuError> {
-        let c = &self.config;
-        let (h, rows) = (c.hidden_size, batch.table.rows);
-        let width = c.query_size() + 2 * c.key_value_size();
+        let (h, rows) = (self.config.hidden_size, batch.table.rows);
         let x = self.embed(&batch.table)?;
         for (layer, places) in self.places.iter().enumerate() {
+            let keep = saved.is_some();
+            let start = self.kept(&x, rows * h, keep)?;
             let (normed, inverse1) = self.normed(&x, places.norms[0], rows)?;
-            let z = |_| self.floats("activations", rows * batch.table.rank);
-            let [q, k, v, o, gate, up, down] = [0, 1, 2, 3, 4, 5, 6].map(z);
-            let mut s = Saved {
-                x: self.copy(&x, rows * h)?,
-                inverse1,
-                raw: None,
-                head_inverses: Vec::new(),
-                qkv: self.floats("activations", rows * width)?,
-                attended: self.floats("activations", rows * c.query_size())?,
-                log_sum: self.floats("activations", rows * c.num_attention_heads)?,
-                middle: self.floats("activations", 0)?,
-                inverse2: self.floats("activations", 0)?,
-                gate_up: self.floats("activations", 0)?,
-                z: [q?, k?, v?, o?, gate?, up?, down?],
-            };
-            let qkv = std::mem::replace(&mut s.qkv, self.floats("activations", 0)?);
-            self.qkv(layer, places, &batch.table, &normed, &qkv, Some(&mut s))?;
-            s.qkv = qkv;
-            self.attend_packed(layer, batch, &s)?;
-            self.output(layer, places, &batch.table, &s.attended, &x, Some(&s.z[3]))?;
-            s.middle = self.copy(&x, rows * h)?;
+            let qkv = self.qkv(layer, &batch.table, &normed, keep)?;
+            let (attended, log_sum) = self.attend_packed(layer, batch, &qkv.rows)?;
+            let z_output = self.residual(layer, 3, &batch.table, &attended, &x)?;
+            let middle = self.kept(&x, rows * h, keep)?;
             let (normed, inverse2) = self.normed(&x, places.norms[1], rows)?;
-            s.inverse2 = inverse2;
-            let z = Some([&s.z[4], &s.z[5]]);
-            s.gate_up = self.gate_up(layer, places, &batch.table, &normed, z)?;
-            let act = self.activated(&s.gate_up, rows)?;
-            self.down(layer, places, &batch.table, &act, &x, Some(&s.z[6]))?;
-            if let Some(saved) = saved.as_deref_mut() {
-                saved.push(s);
+            let (gate_up, [z_gate, z_up]) = self.gate_up(layer, &batch.table, &normed)?;
+            let act = self.activated(&gate_up, rows)?;
+            let z_down = self.residual(layer, 6, &batch.table, &act, &x)?;
+            if let (Some(saved), Some(x), Some(middle)) = (saved.as_deref_mut(), start, middle) {
+                saved.push(Saved {
+                    x,
+                    inverse1,
+                    qkv,
+                    attended,
+                    log_sum,
+                    middle,
+                    inverse2,
+                    gate_up,
+                    z: [z_output, z_gate, z_up, z_down],
+                });
             }
         }
         Ok(x)
     }
 
-    fn copy(&self, x: &B::Memory, n: usize) -> Result<B::Memory, GpuError> {
-        let out = self.floats("activations", n)?;
-        self.add(&out, x, n)?;
-        Ok(out)
+    fn kept(&self, x: &B::Memory, n: usize, keep: bool) -> Result<Option<B::Memory>, GpuError> {
+        keep.then(|| self.copy(x, n)).transpose()
     }
 
     fn attend_packed(
         &self,
         layer: usize,
         batch: &Batch<B::Memory>,
-        s: &Saved<B::Memory>,
-    ) -> Result<(), GpuError> {
-        let c = &self.config;
+        qkv: &B::Memory,
+    ) -> Result<(B::Memory, B::Memory), GpuError> {
+        let (c, rows) = (&self.config, batch.table.rows);
         let width = c.query_size() + 2 * c.key_value_size();
-        let keys = self.address(&s.qkv) + (c.query_size() * size_of::<f32>()) as u64;
+        let attended = self.floats("activations", rows * c.query_size())?;
+        let log_sum = self.floats("activations", rows * c.num_attention_heads)?;
+        let keys = self.address(qkv) + (c.query_size() * size_of::<f32>()) as u64;
         let attend = kernels::Attend {
-            q: self.address(&s.qkv),
+            q: self.address(qkv),
             keys,
             values: keys + (c.key_value_size() * size_of::<f32>()) as u64,
-            out: self.address(&s.attended),
-            log_sum: self.address(&s.log_sum),
+            out: self.address(&attended),
+            log_sum: self.address(&log_sum),
             tables: self.address(&batch.tables),
             starts: self.address(&batch.starts),
             positions: self.address(&batch.table.positions),
@@ -206,18 +220,18 @@ impl<B: Backend> GpuModel<B> {
             window: int(c.window(layer).unwrap_or(0)),
             scale: self.attention_scale(),
         };
-        let blocks = (batch.table.rows, c.num_attention_heads);
-        self.launch(Kernel::Attend, blocks, &attend)
+        self.launch(Kernel::Attend, (rows, c.num_attention_heads), &attend)?;
+        Ok((attended, log_sum))
     }
 
-    /// Losses of the sequences and, if asked, the gradient of the residual
-    /// stream after the last block.
+    /// Losses of the sequences and, given a factor for each, the gradient of the
+    /// residual stream after the last block.
     fn score(
         &self,
         batch: &Batch<B::Memory>,
         x: &B::Memory,
         sequences: usize,
-        backward: bool,
+        factors: Option<&[f32]>,
     ) -> Result<(Vec<f64>, Option<B::Memory>), GpuError> {
         let (h, vocab) = (self.config.hidden_size, self.config.vocab_size);
         let mut losses = vec![0.0_f64; sequences];
@@ -226,7 +240,9 @@ impl<B: Backend> GpuModel<B> {
             let n = goals.len();
             let rows = self.upload_ints(&goals.iter().map(|g| g.0).collect::<Vec<_>>())?;
             let targets = self.upload_ints(&goals.iter().map(|g| g.1).collect::<Vec<_>>())?;
-            let weights = self.upload_floats(&goals.iter().map(|g| g.2).collect::<Vec<_>>())?;
+            let factor = |sequence: usize| factors.map_or(1.0, |factors| factors[sequence]);
+            let scaled: Vec<f32> = goals.iter().map(|g| g.2 * factor(g.3)).collect();
+            let weights = self.upload_floats(&scaled)?;
             let from = self.gather(x, &rows, n, h)?;
             let (normed, inverse) = self.normed(&from, self.final_norm, n)?;
             let logits = self.logits(&normed, n)?;
@@ -243,13 +259,13 @@ impl<B: Backend> GpuModel<B> {
             for (goal, loss) in goals.iter().zip(self.download(&row_losses, n)?) {
                 losses[goal.3] += f64::from(goal.2) * f64::from(loss);
             }
-            if !backward {
+            if factors.is_none() {
                 continue;
             }
             let d_normed = self.floats("gradients", n * h)?;
-            let input = self.input(&logits, n, vocab)?;
+            let input = self.input(Operand::new(&logits, vocab), n, vocab)?;
             let out = Operand::new(&d_normed, h);
-            self.product(&input, n, self.head, h, true, out, 0.0)?;
+            self.product(&input, n, self.head(), Side::Back, out, 0.0)?;
             let d_from = self.floats("gradients", n * h)?;
             let norm = (&from, self.vector(self.final_norm), &inverse);
             self.norm_backward(n, norm, &d_normed, &d_from)?;
@@ -263,7 +279,7 @@ impl<B: Backend> GpuModel<B> {
             };
             self.launch(Kernel::Scatter, (n, 1), &arguments)?;
         }
-        let any = backward && !batch.goals.is_empty();
+        let any = factors.is_some() && !batch.goals.is_empty();
         Ok((losses, any.then_some(dx)))
     }
 
@@ -316,7 +332,16 @@ impl<B: Backend> GpuModel<B> {
         // Feed-forward.
         let act = self.activated(&s.gate_up, rows)?;
         let d_act = self.floats("gradients", rows * f)?;
-        self.linear_backward(&at, 6, (dx, 0, h), h, (&act, f), &s.z[6], &d_act, 0.0)?;
+        self.linear_backward(
+            &at,
+            6,
+            (dx, 0, h),
+            h,
+            (&act, f),
+            s.z[3].as_ref(),
+            &d_act,
+            0.0,
+        )?;
         let arguments = kernels::Swiglu {
             gate_up: self.address(&s.gate_up),
             d_out: self.address(&d_act),
@@ -329,7 +354,7 @@ impl<B: Backend> GpuModel<B> {
         let d_normed = self.floats("gradients", rows * h)?;
         for part in 0..2 {
             let dy = (&s.gate_up, part * f, 2 * f);
-            let z = &s.z[4 + part];
+            let z = s.z[1 + part].as_ref();
             self.linear_backward(&at, 4 + part, dy, f, (&normed, h), z, &d_normed, 1.0)?;
         }
         let norm = (&s.middle, self.vector(places.norms[1]), &s.inverse2);
@@ -342,7 +367,7 @@ impl<B: Backend> GpuModel<B> {
             (dx, 0, h),
             h,
             (&s.attended, q),
-            &s.z[3],
+            s.z[0].as_ref(),
             &d_attended,
             0.0,
         )?;
@@ -354,7 +379,7 @@ impl<B: Backend> GpuModel<B> {
         let d_normed = self.floats("gradients", rows * h)?;
         for (projection, (column, n)) in [(0, q), (q, kv), (q + kv, kv)].into_iter().enumerate() {
             let dy = (&d_qkv, column, width);
-            let z = &s.z[projection];
+            let z = s.qkv.z[projection].as_ref();
             self.linear_backward(&at, projection, dy, n, (&normed, h), z, &d_normed, 1.0)?;
         }
         let norm = (&s.x, self.vector(places.norms[0]), &s.inverse1);
@@ -373,7 +398,7 @@ impl<B: Backend> GpuModel<B> {
         let (rows, heads) = (batch.table.rows, c.num_attention_heads);
         let inner = self.floats("gradients", rows * heads)?;
         let arguments = kernels::AttendBackward {
-            qkv: self.address(&s.qkv),
+            qkv: self.address(&s.qkv.rows),
             out: self.address(&s.attended),
             d_out: self.address(d_attended),
             log_sum: self.address(&s.log_sum),
@@ -402,7 +427,8 @@ impl<B: Backend> GpuModel<B> {
         d_qkv: &B::Memory,
     ) -> Result<(), GpuError> {
         let c = &self.config;
-        let (Some(norms), Some(raw)) = (self.places[layer].qk_norms, &s.raw) else {
+        let (Some(norms), Some((raw, inverses))) = (self.places[layer].qk_norms, &s.qkv.norms)
+        else {
             return Ok(());
         };
         let heads = [c.num_attention_heads, c.num_key_value_heads];
@@ -411,7 +437,7 @@ impl<B: Backend> GpuModel<B> {
             let arguments = kernels::RmsNormBackward {
                 x: self.address(raw) + offset,
                 weight: self.vector(norms[i]),
-                inverse: self.address(&s.head_inverses[i]),
+                inverse: self.address(&inverses[i]),
                 dy: self.address(d_qkv) + offset,
                 dx: self.address(d_qkv) + offset,
                 width: int(c.head_dim),
@@ -434,32 +460,19 @@ impl<B: Backend> GpuModel<B> {
         (dy, column, stride): (&B::Memory, usize, usize),
         n: usize,
         (x, width): (&B::Memory, usize),
-        z: &B::Memory,
+        z: Option<&B::Memory>,
         dx: &B::Memory,
         beta: f32,
     ) -> Result<(), GpuError> {
         let rows = at.rows;
-        let matrix = self.places[at.layer].matrices[projection];
+        let matrix = &self.places[at.layer].matrices[projection];
         let columns = Operand::new(dy, stride).at(column);
         let out = Operand::new(dx, width);
-        if self.options.precision == Precision::F32 {
-            let product = Product {
-                m: rows,
-                n: width,
-                k: n,
-                a_transposed: false,
-                b_transposed: false,
-                alpha: 1.0,
-                beta,
-                bf16: false,
-            };
-            let w = Operand::new(&self.matrices, width).at(matrix);
-            self.device.multiply(&product, columns, w, out)?;
-        } else {
-            self.product_back_narrow(rows, columns, n, matrix, width, out, beta)?;
-        }
-        let adapter = self.adapter(at.adapter)?;
-        let Some(block) = adapter.blocks[at.layer * 7 + projection] else {
+        let input = self.input(columns, rows, n)?;
+        self.product(&input, rows, matrix, Side::Back, out, beta)?;
+        let adapter = self.slots.get(at.adapter)?;
+        let block = adapter.blocks[at.layer * PROJECTIONS.len() + projection];
+        let (Some(block), Some(z)) = (block, z) else {
             return Ok(());
         };
         let rank = block.rank;
@@ -496,36 +509,6 @@ impl<B: Backend> GpuModel<B> {
             Operand::new(x, width),
             slope(block.a, width),
         )
-    }
-
-    /// `dx = dy W` with both factors in bf16: the columns are packed first.
-    #[expect(clippy::too_many_arguments, reason = "one caller")]
-    fn product_back_narrow(
-        &self,
-        rows: usize,
-        dy: Operand<'_, B::Memory>,
-        n: usize,
-        matrix: usize,
-        width: usize,
-        dx: Operand<'_, B::Memory>,
-        beta: f32,
-    ) -> Result<(), GpuError> {
-        let packed;
-        let from = if dy.stride == n {
-            dy.memory
-        } else {
-            packed = self.floats("gradients", rows * n)?;
-            let arguments = kernels::Pack {
-                x: self.address(dy.memory) + (dy.offset * size_of::<f32>()) as u64,
-                out: self.address(&packed),
-                width: int(n),
-                stride: int(dy.stride),
-            };
-            self.launch(Kernel::Pack, (rows, 1), &arguments)?;
-            &packed
-        };
-        let input = self.input(from, rows, n)?;
-        self.product(&input, rows, matrix, width, true, dx, beta)
     }
 }
 

@@ -1,19 +1,21 @@
-//! What carries out a server's passes: the CPU engine, or a device.
+//! What carries out the passes of servers and of training: the CPU engine, or a
+//! device.
 
 use std::fmt;
 use std::sync::Arc;
 
 use crate::cache::KvPool;
-use crate::model::{ForwardError, Model, Segment};
+use crate::lora::Lora;
+use crate::model::{ForwardError, GradientOptions, Labels, Model, Segment, Sequence};
 use crate::pool::Pool;
 
 /// How a token is drawn from a segment's last logits.
 ///
-/// Tokens are ordered by logit, the lower id first among equals. Of that order
-/// the longest beginning takes part that has at most `top_k` tokens, reaches
-/// `top_p` of their probability no more than once, and holds no probability
-/// below `min_p` of the largest. The token is the first at which the sum of
-/// probabilities exceeds `uniform` of what takes part.
+/// Tokens are ordered by probability, the lower id first among equals. Those that
+/// take part are a beginning of that order: at most `top_k`, none below `min_p`
+/// of the largest, and of what these two leave no more than reach `top_p` of its
+/// probability. The token is the first at which the sum of probabilities
+/// exceeds `uniform` of what takes part.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Draw {
     /// Logits are divided by it; 0 takes the likeliest token.
@@ -51,6 +53,8 @@ pub struct Drawn {
     pub token: u32,
     /// Its log-probability before temperature and limits.
     pub logprob: f32,
+    /// How many tokens are likelier, plus 1.
+    pub rank: u32,
     /// The likeliest tokens, likeliest first.
     pub top: Vec<(u32, f32)>,
 }
@@ -112,5 +116,86 @@ impl Executor for CpuExecutor {
             drawn: vec![None; segments.len()],
             logits,
         })
+    }
+}
+
+/// A factor for the gradient of each sequence, from the losses of all.
+type Factors<'a> = &'a dyn Fn(&[f64]) -> Vec<f32>;
+
+/// Computes the losses of one model and their gradients by an adapter.
+pub trait Learner: fmt::Debug {
+    /// Loss of every sequence: `sum_t weights[t] nll_t`, in nats.
+    ///
+    /// # Errors
+    /// [`ForwardError`] when a sequence or the adapter does not fit the model.
+    fn losses(
+        &self,
+        adapter: Option<&Lora>,
+        sequences: &[Sequence],
+    ) -> Result<Vec<f64>, ForwardError>;
+
+    /// Adds the gradient of the sum over all sequences by the adapter to
+    /// `gradient`, in the flat order of the adapter's parameters; returns the
+    /// loss of each. With `factors`, that of each sequence is scaled by what they
+    /// make of the losses of all.
+    ///
+    /// # Errors
+    /// As [`Self::losses`]; `gradient` is then unchanged.
+    ///
+    /// # Panics
+    /// If `gradient` has not one element for each parameter of the adapter.
+    fn add_gradient(
+        &self,
+        adapter: &Lora,
+        sequences: &[Sequence],
+        recompute: bool,
+        factors: Option<Factors<'_>>,
+        gradient: &mut [f32],
+    ) -> Result<Vec<f64>, ForwardError>;
+}
+
+/// The CPU engine as a learner.
+#[derive(Debug, Clone, Copy)]
+pub struct CpuLearner<'a> {
+    model: &'a Model,
+    pool: &'a Pool,
+}
+
+impl<'a> CpuLearner<'a> {
+    /// Passes of `model` on the threads of `pool`.
+    #[must_use]
+    pub const fn new(model: &'a Model, pool: &'a Pool) -> Self {
+        Self { model, pool }
+    }
+}
+
+impl Learner for CpuLearner<'_> {
+    fn losses(
+        &self,
+        adapter: Option<&Lora>,
+        sequences: &[Sequence],
+    ) -> Result<Vec<f64>, ForwardError> {
+        self.model.losses(self.pool, adapter, sequences)
+    }
+
+    fn add_gradient(
+        &self,
+        adapter: &Lora,
+        sequences: &[Sequence],
+        recompute: bool,
+        factors: Option<Factors<'_>>,
+        gradient: &mut [f32],
+    ) -> Result<Vec<f64>, ForwardError> {
+        let options = GradientOptions {
+            labels: Labels::Given,
+            recompute,
+        };
+        let (model, pool) = (self.model, self.pool);
+        match factors {
+            None => model.add_lora_gradient(pool, adapter, sequences, options, gradient),
+            Some(factors) => {
+                model.add_scaled_lora_gradient(pool, adapter, sequences, options, factors, gradient)
+            }
+        }
     }
 }

@@ -37,7 +37,7 @@ pub use chat_template::{ChatOptions, ChatTemplateError, Conversation};
 pub use config::{
     ConfigError, Family, Mla, ModelConfig, Moe, Rope, Routing, SlidingWindow, WeightFormat,
 };
-pub use executor::{CpuExecutor, Draw, Drawn, Executor, Forwarded};
+pub use executor::{CpuExecutor, CpuLearner, Draw, Drawn, Executor, Forwarded, Learner};
 pub use generation_config::GenerationConfig;
 pub use gguf::{
     Array, Gguf, GgufError, GgufTensor, GgufTokenizer, MAX_GGUF_HEADER_SIZE_BYTES, Storage,
@@ -50,7 +50,7 @@ pub use lora::{
 };
 pub use model::{
     ForwardError, GradientOptions, Labels, LoadError, MAX_MODEL_SIZE_BYTES, Model, Segment,
-    Sequence, SequenceGradient,
+    Sequence, SequenceGradient, StoredTensor,
 };
 pub use pool::Pool;
 pub use quant::{Format, QuantError, QuantMatrix};

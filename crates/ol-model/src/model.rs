@@ -228,6 +228,15 @@ impl Model {
         &self.layout
     }
 
+    /// Every tensor, in the order of [`Layout`].
+    #[must_use]
+    pub fn tensors(&self) -> Vec<StoredTensor<'_>> {
+        let pieces = self.pieces().into_iter();
+        pieces
+            .map(|(spec, piece)| StoredTensor { spec, piece })
+            .collect()
+    }
+
     /// Memory of the weights in bytes. The first backward pass of a model below
     /// 256 MiB keeps its matrices once more, turned.
     #[must_use]
@@ -352,6 +361,55 @@ impl Model {
             .iter()
             .map(|spec| (spec, piece(spec)))
             .collect()
+    }
+}
+
+/// A tensor of a model as it is stored.
+pub struct StoredTensor<'a> {
+    spec: &'a TensorSpec,
+    piece: Piece<'a>,
+}
+
+impl std::fmt::Debug for StoredTensor<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("StoredTensor").field(self.spec).finish()
+    }
+}
+
+impl StoredTensor<'_> {
+    /// Its name and shape.
+    #[must_use]
+    pub const fn spec(&self) -> &TensorSpec {
+        self.spec
+    }
+
+    /// Its rows and their width; a vector is one row.
+    #[must_use]
+    pub fn shape(&self) -> (usize, usize) {
+        self.spec.rows()
+    }
+
+    /// How it is stored; `None` for f32.
+    #[must_use]
+    pub fn format(&self) -> Option<crate::Format> {
+        crate::Format::from_name(self.piece.format_name(self.spec))
+    }
+
+    /// Writes row `row` as f32.
+    ///
+    /// # Panics
+    /// If there is no such row or `out` is not one row long.
+    pub fn row(&self, row: usize, out: &mut [f32]) {
+        self.piece.row(self.spec, row, out);
+    }
+
+    /// Appends the bytes of row `row` as [`crate::QuantMatrix::stored_row`]
+    /// gives them; little-endian f32 where it is not quantised.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn stored_row(&self, row: usize, out: &mut Vec<u8>) {
+        self.piece.stored_row(self.spec, row, out);
     }
 }
 

@@ -10,17 +10,33 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use libloading::Library;
 use ol_cuda::{Backend, GpuError, Kernel, Operand, Product};
+use ol_types::keccak256;
 
 /// Words before and after each allocation that nothing may write.
 const GUARD: usize = 8;
 const MARK: u64 = 0xA5A5_5A5A_DEAD_BEEF;
 
-/// The kernels, compiled as C by the compiler that Rust links with.
+/// All that the emulated kernels are made of.
+const SOURCES: &[u8] = concat!(
+    include_str!("emulator.h"),
+    include_str!("../../kernels/kernels.h"),
+    include_str!("../../kernels/kernels.cu")
+)
+.as_bytes();
+
+/// The kernels, compiled as C by the compiler that Rust links with; once for all
+/// tests, each of which may be a process.
 fn library() -> &'static Mutex<Library> {
     static LIBRARY: OnceLock<Mutex<Library>> = OnceLock::new();
     LIBRARY.get_or_init(|| {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let dir = tempfile::tempdir().unwrap();
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let kept = folder.join(format!("kernels-{}.so", keccak256(SOURCES)));
+        if kept.exists() {
+            // SAFETY: the library has no constructors.
+            return Mutex::new(unsafe { Library::new(&kept) }.unwrap());
+        }
+        let dir = tempfile::tempdir_in(folder).unwrap();
         let out = dir.path().join("kernels.so");
         let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
         let status = Command::new(&compiler)
@@ -35,8 +51,10 @@ fn library() -> &'static Mutex<Library> {
             .status()
             .unwrap_or_else(|e| panic!("{} does not start: {e}", compiler.display()));
         assert!(status.success(), "the kernels do not compile as C");
-        // SAFETY: the library has no constructors.
-        Mutex::new(unsafe { Library::new(&out) }.unwrap())
+        // Whole or not at all: others may be looking.
+        std::fs::rename(&out, &kept).unwrap();
+        // SAFETY: as above.
+        Mutex::new(unsafe { Library::new(&kept) }.unwrap())
     })
 }
 

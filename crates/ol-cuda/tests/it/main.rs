@@ -5,3 +5,4 @@
 
 mod emulator;
 mod passes;
+mod serving;

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use ol_cuda::{Backend, Gpu, GpuError, GpuModel, GpuModelOptions, GpuSegment, Precision, devices};
+use ol_cuda::{Backend, Gpu, GpuError, GpuLearner, GpuModel, GpuModelOptions, Precision, devices};
 use ol_model::{
-    KvCache, Labels, Lora, LoraConfig, Model, ModelConfig, Pool, Random, Segment, Sequence,
+    Executor, Format, ForwardError, KvCache, Labels, Learner, Lora, LoraConfig, Model, ModelConfig,
+    Pool, Random, Segment, Sequence, WeightFormat,
 };
 
 use crate::emulator::Emulator;
@@ -12,7 +13,7 @@ use crate::emulator::Emulator;
 /// Longer than a tile of keys.
 const LONG: usize = 150;
 
-fn small() -> ModelConfig {
+pub(crate) fn small() -> ModelConfig {
     ModelConfig {
         vocab_size: 97,
         hidden_size: 32,
@@ -26,16 +27,19 @@ fn small() -> ModelConfig {
     }
 }
 
-fn options(precision: Precision) -> GpuModelOptions {
+pub(crate) fn options(precision: Precision) -> GpuModelOptions {
     GpuModelOptions {
         precision,
         kv_pages: 40,
         adapter_slots: 3,
+        adapter_bytes: 1 << 20,
+        // A few rows of a matrix at a time.
+        workspace_bytes: 5000,
     }
 }
 
 /// A model whose weights are large enough for every part to matter.
-fn model(config: ModelConfig, seed: u64) -> Model {
+pub(crate) fn model(config: ModelConfig, seed: u64) -> Model {
     let mut params = Model::random(config.clone(), seed).unwrap().parameters();
     let mut random = Random::new(seed ^ 1);
     for p in &mut params {
@@ -48,7 +52,7 @@ fn model(config: ModelConfig, seed: u64) -> Model {
     Model::from_parameters(config, &params).unwrap()
 }
 
-fn adapter(config: &ModelConfig, rank: usize, seed: u64) -> Lora {
+pub(crate) fn adapter(config: &ModelConfig, rank: usize, seed: u64) -> Lora {
     let fresh = Lora::init(config, LoraConfig::all_linear(rank), seed).unwrap();
     let mut random = Random::new(seed);
     let params = fresh
@@ -59,14 +63,14 @@ fn adapter(config: &ModelConfig, rank: usize, seed: u64) -> Lora {
     Lora::from_parameters(config, LoraConfig::all_linear(rank), params).unwrap()
 }
 
-fn tokens(n: usize, vocab: usize, seed: u64) -> Vec<u32> {
+pub(crate) fn tokens(n: usize, vocab: usize, seed: u64) -> Vec<u32> {
     let mut random = Random::new(seed);
     (0..n)
         .map(|_| u32::try_from(random.below(vocab)).unwrap())
         .collect()
 }
 
-fn close(ours: &[f32], cpu: &[f32], relative: f32, what: &str) {
+pub(crate) fn close(ours: &[f32], cpu: &[f32], relative: f32, what: &str) {
     assert_eq!(ours.len(), cpu.len(), "{what}");
     let scale = cpu.iter().fold(0.0_f32, |a, b| a.max(b.abs()));
     let worst = ours
@@ -80,32 +84,35 @@ fn close(ours: &[f32], cpu: &[f32], relative: f32, what: &str) {
     );
 }
 
+/// The logits of segments, none drawn.
+pub(crate) fn logits(
+    executor: &mut impl Executor,
+    segments: &mut [Segment<'_>],
+) -> Result<Vec<f32>, ForwardError> {
+    let draws = vec![None; segments.len()];
+    Ok(executor.forward(segments, &draws)?.logits)
+}
+
 /// Prefill in two parts, then single tokens, mixed adapters and ranks.
-fn generation_agrees<B: Backend>(
-    device: B,
-    cpu: &Model,
-    precision: Precision,
-    longest: usize,
-    near: f32,
-) {
+fn generation_agrees<B>(device: B, cpu: &Model, precision: Precision, longest: usize, near: f32)
+where
+    B: Backend + Send,
+    B::Memory: Send,
+{
     let config = cpu.config().clone();
     let pool = Pool::new(1);
-    let adapters = [adapter(&config, 4, 1), adapter(&config, 7, 2)];
-    let mut gpu = GpuModel::new(device, cpu, options(precision)).unwrap();
-    let slots = [
-        Some(gpu.add_adapter(&adapters[0]).unwrap()),
-        None,
-        Some(gpu.add_adapter(&adapters[1]).unwrap()),
-    ];
+    let adapters = [adapter(&config, 4, 1), adapter(&config, 37, 2)];
     let choice = [Some(&adapters[0]), None, Some(&adapters[1])];
+    let mut gpu = GpuModel::new(device, cpu, options(precision)).unwrap();
     let room = longest.min(config.max_position_embeddings - 8);
     let prompts = [
         tokens(37.min(room), config.vocab_size, 3),
         tokens(5, config.vocab_size, 4),
         tokens(150.min(room), config.vocab_size, 5),
     ];
-    let mut caches: Vec<KvCache> = (0..3).map(|_| KvCache::new(&config, 200)).collect();
-    let mut sequences: Vec<_> = (0..3).map(|_| gpu.sequence()).collect();
+    let mut on_cpu: Vec<KvCache> = (0..3).map(|_| KvCache::new(&config, 200)).collect();
+    let remote = gpu.kv_pool();
+    let mut on_gpu: Vec<KvCache> = (0..3).map(|_| KvCache::in_pool(&remote, 200)).collect();
     let mut rounds: Vec<Vec<Vec<u32>>> = vec![
         prompts.iter().map(|p| p[..p.len() / 2].to_vec()).collect(),
         prompts.iter().map(|p| p[p.len() / 2..].to_vec()).collect(),
@@ -116,30 +123,29 @@ fn generation_agrees<B: Backend>(
             .collect()
     }));
     for (round, parts) in rounds.iter().enumerate() {
-        let mut on_cpu: Vec<Segment<'_>> = parts
-            .iter()
-            .zip(&mut caches)
-            .zip(choice)
-            .map(|((tokens, cache), adapter)| Segment {
-                tokens,
-                cache,
-                adapter,
-            })
-            .collect();
-        let expected = cpu.forward(&pool, &mut on_cpu).unwrap();
-        let mut on_gpu: Vec<GpuSegment<'_>> = parts
-            .iter()
-            .zip(&mut sequences)
-            .zip(slots)
-            .map(|((tokens, sequence), adapter)| GpuSegment {
-                tokens,
-                sequence,
-                adapter,
-            })
-            .collect();
-        let got = gpu.forward(&mut on_gpu).unwrap();
+        let expected = cpu
+            .forward(&pool, &mut segments(parts, &mut on_cpu, &choice))
+            .unwrap();
+        let got = logits(&mut gpu, &mut segments(parts, &mut on_gpu, &choice)).unwrap();
         close(&got, &expected, near, &format!("round {round}"));
     }
+}
+
+pub(crate) fn segments<'a>(
+    parts: &'a [Vec<u32>],
+    caches: &'a mut [KvCache],
+    adapters: &[Option<&'a Lora>],
+) -> Vec<Segment<'a>> {
+    parts
+        .iter()
+        .zip(caches)
+        .zip(adapters)
+        .map(|((tokens, cache), adapter)| Segment {
+            tokens,
+            cache,
+            adapter: *adapter,
+        })
+        .collect()
 }
 
 fn gradients_agree<B: Backend>(
@@ -152,8 +158,7 @@ fn gradients_agree<B: Backend>(
     let config = cpu.config().clone();
     let pool = Pool::new(1);
     let adapter = adapter(&config, 5, 6);
-    let mut gpu = GpuModel::new(device, cpu, options(precision)).unwrap();
-    let slot = gpu.add_adapter(&adapter).unwrap();
+    let gpu = GpuLearner::new(GpuModel::new(device, cpu, options(precision)).unwrap());
     let room = longest.min(config.max_position_embeddings);
     let sequences: Vec<Sequence> = [23, 1, 140.min(room), 9]
         .iter()
@@ -163,20 +168,47 @@ fn gradients_agree<B: Backend>(
             weights: (0..n).map(|t| if t % 3 == 0 { 0.0 } else { 1.0 }).collect(),
         })
         .collect();
-    let (loss, expected) = cpu
-        .lora_gradient(&pool, &adapter, &sequences, Labels::Given)
+    // Of a sum, and of a function of all losses, added to what is there.
+    let factors = |losses: &[f64]| -> Vec<f32> {
+        (0..losses.len())
+            .map(|i| if i % 2 == 0 { 0.5 } else { -2.0 })
+            .collect()
+    };
+    for factors in [None, Some(&factors as &dyn Fn(&[f64]) -> Vec<f32>)] {
+        let mut expected = vec![0.25; adapter.n_params()];
+        let mut got = expected.clone();
+        let cpu_losses = match factors {
+            None => {
+                cpu.add_lora_gradient(&pool, &adapter, &sequences, Labels::Given, &mut expected)
+            }
+            Some(factors) => cpu.add_scaled_lora_gradient(
+                &pool,
+                &adapter,
+                &sequences,
+                Labels::Given,
+                factors,
+                &mut expected,
+            ),
+        }
         .unwrap();
-    let (got_loss, got) = gpu.lora_gradient(slot, &sequences).unwrap();
-    assert!(
-        (got_loss - loss).abs() <= f64::from(near) * loss,
-        "{got_loss} against {loss}"
-    );
-    close(&got, &expected, 10.0 * near, "gradient");
-    let losses = gpu.losses(Some(slot), &sequences).unwrap();
-    assert!((losses.iter().sum::<f64>() - got_loss).abs() <= 1e-9 * loss);
+        let losses = gpu
+            .add_gradient(&adapter, &sequences, false, factors, &mut got)
+            .unwrap();
+        losses_agree(&losses, &cpu_losses, near);
+        close(&got, &expected, 10.0 * near, "gradient");
+        let measured = gpu.losses(Some(&adapter), &sequences).unwrap();
+        losses_agree(&measured, &losses, 1e-6);
+    }
     let alone = gpu.losses(None, &sequences[2..3]).unwrap();
     let base = cpu.losses(&pool, None, &sequences[2..3]).unwrap();
-    assert!((alone[0] - base[0]).abs() <= f64::from(near) * base[0]);
+    losses_agree(&alone, &base, near);
+}
+
+fn losses_agree(ours: &[f64], theirs: &[f64], near: f32) {
+    assert_eq!(ours.len(), theirs.len());
+    for (a, b) in ours.iter().zip(theirs) {
+        assert!((a - b).abs() <= f64::from(near) * b, "{a} against {b}");
+    }
 }
 
 #[test]
@@ -216,9 +248,8 @@ fn what_only_the_cpu_does_is_refused_by_name() {
         use_dora: true,
         ..LoraConfig::all_linear(2)
     };
-    let error = gpu
-        .add_adapter(&cpu.fresh_adapter(&Pool::new(1), dora, 1).unwrap())
-        .unwrap_err();
+    let dora = cpu.fresh_adapter(&Pool::new(1), dora, 1).unwrap();
+    let error = gpu.add_adapter(&dora).unwrap_err();
     assert!(error.to_string().contains("DoRA"), "{error}");
 }
 
@@ -228,34 +259,70 @@ fn bf16_stays_near() {
     gradients_agree(Emulator, &model(small(), 7), Precision::Bf16, 40, 0.02);
 }
 
+/// Every format of blocks, expanded on the device some rows at a time, against
+/// the same values held in f32.
 #[test]
-fn greedy_tokens_are_the_largest_logits() {
-    let config = small();
-    let cpu = model(config.clone(), 3);
-    let gpu = GpuModel::new(Emulator, &cpu, options(Precision::F32)).unwrap();
-    let prompt = tokens(9, config.vocab_size, 1);
-    let (mut one, mut two) = (gpu.sequence(), gpu.sequence());
-    let segment = |sequence| GpuSegment {
-        tokens: &prompt,
-        sequence,
-        adapter: None,
+fn quantised_bases_stay_as_they_are_stored() {
+    let config = ModelConfig {
+        hidden_size: 256,
+        intermediate_size: 256,
+        num_hidden_layers: 1,
+        head_dim: 64,
+        ..small()
     };
-    let logits = gpu.forward(&mut [segment(&mut one)]).unwrap();
-    let best = (0..logits.len())
-        .max_by(|a, b| logits[*a].total_cmp(&logits[*b]).then(b.cmp(a)))
-        .unwrap();
-    let greedy = gpu.forward_greedy(&mut [segment(&mut two)]).unwrap();
-    assert_eq!(greedy, [u32::try_from(best).unwrap()]);
-    assert_eq!((one.len(), two.len()), (9, 9));
+    let folder = tempfile::tempdir().unwrap();
+    let dense = model(config.clone(), 7);
+    dense.save(folder.path(), ol_model::Dtype::F32).unwrap();
+    let pool = Pool::new(1);
+    for format in Format::ALL {
+        let format = WeightFormat::Quantised(format);
+        let stored = Model::load_as(&pool, folder.path(), format).unwrap();
+        let same = Model::from_parameters(config.clone(), &stored.parameters()).unwrap();
+        let adapter = adapter(&config, 3, 1);
+        let prompt = tokens(9, config.vocab_size, 2);
+        let (parts, choice) = ([prompt], [Some(&adapter)]);
+        let mut caches = [KvCache::new(&config, 20)];
+        let expected = same
+            .forward(&pool, &mut segments(&parts, &mut caches, &choice))
+            .unwrap();
+        for workspace_bytes in [1, 100_000] {
+            let limits = GpuModelOptions {
+                workspace_bytes,
+                ..options(Precision::F32)
+            };
+            let mut gpu = GpuModel::new(Emulator, &stored, limits).unwrap();
+            let mut caches = [KvCache::in_pool(&gpu.kv_pool(), 20)];
+            let got = logits(&mut gpu, &mut segments(&parts, &mut caches, &choice)).unwrap();
+            close(&got, &expected, 1e-4, &format!("{format:?}"));
+        }
+    }
+}
+
+#[test]
+fn gradients_through_blocks_agree() {
+    let config = ModelConfig {
+        hidden_size: 64,
+        intermediate_size: 128,
+        head_dim: 16,
+        ..small()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let dense = model(config, 7);
+    dense.save(folder.path(), ol_model::Dtype::F32).unwrap();
+    let format = WeightFormat::Quantised(Format::Nf4Double);
+    let stored = Model::load_as(&Pool::new(1), folder.path(), format).unwrap();
+    gradients_agree(Emulator, &stored, Precision::F32, LONG, 1e-4);
 }
 
 #[test]
 fn what_does_not_fit_is_refused_and_changes_nothing() {
     let config = small();
     let cpu = model(config.clone(), 3);
-    let mut limits = options(Precision::F32);
-    limits.kv_pages = 2;
-    limits.adapter_slots = 1;
+    let limits = GpuModelOptions {
+        kv_pages: 2,
+        adapter_slots: 1,
+        ..options(Precision::F32)
+    };
     let mut gpu = GpuModel::new(Emulator, &cpu, limits).unwrap();
     let other = GpuModel::new(Emulator, &cpu, limits).unwrap();
     let slot = gpu.add_adapter(&adapter(&config, 2, 1)).unwrap();
@@ -264,34 +331,36 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
         GpuError::Full("adapter slot")
     );
     gpu.remove_adapter(slot);
+    assert!(gpu.replace_adapter(slot, &adapter(&config, 2, 1)).is_err());
     let long = tokens(33, config.vocab_size, 1);
-    let mut sequence = gpu.sequence();
-    let mut foreign = other.sequence();
-    let mut attempt = |tokens: &[u32], adapter, own: bool| {
-        gpu.forward(&mut [GpuSegment {
-            tokens,
-            sequence: if own { &mut sequence } else { &mut foreign },
-            adapter,
-        }])
-        .unwrap_err()
-        .to_string()
+    let wide = ModelConfig {
+        hidden_size: 40,
+        ..config.clone()
     };
-    assert_eq!(attempt(&long, None, true), "no free KV page on the GPU");
+    let wide = adapter(&wide, 2, 1);
+    let mut cache = KvCache::in_pool(&gpu.kv_pool(), 100);
+    let mut foreign = KvCache::in_pool(&other.kv_pool(), 100);
+    let mut host = KvCache::new(&config, 100);
+    let mut attempt = |tokens: &[u32], adapter, cache: &mut KvCache| {
+        let mut segment = [Segment {
+            tokens,
+            cache,
+            adapter,
+        }];
+        logits(&mut gpu, &mut segment).unwrap_err().to_string()
+    };
     for (error, word) in [
-        (attempt(&[], None, true), "no tokens"),
-        (attempt(&[97], None, true), "vocabulary"),
-        (attempt(&[1], Some(slot), true), "no adapter"),
-        (attempt(&[1], None, false), "another model"),
+        (attempt(&long, None, &mut cache), "3 more pages"),
+        (attempt(&[], None, &mut cache), "no tokens"),
+        (attempt(&[97], None, &mut cache), "vocabulary"),
+        (attempt(&[1], Some(&wide), &mut cache), "adapter"),
+        (attempt(&[1], None, &mut foreign), "another shape"),
+        (attempt(&[1], None, &mut host), "another shape"),
     ] {
         assert!(error.contains(word), "{error}");
     }
-    assert!(sequence.is_empty());
-    let wide = ModelConfig {
-        hidden_size: 40,
-        ..config
-    };
-    let error = gpu.add_adapter(&adapter(&wide, 2, 1)).unwrap_err();
-    assert!(error.to_string().contains("another shape"), "{error}");
+    assert!(cache.is_empty());
+    assert_eq!(gpu.kv_pool().free_pages(), 2);
 }
 
 /// The same passes on a real device. Where there is none, that must be said as
