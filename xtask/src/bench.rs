@@ -28,6 +28,11 @@ const ROOMS: &[Room] = &[
         with_contracts: false,
     },
     Room {
+        name: "attribution-truth",
+        benches: &[("ol-attribution", "truth")],
+        with_contracts: false,
+    },
+    Room {
         name: "chain",
         benches: &[
             ("openledger", "chain"),

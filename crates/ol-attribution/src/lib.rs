@@ -11,12 +11,18 @@
 //! - [`reduce`]: shortens the gradient of LoRA factors before it is fitted.
 //! - [`method`], [`record`], [`query`]: the same for an adapter on a language
 //!   model: its records' sketches, and the sketch of an answer.
+//! - [`kronecker`]: curvature of adapters of any size, within a memory budget.
 //! - [`self_query`]: the acceptance measure.
 //!
 //! Synchronous and free of I/O.
 
 pub mod fit;
+pub mod kronecker;
 mod linalg;
+// Beside the module and not in it, because the benchmark `truth` includes its file.
+#[cfg(test)]
+#[path = "linalg/tests.rs"]
+mod linalg_tests;
 pub mod map;
 pub mod method;
 pub mod query;

@@ -9,6 +9,10 @@
     reason = "gemm takes raw pointers; the one call is wrapped with checked shapes"
 )]
 
+// The path is spelt out because the benchmark `truth` includes this file too.
+#[path = "linalg/eigen.rs"]
+pub(crate) mod eigen;
+
 use gemm::Parallelism;
 
 /// Edge of the blocks of the factorisation and the triangular solves.
@@ -59,6 +63,11 @@ impl Matrix {
 
     pub(crate) fn row_mut(&mut self, row: usize) -> &mut [f64] {
         &mut self.data[row * self.cols..(row + 1) * self.cols]
+    }
+
+    /// All numbers, row by row.
+    pub(crate) fn values(&self) -> impl ExactSizeIterator<Item = f64> + '_ {
+        self.data.iter().copied()
     }
 
     pub(crate) fn add_to_diagonal(&mut self, value: f64) {
@@ -412,6 +421,3 @@ fn orthonormalise(basis: &mut Matrix, signs: &mut crate::random::SplitMix) {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,7 +1,10 @@
 //! Goal: the factorisations reproduce the matrix they came from.
 //! Method: random matrices of sizes around the block edge; residuals.
 
-use super::{Matrix, add_product, cholesky, cholesky_solve, jacobi_eigen, multiply, top_eigen};
+use crate::linalg::eigen::symmetric_eigen;
+use crate::linalg::{
+    Matrix, add_product, cholesky, cholesky_solve, jacobi_eigen, multiply, top_eigen,
+};
 use crate::random::SplitMix;
 
 fn random(rows: usize, cols: usize, seed: u64) -> Matrix {
@@ -133,4 +136,37 @@ fn a_matrix_of_low_rank_has_zeros_below() {
         &identity,
         1e-9,
     );
+}
+
+#[test]
+fn all_eigenvectors_agree_with_jacobi() {
+    for n in [1, 2, 3, 17, 80] {
+        let b = random(n, n, 11);
+        // Half of them singular, with eigenvalues of both signs.
+        let mut a = Matrix::from_fn(n, n, |i, j| b.at(i, j) + b.at(j, i));
+        if n % 2 == 1 {
+            a.row_mut(0).fill(0.0);
+            (0..n).for_each(|i| a.row_mut(i)[0] = 0.0);
+        }
+        let (values, vectors) = symmetric_eigen(a.clone()).unwrap();
+        let (expected, _) = jacobi_eigen(a.clone());
+        for (value, expected) in values.iter().zip(&expected) {
+            assert!((value - expected).abs() < 1e-10, "{n}: {value} {expected}");
+        }
+        let image = multiply(vectors.view(), a.view());
+        let inner = multiply(vectors.view(), vectors.view().t());
+        for (i, value) in values.iter().enumerate() {
+            for j in 0..n {
+                let residual = image.at(i, j) - value * vectors.at(i, j);
+                assert!(residual.abs() < 1e-10, "{n}: residual {residual}");
+                let unit = f64::from(u8::from(i == j));
+                assert!(
+                    (inner.at(i, j) - unit).abs() < 1e-10,
+                    "{n}: not orthonormal"
+                );
+            }
+        }
+    }
+    let infinite = Matrix::from_fn(2, 2, |_, _| f64::INFINITY);
+    assert!(symmetric_eigen(infinite).is_none());
 }

@@ -6,6 +6,8 @@ use super::*;
 use crate::cache::KvCache;
 use crate::config::{Family, Rope, SlidingWindow, WeightFormat};
 use crate::isa::Isa;
+use crate::kernels::Output;
+use crate::linear::Precision;
 use crate::lora::{Lora, LoraConfig, Projection};
 
 fn tiny(tied: bool) -> ModelConfig {
@@ -304,6 +306,34 @@ fn losses_agree_with_forward() {
         want += f64::from(seq.weights[t]) * nll;
     }
     assert!((loss - want).abs() < 1e-4 * want, "{loss} {want}");
+}
+
+/// The head is linear: of the mean hidden state it makes the mean logits.
+#[test]
+fn hidden_states_agree_with_forward() {
+    let model = model(true);
+    let lora = adapter(3, 8, &Projection::ALL);
+    let pool = Pool::new(2);
+    let seqs = [sequence(12, 6), sequence(30, 7)];
+    let hidden = model.mean_hidden(&pool, Some(&lora), &seqs).unwrap();
+    for (seq, hidden) in seqs.iter().zip(&hidden) {
+        let n = seq.tokens.len() - 1;
+        let mut want = vec![0.0_f32; model.config().vocab_size];
+        for t in 1..=n {
+            let logits = alone(&model, &pool, &seq.tokens[..t], Some(&lora));
+            want.iter_mut()
+                .zip(logits)
+                .for_each(|(sum, l)| *sum += l / n as f32);
+        }
+        let mut found = vec![0.0_f32; want.len()];
+        let out = Output::new(&mut found, want.len());
+        model.head.product_to(&pool, hidden, &out, Precision::Exact);
+        for (want, found) in want.iter().zip(&found) {
+            assert!((want - found).abs() < 1e-4, "{want} {found}");
+        }
+        let one = model.mean_hidden(&pool, Some(&lora), std::slice::from_ref(seq));
+        assert_eq!(one.unwrap()[0], *hidden);
+    }
 }
 
 /// Compares a gradient with central differences along random directions.

@@ -175,6 +175,46 @@ impl Model {
         Ok(losses)
     }
 
+    /// What the model makes of each sequence: the mean over its tokens of the
+    /// normalised last hidden state, `[hidden_size]`. The last token is left out,
+    /// as it is with losses.
+    ///
+    /// # Errors
+    /// [`ForwardError`] when a sequence or the adapter does not fit the model.
+    pub fn mean_hidden(
+        &self,
+        pool: &Pool,
+        adapter: Option<&Lora>,
+        seqs: &[Sequence],
+    ) -> Result<Vec<Vec<f32>>, ForwardError> {
+        self.check_sequences(adapter, seqs)?;
+        let h = self.config.hidden_size;
+        let mut means = Vec::with_capacity(seqs.len());
+        for range in batches(seqs) {
+            let batch = Batch::new(&seqs[range], Labels::Given);
+            let x = self.run(pool, adapter, &batch, None);
+            let mut normed = vec![0.0_f32; x.len()];
+            norm(
+                pool,
+                &x,
+                &self.norm,
+                self.config.rms_norm_eps,
+                &mut normed,
+                None,
+            );
+            for span in batch.spans {
+                #[expect(clippy::cast_precision_loss, reason = "a number of tokens")]
+                let part = 1.0 / span.len().max(1) as f32;
+                let mut mean = vec![0.0_f32; h];
+                for row in normed[span.start * h..span.end * h].chunks_exact(h) {
+                    mean.iter_mut().zip(row).for_each(|(m, x)| *m += part * x);
+                }
+                means.push(mean);
+            }
+        }
+        Ok(means)
+    }
+
     /// Loss and gradient of **each** sequence with respect to the adapter, from
     /// one backward pass over the packed batch.
     ///
