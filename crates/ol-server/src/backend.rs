@@ -6,6 +6,8 @@ use ol_model::Tokenizer;
 use ol_serve::{Answer, EngineHandle, EngineStats, GenerateRequest, SubmitError};
 use ol_types::B256;
 
+use crate::fleet::Fleet;
+
 /// What generates tokens; clones share it.
 ///
 /// Whatever it is, a request gives the same events in the same order, every
@@ -15,6 +17,8 @@ use ol_types::B256;
 pub enum Backend {
     /// The engine of this process.
     Engine(EngineHandle),
+    /// Workers on this and other machines.
+    Fleet(Fleet),
 }
 
 impl Backend {
@@ -25,6 +29,7 @@ impl Backend {
     pub fn submit(&self, request: GenerateRequest) -> Result<Answer, SubmitError> {
         match self {
             Self::Engine(engine) => engine.submit(request),
+            Self::Fleet(fleet) => fleet.submit(request),
         }
     }
 
@@ -33,6 +38,7 @@ impl Backend {
     pub fn base_hash(&self) -> B256 {
         match self {
             Self::Engine(engine) => engine.base().hash(),
+            Self::Fleet(fleet) => fleet.base_hash(),
         }
     }
 
@@ -41,6 +47,7 @@ impl Backend {
     pub fn tokenizer(&self) -> &Arc<Tokenizer> {
         match self {
             Self::Engine(engine) => engine.tokenizer(),
+            Self::Fleet(fleet) => fleet.tokenizer(),
         }
     }
 
@@ -49,6 +56,7 @@ impl Backend {
     pub fn context_tokens(&self) -> usize {
         match self {
             Self::Engine(engine) => engine.context_tokens(),
+            Self::Fleet(fleet) => fleet.context_tokens(),
         }
     }
 
@@ -57,6 +65,7 @@ impl Backend {
     pub fn stats(&self) -> EngineStats {
         match self {
             Self::Engine(engine) => engine.stats(),
+            Self::Fleet(fleet) => fleet.stats(),
         }
     }
 
@@ -65,6 +74,7 @@ impl Backend {
     pub fn is_running(&self) -> bool {
         match self {
             Self::Engine(engine) => engine.is_running(),
+            Self::Fleet(fleet) => fleet.is_running(),
         }
     }
 
@@ -77,6 +87,7 @@ impl Backend {
                 // A panic was reported by its hook, and nothing runs any more.
                 let _ = stop.await;
             }
+            Self::Fleet(fleet) => fleet.shutdown().await,
         }
     }
 }
@@ -84,5 +95,11 @@ impl Backend {
 impl From<EngineHandle> for Backend {
     fn from(engine: EngineHandle) -> Self {
         Self::Engine(engine)
+    }
+}
+
+impl From<Fleet> for Backend {
+    fn from(fleet: Fleet) -> Self {
+        Self::Fleet(fleet)
     }
 }

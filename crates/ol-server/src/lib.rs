@@ -7,6 +7,7 @@
 //! - [`Backend`]: where tokens come from.
 //! - [`eth`]: Ethereum JSON-RPC over a node.
 //! - [`Access`]: which host names and which pages may ask; for both.
+//! - [`fleet`]: many workers behind one backend.
 //! - [`follow`]: following another node over its JSON-RPC.
 //! - [`gateway`]: API keys, prepaid balances, receipts and their settlement; no HTTP.
 //! - [`metrics`]: what is measured, for Prometheus.
@@ -25,6 +26,7 @@ pub mod api;
 mod backend;
 mod edge;
 pub mod eth;
+pub mod fleet;
 pub mod follow;
 pub mod gateway;
 pub mod metrics;

@@ -48,6 +48,8 @@ const FOLLOW_LAG: &str = "openledger_follow_lag_blocks";
 const FOLLOW_LIVE: &str = "openledger_follow_is_live";
 const FOLLOW_REFUSED: &str = "openledger_follow_refused_total";
 const FOLLOW_REORGS: &str = "openledger_follow_reorgs_total";
+const FLEET_ATTEMPTS: &str = "openledger_fleet_attempts_total";
+const FLEET_RETRIES: &str = "openledger_fleet_retries_total";
 const SUBSCRIPTIONS: &str = "openledger_ws_subscriptions";
 const SESSIONS: &str = "openledger_ws_sessions";
 
@@ -126,6 +128,18 @@ pub const METRICS: &[Metric] = &[
         help: "Times that this node changed to another branch.",
     },
     Metric {
+        name: FLEET_ATTEMPTS,
+        kind: MetricKind::Counter,
+        labels: &["worker", "outcome"],
+        help: "Requests sent to a worker, by outcome: answered, failed, neither (its client left, or the worker was full).",
+    },
+    Metric {
+        name: FLEET_RETRIES,
+        kind: MetricKind::Counter,
+        labels: &[],
+        help: "Requests that failed at one worker before their first token and were sent to another.",
+    },
+    Metric {
         name: process::CPU,
         kind: MetricKind::Counter,
         labels: &[],
@@ -186,6 +200,17 @@ pub(crate) fn request_refused(reason: &'static str) {
 /// A connection past the limit.
 pub(crate) fn connection_refused(server: &'static str) {
     counter!(CONNECTIONS_REFUSED, "server" => server).increment(1);
+}
+
+/// A request's time at a worker is over.
+pub(crate) fn fleet_attempt(worker: &str, outcome: &'static str) {
+    // Workers are named by the operator, and there are few.
+    counter!(FLEET_ATTEMPTS, "worker" => worker.to_owned(), "outcome" => outcome).increment(1);
+}
+
+/// A request goes to another worker.
+pub(crate) fn fleet_retried() {
+    counter!(FLEET_RETRIES).increment(1);
 }
 
 /// Counts something open until it is dropped.

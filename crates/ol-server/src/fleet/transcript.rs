@@ -1,0 +1,90 @@
+//! Text from the token ids of a worker, as the engine of this process makes it.
+
+use ol_model::{TokenStream, Tokenizer};
+use ol_serve::{Completion, Event, FinishReason, GenerateError, GenerateRequest, StopFilter};
+use tokio::sync::mpsc;
+
+/// An answer as it grows: ids in, events out.
+pub(super) struct Transcript<'a> {
+    text: TokenStream,
+    stop: StopFilter,
+    tokens_in: usize,
+    max_tokens: usize,
+    token_ids: Vec<u32>,
+    events: &'a mpsc::Sender<Event>,
+}
+
+impl<'a> Transcript<'a> {
+    pub(super) fn new(
+        tokenizer: &Tokenizer,
+        request: &GenerateRequest,
+        events: &'a mpsc::Sender<Event>,
+    ) -> Self {
+        Self {
+            text: tokenizer.stream_after(&request.prompt_tokens),
+            stop: StopFilter::new(request.stop.clone()),
+            tokens_in: request.prompt_tokens.len(),
+            max_tokens: request.max_tokens,
+            token_ids: Vec::new(),
+            events,
+        }
+    }
+
+    /// Whether a token was passed on.
+    pub(super) const fn has_begun(&self) -> bool {
+        !self.token_ids.is_empty()
+    }
+
+    /// Whether there may be no more tokens.
+    pub(super) const fn is_full(&self) -> bool {
+        self.token_ids.len() >= self.max_tokens
+    }
+
+    /// Passes a token on; true if a stop string is complete.
+    pub(super) fn push(&mut self, id: u32) -> bool {
+        self.token_ids.push(id);
+        let filtered = self.stop.push(&self.text.push(id));
+        self.send(Event::Token {
+            id,
+            text_delta: filtered.text,
+            logprobs: None,
+        });
+        filtered.is_stopped
+    }
+
+    /// Ends an answer that a stop string has ended.
+    pub(super) fn stop(&mut self) {
+        self.complete(FinishReason::Stop, String::new());
+    }
+
+    /// Ends the answer with the text that is still held back.
+    pub(super) fn finish(&mut self, finish_reason: FinishReason) {
+        let filtered = self.stop.push(&self.text.clone().finish());
+        if filtered.is_stopped {
+            return self.complete(FinishReason::Stop, filtered.text);
+        }
+        let held = self.stop.clone().finish();
+        self.complete(finish_reason, filtered.text + &held);
+    }
+
+    /// Ends the request without an answer.
+    pub(super) fn fail(&self, error: GenerateError) {
+        self.send(Event::Failed(error));
+    }
+
+    fn complete(&mut self, finish_reason: FinishReason, text_delta: String) {
+        let token_ids = std::mem::take(&mut self.token_ids);
+        self.send(Event::Done(Completion {
+            finish_reason,
+            text_delta,
+            tokens_in: self.tokens_in,
+            tokens_cached: 0,
+            token_ids,
+        }));
+    }
+
+    fn send(&self, event: Event) {
+        // There is room for every event; a closed channel has nobody to tell.
+        let _ = self.events.try_send(event);
+    }
+}
