@@ -35,6 +35,6 @@ mod shutdown;
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use data_dir::{DataDir, DataDirError, DirLock, LockError};
 pub use heads::{HEAD_NAME_MAX, Heads, HeadsError, LocalHeads, MemoryHeads, is_name};
-pub use objects::{Objects, ObjectsError, object_path};
+pub use objects::{Objects, ObjectsError, block_on, object_path};
 pub use seed::{SeededRng, os_bytes, seeded_rng};
 pub use shutdown::Shutdown;

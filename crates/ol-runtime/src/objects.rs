@@ -181,7 +181,7 @@ impl Wake for Unpark {
 ///
 /// Unlike the executors of tokio and futures it may be called anywhere, also
 /// on a thread that already drives one of them.
-fn block_on<F: Future>(future: F) -> F::Output {
+pub fn block_on<F: Future>(future: F) -> F::Output {
     let mut future = pin!(future);
     let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
     let mut context = Context::from_waker(&waker);

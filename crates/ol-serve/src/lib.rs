@@ -28,8 +28,9 @@ mod sampler;
 mod stop;
 
 pub use adapters::{
-    AdapterError, AdapterLease, AdapterRef, AdapterStore, AdapterStoreOptions,
-    MAX_ADAPTER_NAME_BYTES,
+    AdapterComponents, AdapterDevice, AdapterError, AdapterFiles, AdapterInfo, AdapterLease,
+    AdapterRef, AdapterSource, AdapterStats, AdapterStore, AdapterStoreOptions, LOAD_SECONDS,
+    MAX_ADAPTER_NAME_BYTES, MAX_WEIGHTED_PARTS, ObjectsSource, RegisterOptions, TierStats,
 };
 pub use constraint::{
     Constraint, ConstraintCompiler, ConstraintError, Grammar, GrammarError, MAX_CHOICES,

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use ol_serve::{
-    AdapterStore, AdapterStoreOptions, EngineOptions, EngineStats, FinishReason, GenerateError,
-    GenerateRequest, Priority, Sampling, Sharing, SubmitError, Turn,
+    AdapterStore, EngineOptions, EngineStats, FinishReason, GenerateError, GenerateRequest,
+    Priority, Sampling, Sharing, SubmitError, Turn,
 };
 
 use crate::drive::{Driven, Reader};
-use crate::support::{base, lora, tokenizer};
+use crate::support::{adapter_store, lora, tokenizer};
 
 /// Histories of each run; `OPENLEDGER_TEST_SCALE` multiplies them.
 const N_HISTORIES: u64 = 1_500;
@@ -70,7 +70,7 @@ impl History {
             n_waiting_tokens_max: 100 + random.below(2_000),
             aging: Duration::from_secs(5),
         };
-        let store = AdapterStore::new(base().config(), AdapterStoreOptions::default());
+        let store = adapter_store();
         Self {
             random,
             driven: Driven::new(options),

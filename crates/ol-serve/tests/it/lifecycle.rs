@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use ol_model::{Lora, LoraConfig, ModelConfig};
 use ol_serve::{
-    AdapterError, AdapterRef, AdapterStore, AdapterStoreOptions, EngineOptions, Event,
-    GenerateError, GenerateRequest, MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS, OverloadLimit,
-    Sampling, SamplingError, StartError, SubmitError,
+    AdapterRef, EngineOptions, Event, GenerateError, GenerateRequest, MAX_STOP_STRING_BYTES,
+    MAX_STOP_STRINGS, OverloadLimit, Sampling, SamplingError, StartError, SubmitError,
 };
 
-use crate::support::{CONTEXT_TOKENS, adapter, base, lora, oracle, request, start, tokenizer};
+use crate::support::{
+    CONTEXT_TOKENS, adapter, adapter_store, base, lora, oracle, request, start, tokenizer,
+};
 
 fn narrow() -> EngineOptions {
     EngineOptions {
@@ -267,7 +268,7 @@ fn dropping_every_handle_ends_what_waits() {
 
 #[test]
 fn a_request_keeps_the_adapter_it_started_with() {
-    let store = AdapterStore::new(base().config(), AdapterStoreOptions::default());
+    let store = adapter_store();
     store.insert("legal", lora(4, 1)).unwrap();
     let engine = start(narrow());
     let with = |adapter: AdapterRef| GenerateRequest {
@@ -284,25 +285,4 @@ fn a_request_keeps_the_adapter_it_started_with() {
         let expected = oracle(&with(adapter(4, seed))).1.token_ids;
         assert_eq!(answer.blocking_collect().unwrap().1.token_ids, expected);
     }
-}
-
-#[test]
-fn names_have_a_limit() {
-    let options = AdapterStoreOptions { n_names_max: 1 };
-    let store = AdapterStore::new(base().config(), options);
-    store.insert("a", lora(4, 1)).unwrap();
-    let full = AdapterError::TooMany { n_max: 1 };
-    assert_eq!(store.insert("b", lora(4, 2)).unwrap_err(), full);
-    for bad in ["", "a\n", &"a".repeat(257)] {
-        let error = store.insert(bad, lora(4, 2)).unwrap_err();
-        assert_eq!(error, AdapterError::Name);
-    }
-    let replaced = store.insert("a", lora(4, 2)).unwrap();
-    assert_eq!(replaced.hash(), lora(4, 2).hash());
-    assert_eq!(store.names(), ["a"]);
-    store.unload("a").unwrap();
-    let unknown = AdapterError::Unknown { name: "a".into() };
-    assert_eq!(store.resolve("a").unwrap_err(), unknown);
-    assert_eq!(store.unload("a").unwrap_err(), unknown);
-    store.insert("b", lora(4, 2)).unwrap();
 }

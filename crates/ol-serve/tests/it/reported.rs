@@ -1,13 +1,9 @@
 //! Bugs that were published about other servers of many adapters, each as a test.
 
-use ol_serve::{AdapterStore, AdapterStoreOptions, EngineOptions, GenerateRequest};
+use ol_serve::{AdapterStore, EngineOptions, GenerateRequest};
 
 use crate::drive::{Driven, Reader};
-use crate::support::{adapter, base, lora, oracle, request};
-
-fn store() -> AdapterStore {
-    AdapterStore::new(base().config(), AdapterStoreOptions::default())
-}
+use crate::support::{adapter, adapter_store as store, lora, oracle, request};
 
 fn prompt() -> GenerateRequest {
     let mut prompt = request("the quick brown fox jumps over the lazy dog", 12);

@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Poll, Waker};
 
 use ol_model::{KvCache, Lora, LoraConfig, Model, ModelConfig, Pool, Segment, Tokenizer};
+use ol_runtime::ManualClock;
 use ol_serve::{
-    AdapterLease, AdapterRef, Completion, EngineHandle, EngineOptions, FinishReason,
-    GenerateRequest, Sampler, StopFilter,
+    AdapterComponents, AdapterLease, AdapterRef, AdapterStore, AdapterStoreOptions, Completion,
+    EngineHandle, EngineOptions, FinishReason, GenerateRequest, Sampler, StopFilter,
 };
 
 pub(crate) const CONTEXT_TOKENS: usize = 4096;
@@ -81,6 +82,12 @@ fn make_lora(rank: usize, seed: u32) -> Arc<Lora> {
         .map(param)
         .collect();
     Arc::new(Lora::from_parameters(&config, LoraConfig::all_linear(rank), params).unwrap())
+}
+
+/// A store without folders, for adapters given in memory.
+pub(crate) fn adapter_store() -> AdapterStore {
+    let components = AdapterComponents::new(Arc::new(ManualClock::new(0)));
+    AdapterStore::open(base().config(), AdapterStoreOptions::default(), components).unwrap()
 }
 
 pub(crate) fn start(options: EngineOptions) -> EngineHandle {
