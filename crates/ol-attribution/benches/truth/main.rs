@@ -19,6 +19,7 @@
 
 mod bank;
 mod domain;
+mod ek_fac;
 mod fixture;
 #[path = "../../src/linalg.rs"]
 #[expect(

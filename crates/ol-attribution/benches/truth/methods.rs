@@ -1,16 +1,14 @@
 //! The methods that are compared, each as scores of all records for all
 //! queries.
 
-use std::convert::Infallible;
-
 use anyhow::Context as _;
 use ol_attribution::fit::{FitOptions, fit};
-use ol_attribution::kronecker::Kronecker;
 use ol_attribution::reduce::{BlockShape, Reducer};
 use ol_attribution::rows::Rows;
 
 use crate::bank::{Bank, Gradients};
 use crate::domain::Domain;
+use crate::ek_fac::{DAMPINGS, Rotated};
 use crate::linalg::Matrix;
 use crate::random::SplitMix;
 use crate::retrain::Machine;
@@ -22,14 +20,11 @@ use crate::truth::Loss;
 /// Damping of an empirical or sampled Fisher matrix, over its trace.
 const OVER_TRACE: [f64; 6] = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0];
 
-/// Damping of EK-FAC, over the mean eigenvalue of each factor.
-const OVER_MEAN: [f64; 5] = [1e-2, 1e-1, 1.0, 10.0, 100.0];
+/// Lengths and bits of sketches.
+const SKETCHES: [(usize, u32); 6] = [(32, 8), (64, 8), (128, 8), (128, 4), (256, 8), (256, 4)];
 
-/// Lengths of sketches.
-const LENGTHS: [usize; 4] = [32, 64, 128, 256];
-
-/// Length of the sketches whose bits, and which as an ensemble, are varied.
-const LENGTH: usize = 128;
+/// The method that others are compared to.
+pub(crate) const REFERENCE: &str = "EK-FAC, uncompressed";
 
 /// Seed of all random projections.
 const SEED: u64 = 1;
@@ -155,63 +150,89 @@ pub(crate) fn all(
     report("diagonals");
 
     let mut spaces: Vec<Vec<Space>> = Vec::new();
-    for bank in banks {
-        spaces.push(ek_fac(domain, bank, blocks)?);
+    for (at, bank) in banks.iter().enumerate() {
+        let rotated = Rotated::new(domain, bank, blocks)?;
+        spaces.push(rotated.spaces());
         report("EK-FAC of a checkpoint");
+        if at + 1 < banks.len() {
+            continue;
+        }
+        let (length, space) = rotated.reduced(16);
+        let name = "EK-FAC, then side 16";
+        methods.push(Method::one(name, 4 * length, space.queries));
+        let (length, space, curvature) = rotated.refitted(bank, 16);
+        let name = "K-FAC, then side 16, then sampled Fisher";
+        methods.push(whitened(name, 4 * length, curvature.trace(), |lambda| {
+            space.whiten_by(&curvature, lambda)
+        }));
+        report("reductions");
     }
     let last = spaces.last().context("a checkpoint")?;
-    methods.push(variants(
-        "EK-FAC, uncompressed",
-        full_bytes,
-        last,
-        |space| Some(space.queries.clone()),
-    ));
-    for k in LENGTHS {
-        methods.push(variants(
-            &format!("ours on EK-FAC, k = {k}, int8"),
-            k + 2,
-            last,
-            |space| space.sketched(k, 8),
-        ));
+    methods.push(variants(REFERENCE, full_bytes, last, |space| {
+        Some(space.queries.clone())
+    }));
+    for (k, bits) in SKETCHES {
+        let name = format!("ours on EK-FAC, k = {k}, int{bits}");
+        methods.push(variants(&name, size_bytes(k, bits), last, |space| {
+            space.sketched(k, bits, true)
+        }));
     }
-    methods.push(variants(
-        &format!("ours on EK-FAC, k = {LENGTH}, int4"),
-        LENGTH / 2 + 2,
-        last,
-        |space| space.sketched(LENGTH, 4),
-    ));
-    let ensembles: Vec<Space> = (0..OVER_MEAN.len())
-        .map(|at| {
-            let parts: Vec<Space> = spaces.iter().map(|of_one| of_one[at].clone()).collect();
-            Space::sum(&parts)
-        })
-        .collect();
+    for (k, bits) in [(64, 8), (128, 8)] {
+        let name = format!("ours on EK-FAC, fitted without own scores, k = {k}, int{bits}");
+        methods.push(variants(&name, size_bytes(k, bits), last, |space| {
+            space.sketched(k, bits, false)
+        }));
+    }
     let n = banks.len();
-    methods.push(variants(
-        &format!("EK-FAC, uncompressed, {n} checkpoints"),
-        n * full_bytes,
-        &ensembles,
-        |space| Some(space.queries.clone()),
-    ));
-    for k in LENGTHS {
-        methods.push(variants(
-            &format!("ours on EK-FAC, {n} checkpoints in one, k = {k}, int8"),
-            k + 2,
-            &ensembles,
-            |space| space.sketched(k, 8),
-        ));
+    let parts: Vec<Vec<&Space>> = (0..DAMPINGS.len())
+        .map(|at| spaces.iter().map(|of_one| &of_one[at]).collect())
+        .collect();
+    let sums: Vec<Space> = parts.iter().map(|parts| Space::sum(parts)).collect();
+    let name = format!("EK-FAC, uncompressed, {n} checkpoints");
+    methods.push(variants(&name, n * full_bytes, &sums, |space| {
+        Some(space.queries.clone())
+    }));
+    for (k, bits) in SKETCHES {
+        let name = format!("ours on EK-FAC, {n} checkpoints as one, k = {k}, int{bits}");
+        methods.push(variants(&name, size_bytes(k, bits), &sums, |space| {
+            space.sketched(k, bits, true)
+        }));
+    }
+    for (k, bits) in [(128, 8), (256, 4)] {
+        let name = format!("ours on EK-FAC, {n} checkpoints side by side, k = {k}, int{bits}");
+        methods.push(variants(&name, n * size_bytes(k, bits), &parts, |parts| {
+            let sketched = parts
+                .iter()
+                .map(|part| part.relative().sketched(k, bits, true));
+            Some(sum(&sketched.collect::<Option<Vec<_>>>()?))
+        }));
     }
     report("sketches");
     Ok(methods)
 }
 
-fn variants(
+/// Codes and the scale of a record.
+const fn size_bytes(k: usize, bits: u32) -> usize {
+    k * bits as usize / 8 + 2
+}
+
+fn sum(parts: &[Scores]) -> Scores {
+    [0, 1].map(|loss| {
+        let first = &parts[0][loss];
+        Matrix::from_fn(first.rows(), first.cols(), |i, j| {
+            parts.iter().map(|part| part[loss].at(i, j)).sum()
+        })
+    })
+}
+
+/// EK-FAC over its range of damping.
+fn variants<T>(
     name: &str,
     size_bytes: usize,
-    spaces: &[Space],
-    scores: impl Fn(&Space) -> Option<Scores>,
+    spaces: &[T],
+    scores: impl Fn(&T) -> Option<Scores>,
 ) -> Method {
-    let variants = OVER_MEAN
+    let variants = DAMPINGS
         .iter()
         .zip(spaces)
         .filter_map(|(damping, space)| Some((format!("{damping:e}"), scores(space)?)));
@@ -251,7 +272,7 @@ fn projected(name: &str, records: &Gradients, queries: &[Gradients; 2]) -> Metho
 /// Inner products at checkpoints, weighted by their learning rates (Pruthi et
 /// al., arXiv:2002.08484).
 fn tracin(domain: &Domain, banks: &[Bank]) -> Method {
-    let mut total: Option<Scores> = None;
+    let mut parts: Vec<Scores> = Vec::new();
     let mut dim = 0;
     for bank in banks {
         let records = bank.records(domain);
@@ -262,20 +283,12 @@ fn tracin(domain: &Domain, banks: &[Bank]) -> Method {
             scores.scale(bank.learning_rate);
             scores
         });
-        total = Some(match total {
-            None => rates,
-            Some(total) => [0, 1].map(|loss| {
-                Matrix::from_fn(rates[loss].rows(), rates[loss].cols(), |i, j| {
-                    total[loss].at(i, j) + rates[loss].at(i, j)
-                })
-            }),
-        });
+        parts.push(rates);
     }
-    let scores = total.unwrap_or_else(|| [0, 1].map(|_| Matrix::zeros(0, 0)));
     Method::one(
         format!("TracIn, {} checkpoints", banks.len()),
         4 * dim * banks.len(),
-        scores,
+        sum(&parts),
     )
 }
 
@@ -370,30 +383,6 @@ fn diagonal_metric(
         size_bytes: 4 * records.dim,
         variants: variants.into(),
     }
-}
-
-/// EK-FAC: one space for each damping.
-fn ek_fac(domain: &Domain, bank: &Bank, blocks: &[BlockShape]) -> anyhow::Result<Vec<Space>> {
-    let mut samples = |visit: &mut dyn FnMut(&[f32])| {
-        bank.fisher.rows().for_each(visit);
-        Ok::<(), Infallible>(())
-    };
-    let curvature = Kronecker::fit(blocks, &mut samples, 1 << 30, &mut |_| {})?;
-    let rotate = |rows: &Gradients| rows.map(rows.dim, |row| curvature.rotate(row));
-    let records = rotate(&bank.records(domain));
-    let queries = Loss::ALL.map(|loss| rotate(&bank.queries(domain, loss)));
-    let space = |damping: &f64| {
-        let mut weights = Vec::with_capacity(curvature.dim());
-        for range in curvature.factors() {
-            let values = &curvature.eigenvalues()[range];
-            let mean = values.iter().map(|x| f64::from(*x)).sum::<f64>() / count(values.len());
-            #[expect(clippy::cast_possible_truncation, reason = "a weight")]
-            let lambda = (damping * mean) as f32;
-            weights.extend(values.iter().map(|x| 1.0 / (x + lambda)));
-        }
-        Space::of(&records, &queries, Some(&weights))
-    };
-    Ok(OVER_MEAN.iter().map(space).collect())
 }
 
 /// The sketches that ship: their own code from gradients to integers.

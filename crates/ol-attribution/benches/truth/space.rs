@@ -175,32 +175,41 @@ impl Space {
         }
     }
 
-    /// The sum of spaces, each divided by its size.
-    pub(crate) fn sum(spaces: &[Self]) -> Self {
-        let mut total = spaces[0].clone();
-        let combine = |total: &mut Matrix, of: &dyn Fn(&Self) -> &Matrix| {
-            *total = Matrix::from_fn(total.rows(), total.cols(), |i, j| {
-                spaces
+    /// Divided by the mean square of a record.
+    pub(crate) fn relative(&self) -> Self {
+        Self::sum(&[self])
+    }
+
+    /// The sum of spaces, each divided by the mean square of a record.
+    pub(crate) fn sum(spaces: &[&Self]) -> Self {
+        let parts: Vec<(f64, &Self)> = spaces.iter().map(|s| (1.0 / s.trace(), *s)).collect();
+        let combine = |of: &dyn Fn(&Self) -> &Matrix| {
+            let first = of(spaces[0]);
+            Matrix::from_fn(first.rows(), first.cols(), |i, j| {
+                parts
                     .iter()
-                    .map(|space| of(space).at(i, j) / space.trace())
+                    .map(|(part, space)| part * of(space).at(i, j))
                     .sum()
-            });
+            })
         };
-        combine(&mut total.records, &|space| &space.records);
-        for loss in 0..Loss::ALL.len() {
-            combine(&mut total.queries[loss], &|space| &space.queries[loss]);
+        Self {
+            records: combine(&|space| &space.records),
+            queries: [0, 1].map(|loss| combine(&|space| &space.queries[loss])),
         }
-        total
     }
 
     /// What sketches of `k` numbers of `bits` bits say: the subspace of the
     /// records' relative scores, rotated, rounded with a scale for each record
-    /// and each query.
-    pub(crate) fn sketched(&self, k: usize, bits: u32) -> Option<Scores> {
+    /// and each query. Without own scores, the subspace need not keep what a
+    /// record says of itself.
+    pub(crate) fn sketched(&self, k: usize, bits: u32, with_own: bool) -> Option<Scores> {
         let n = self.records.rows();
         let mut relative = self.records.clone();
         for i in 0..n {
             let row = relative.row_mut(i);
+            if !with_own {
+                row[i] = 0.0;
+            }
             let length = row.iter().map(|x| x * x).sum::<f64>().sqrt();
             row.iter_mut()
                 .for_each(|x| *x /= length.max(f64::MIN_POSITIVE));

@@ -6,7 +6,7 @@ use ol_model::Random;
 
 use crate::domain::Domain;
 use crate::linalg::Matrix;
-use crate::methods::Method;
+use crate::methods::{Method, REFERENCE};
 use crate::plan::{self, Kept};
 use crate::space::Scores;
 use crate::stats::{interval, mean, resample, spearman};
@@ -232,9 +232,6 @@ fn add_shares(shares: &mut [f64], weights: &[f64]) {
     }
 }
 
-/// The method that others are compared to.
-const REFERENCE: &str = "EK-FAC, uncompressed";
-
 /// Two tables for the reader: agreement with the halves, and with leaving out
 /// contributors.
 pub(crate) fn markdown(domain: &Domain, table: &Table<'_>, rows: &[Row]) -> String {
@@ -266,6 +263,9 @@ pub(crate) fn markdown(domain: &Domain, table: &Table<'_>, rows: &[Row]) -> Stri
             row.mean(),
             cells.collect::<Vec<_>>().join(" | ")
         );
+    }
+    if table.n_contributors() < 3 {
+        return text;
     }
     text += &format!(
         "\n{} contributors left out\n\n| method |{}\n|---|{}\n",
