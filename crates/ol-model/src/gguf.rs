@@ -5,6 +5,7 @@
 //! The GGUF specification (ggml repository, `docs/gguf.md`), versions 2 and 3,
 //! little-endian.
 
+mod adapter;
 mod config;
 mod export;
 mod names;

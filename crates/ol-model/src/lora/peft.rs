@@ -12,6 +12,7 @@ use super::store::{self, Part, Store};
 use super::targets::{of_names, of_text};
 use super::{Lora, LoraBlock, LoraConfig, LoraError};
 use crate::config::ModelConfig;
+use crate::gguf::{Gguf, GgufError};
 use crate::weights::{Dtype, Tensors, WeightsError, read_limited, serialize, write_atomic};
 
 /// Longest `adapter_model.safetensors` accepted.
@@ -31,6 +32,9 @@ pub enum PeftError {
     /// The shape is out of its limits.
     #[error("adapter_config.json: {0}")]
     Shape(#[from] LoraError),
+    /// A GGUF file is wrong.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
 }
 
 /// The fields of `adapter_config.json` that are used; [`UNUSED`] and
@@ -157,11 +161,14 @@ pub(super) fn tensors_of(block: &LoraBlock) -> Vec<(String, Vec<usize>, std::ops
 }
 
 impl Lora {
-    /// Reads a PEFT directory for models shaped like `model`.
+    /// Reads a PEFT directory, or a GGUF file, for models shaped like `model`.
     ///
     /// # Errors
     /// [`PeftError`] that names the file, and the tensor where there is one.
     pub fn load(dir: &Path, model: &ModelConfig) -> Result<Self, PeftError> {
+        if dir.is_file() {
+            return Ok(Self::from_gguf(&Gguf::open(dir)?, model)?);
+        }
         let config = read_limited(&dir.join("adapter_config.json"), MAX_CONFIG_SIZE_BYTES)?;
         let tensors = Tensors::open(&dir.join("adapter_model.safetensors"))?;
         Self::parse(&config, &tensors, model)

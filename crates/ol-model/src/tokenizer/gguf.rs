@@ -1,6 +1,8 @@
 //! Tokenizers of GGUF files, rewritten as the `tokenizer.json` they were made
 //! from.
 
+mod export;
+
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
@@ -22,7 +24,7 @@ const DEEPSEEK: [&str; 3] = [
     r"\p{N}{1,3}",
     r"[一-龥぀-ゟ゠-ヿ]+",
     concat!(
-        r#"[!"\#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"#,
+        r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"##,
         r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     ),
 ];

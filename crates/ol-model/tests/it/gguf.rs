@@ -13,7 +13,7 @@ use safetensors::SafeTensors;
 
 const TOKENS: usize = 64;
 
-fn fixture(name: &str) -> PathBuf {
+pub(crate) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("fixtures/gguf")
         .join(name)
@@ -59,7 +59,7 @@ fn load(name: &str, format: WeightFormat) -> Model {
     Model::load_as(&Pool::new(2), &path, format).unwrap()
 }
 
-fn argmax(logits: &[f32]) -> u32 {
+pub(crate) fn argmax(logits: &[f32]) -> u32 {
     let best = (0..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best });
     u32::try_from(best).unwrap()
 }
@@ -90,7 +90,7 @@ fn outputs(model: &Model, pool: &Pool, golden: &Golden) -> (Vec<f32>, Vec<u32>) 
 }
 
 /// Root mean square error relative to the deviation of the logits.
-fn error(got: &[f32], want: &[f32]) -> f64 {
+pub(crate) fn error(got: &[f32], want: &[f32]) -> f64 {
     assert_eq!(got.len(), want.len());
     let squares = |x: &mut dyn Iterator<Item = f64>| x.map(|v| v * v).sum::<f64>();
     let pairs = got.iter().zip(want);
@@ -246,16 +246,20 @@ fn weights_quantised_while_loading_train_as_their_expansion() {
     }
 }
 
-/// A file with bytes changed: every `from` becomes `to`, as long.
-fn changed(name: &str, from: &[u8], to: &[u8]) -> Gguf {
+/// The bytes with the first `from` in them made `to`, as long.
+pub(crate) fn changed_bytes(mut bytes: Vec<u8>, from: &[u8], to: &[u8]) -> Vec<u8> {
     assert_eq!(from.len(), to.len());
-    let mut bytes = std::fs::read(fixture(name)).unwrap();
     let at = bytes
         .windows(from.len())
         .position(|w| w == from)
         .expect("the bytes are there");
     bytes[at..at + to.len()].copy_from_slice(to);
-    Gguf::from_bytes("changed.gguf", bytes).unwrap()
+    bytes
+}
+
+fn changed(name: &str, from: &[u8], to: &[u8]) -> Gguf {
+    let bytes = std::fs::read(fixture(name)).unwrap();
+    Gguf::from_bytes("changed.gguf", changed_bytes(bytes, from, to)).unwrap()
 }
 
 #[test]

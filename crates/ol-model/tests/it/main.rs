@@ -8,3 +8,4 @@
 mod families;
 mod fixture;
 mod gguf;
+mod gguf_adapters;

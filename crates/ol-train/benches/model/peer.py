@@ -391,4 +391,5 @@ def main():
         print(f"{seconds:.9f} {count}", file=answers)
 
 
-main()
+if __name__ == "__main__":
+    main()
