@@ -7,9 +7,9 @@ use super::adapters::{Inner, Pass, Target};
 use super::heads::{Heads, SavedHeads};
 use super::moe::{FeedForward, SavedFeedForward};
 use super::rope::RopeTable;
-use super::rows::{norm, norm_again, norm_backward, norm_gradient};
-use crate::kernels::math;
+use super::rows::{add, norm, norm_again, norm_backward, norm_gradient};
 use crate::linear::{Linear, Norm};
+use crate::pool::Pool;
 
 /// Weights of one block.
 #[derive(Debug)]
@@ -129,7 +129,7 @@ impl Block {
             &mut saved.inner,
             &mut delta,
         );
-        math::add(pool.isa(), x, &delta);
+        add(pool, x, &delta);
         if keep {
             saved.middle.clear();
             saved.middle.extend_from_slice(x);
@@ -150,7 +150,7 @@ impl Block {
             Some(&mut saved.inner),
             &mut delta,
         );
-        math::add(pool.isa(), x, &delta);
+        add(pool, x, &delta);
     }
 
     /// Carries `dx`, the gradient of the block's output, to its input (unless
@@ -186,16 +186,7 @@ impl Block {
             target,
         );
         let (x, inverse) = (&saved.middle, &saved.inverse2);
-        if let Target::Full(gradient) = target {
-            norm_gradient(
-                pool,
-                x,
-                inverse,
-                &d_normed,
-                &mut gradient[self.norm2.flat()],
-            );
-        }
-        norm_backward(pool, x, &self.norm2, inverse, &d_normed, dx);
+        back_through_norm(pool, &self.norm2, x, inverse, &d_normed, dx, target);
         norm_again(pool, &saved.x, &self.norm1, &saved.inverse1, &mut normed);
         self.attention.backward(
             pass,
@@ -214,15 +205,23 @@ impl Block {
             return;
         }
         let (x, inverse) = (&saved.x, &saved.inverse1);
-        if let Target::Full(gradient) = target {
-            norm_gradient(
-                pool,
-                x,
-                inverse,
-                &d_normed,
-                &mut gradient[self.norm1.flat()],
-            );
-        }
-        norm_backward(pool, x, &self.norm1, inverse, &d_normed, dx);
+        back_through_norm(pool, &self.norm1, x, inverse, &d_normed, dx, target);
     }
+}
+
+/// Adds the gradient of a norm's input to `dx`, and that of its weights to the
+/// target if they are trained.
+fn back_through_norm(
+    pool: &Pool,
+    norm: &Norm,
+    x: &[f32],
+    inverse: &[f32],
+    dy: &[f32],
+    dx: &mut [f32],
+    target: &mut Target<'_>,
+) {
+    if let Target::Full(gradient) = target {
+        norm_gradient(pool, x, inverse, dy, &mut gradient[norm.flat()]);
+    }
+    norm_backward(pool, x, norm, inverse, dy, dx);
 }

@@ -7,6 +7,17 @@ use crate::pool::{Parts, Pool};
 /// Rows of one element-wise task.
 pub(super) const ROW_CHUNK: usize = 32;
 
+/// Elements that are worth a task of additions.
+const ADD_CHUNK: usize = 1 << 15;
+
+/// `x += y`.
+pub(super) fn add(pool: &Pool, x: &mut [f32], y: &[f32]) {
+    let parts = Parts::new(x);
+    pool.ranges(y.len(), ADD_CHUNK, &|range| {
+        parts.with(range.clone(), |x| math::add(pool.isa(), x, &y[range]));
+    });
+}
+
 /// Norms every row of `x`; keeps the inverse roots if asked. Rows are as long
 /// as the weights.
 pub(super) fn norm(
