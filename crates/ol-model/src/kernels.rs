@@ -14,8 +14,11 @@
 
 pub(crate) mod gemm;
 pub(crate) mod math;
+pub(crate) mod memory;
 pub(crate) mod quant;
 mod strands;
 
-pub(crate) use gemm::{Line, Mat, MatMut, Output, PANEL, Panels, PanelsRef, matmul, matmul_here};
+pub(crate) use gemm::{
+    Line, Mat, MatMut, Output, PANEL, Panels, PanelsRef, Products, matmul, matmul_here,
+};
 pub(crate) use strands::{Factor, FactorBytes, Strands};

@@ -1,16 +1,23 @@
 //! The linear layer: weights in any storage format, and a bias.
 
+use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::kernels::{Mat, Output, Panels, math, matmul};
+use crate::kernels::{Mat, Output, Panels, Products, math, matmul};
 use crate::pool::{Parts, Pool};
 use crate::quant::QuantMatrix;
 
 /// Rows of the weights that a backward product turns at a time when the turned
 /// matrix is not kept. A multiple of the panel width.
 const BACK_ROWS: usize = 1024;
+
+thread_local! {
+    /// Where rows of the weights are turned; kept, as fresh memory costs more
+    /// than the turning.
+    static TURNED: RefCell<Panels> = RefCell::default();
+}
 
 /// What a product may round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,22 +87,6 @@ impl Weight {
         }
     }
 
-    /// `y = x W^T` into columns `first..` of `y`.
-    fn product(&self, pool: &Pool, x: &[f32], y: &Output<'_>, first: usize, precision: Precision) {
-        match self {
-            Self::Dense(panels) => {
-                let width = panels.view().n_rows();
-                let x = Mat::new(x, x.len() / width, width);
-                let out = y.tile(0..x.n_rows(), first..first + self.rows());
-                matmul(pool, x, panels.view(), out, false);
-            }
-            Self::Quantised(matrix) => match precision {
-                Precision::Serving => matrix.product_to(pool, x, y, first),
-                Precision::Exact => matrix.product_f32_to(pool, x, y, first),
-            },
-        }
-    }
-
     /// `dx (+)= dy W`.
     fn product_back(
         &self,
@@ -122,14 +113,15 @@ impl Weight {
                 }
                 // The chain over the outputs goes on from one part to the
                 // next, so the bits are those of the whole product.
-                let mut back = Panels::default();
-                for start in all.step_by(BACK_ROWS) {
-                    let part = start..(start + BACK_ROWS).min(self.rows());
-                    panels.transpose_to(pool, part.clone(), &mut back);
-                    let out = Output::new(dx, width).tile(0..rows, 0..width);
-                    let more = accumulate || start > 0;
-                    matmul(pool, dy.columns(&part), back.view(), out, more);
-                }
+                TURNED.with_borrow_mut(|back| {
+                    for start in all.step_by(BACK_ROWS) {
+                        let part = start..(start + BACK_ROWS).min(self.rows());
+                        panels.transpose_to(pool, part.clone(), back);
+                        let out = Output::new(dx, width).tile(0..rows, 0..width);
+                        let more = accumulate || start > 0;
+                        matmul(pool, dy.columns(&part), back.view(), out, more);
+                    }
+                });
             }
             Self::Quantised(matrix) => matrix.product_back_of(pool, dy, dx, accumulate),
         }
@@ -245,9 +237,22 @@ impl Linear {
 
     /// The weights' product alone, into the first columns of `y`.
     pub(crate) fn product_to(&self, pool: &Pool, x: &[f32], y: &Output<'_>, precision: Precision) {
-        for part in &self.parts {
-            part.weight.product(pool, x, y, part.first, precision);
+        let rows = x.len() / self.d_in;
+        let mut together = Products::default();
+        for Part { weight, first, .. } in &self.parts {
+            match weight {
+                Weight::Dense(panels) => {
+                    let x = Mat::new(x, rows, self.d_in);
+                    let y = y.tile(0..rows, *first..first + weight.rows());
+                    together.add(pool, x, panels.view(), y, false);
+                }
+                Weight::Quantised(matrix) => match precision {
+                    Precision::Serving => matrix.product_to(pool, x, y, *first),
+                    Precision::Exact => matrix.product_f32_to(pool, x, y, *first),
+                },
+            }
         }
+        together.run(pool);
     }
 
     /// `dx = dy W` for all rows of `dy` (`[rows, d_out]`).

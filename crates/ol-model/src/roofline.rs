@@ -1,8 +1,8 @@
-//! The dense product by itself, so that a benchmark can say what share of its
-//! own peak the engine reaches.
+//! The dense product, and reading memory as weights are read, by themselves: a
+//! benchmark can say what share of its own peak the engine reaches.
 
-use crate::kernels::{Mat, MatMut, Panels, matmul};
-use crate::pool::Pool;
+use crate::kernels::{Line, Mat, MatMut, Panels, math, matmul, memory};
+use crate::pool::{Parts, Pool};
 use crate::random::Random;
 
 /// A product `m x k` by `k x n` of random matrices; each call computes it.
@@ -20,5 +20,25 @@ pub fn product(m: usize, n: usize, k: usize) -> impl FnMut(&Pool) {
             MatMut::new(&mut c, m, n),
             false,
         );
+    }
+}
+
+/// Reads `size_bytes` (whole cache lines) of memory for weights; each call reads
+/// all of it and returns a sum.
+pub fn reading(size_bytes: usize) -> impl FnMut(&Pool) -> f32 {
+    /// A quarter of a mebibyte.
+    const TASK_LINES: usize = 1 << 12;
+    let lines = memory::filled(Line([1.0; 16]), size_bytes / size_of::<Line>());
+    move |pool| {
+        let tasks = lines.len().div_ceil(TASK_LINES);
+        let mut sums = vec![0.0_f32; tasks];
+        let parts = Parts::new(&mut sums);
+        pool.run(tasks, &|task| {
+            let lines = lines.chunks(TASK_LINES).nth(task).unwrap_or_default();
+            parts.with(task..task + 1, |out| {
+                out[0] = math::sum_lines(pool.isa(), lines)
+            });
+        });
+        sums.iter().sum()
     }
 }

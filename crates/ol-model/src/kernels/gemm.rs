@@ -404,29 +404,84 @@ pub(crate) fn matmul_here(isa: Isa, a: Mat<'_>, b: PanelsRef<'_>, c: MatMut<'_>,
 
 /// `C = A B`, or `C += A B`, split over the pool.
 pub(crate) fn matmul(pool: &Pool, a: Mat<'_>, b: PanelsRef<'_>, c: MatMut<'_>, accumulate: bool) {
-    let t = tile(a, b, &c, accumulate);
-    let panels = t.n.div_ceil(PANEL);
-    let threads = pool.threads();
-    let work = t.m.saturating_mul(t.n).saturating_mul(t.k);
-    if threads == 1 || work < FORK_WORK {
-        // SAFETY: as in `matmul_here`.
-        unsafe { block(pool.isa(), t) }
-        return;
+    let mut products = Products::default();
+    products.add(pool, a, b, c, accumulate);
+    products.run(pool);
+}
+
+/// A product and how it is split.
+struct Split {
+    tile: Tile,
+    /// Rows and panels of a task.
+    rows: usize,
+    panels: usize,
+    /// Tasks side by side.
+    across: usize,
+    /// Tasks of this and the products before.
+    end: usize,
+}
+
+/// Products that run together: one fork for all, and no thread is idle at the
+/// end of each.
+#[derive(Default)]
+pub(crate) struct Products<'a> {
+    all: Vec<Split>,
+    life: PhantomData<&'a mut [f32]>,
+}
+
+impl<'a> Products<'a> {
+    /// Adds `C = A B`, or `C += A B`.
+    pub(crate) fn add(
+        &mut self,
+        pool: &Pool,
+        a: Mat<'a>,
+        b: PanelsRef<'a>,
+        c: MatMut<'a>,
+        accumulate: bool,
+    ) {
+        let t = tile(a, b, &c, accumulate);
+        let panels = t.n.div_ceil(PANEL);
+        let threads = pool.threads();
+        let work = t.m.saturating_mul(t.n).saturating_mul(t.k);
+        let (rows, cols) = if threads == 1 || work < FORK_WORK {
+            (t.m.max(1), panels.max(1))
+        } else {
+            // A few tasks a thread, so that a core which is busy elsewhere
+            // does less.
+            let wanted = (threads * 4).min(work / (FORK_WORK / 2));
+            let row_parts = t.m.div_ceil(ROWS / 2).clamp(1, wanted);
+            let col_parts = panels.div_ceil(4).clamp(1, wanted.div_ceil(row_parts));
+            let rows = t.m.div_ceil(row_parts).next_multiple_of(12);
+            (rows, panels.div_ceil(col_parts))
+        };
+        let across = panels.div_ceil(cols);
+        let before = self.all.last().map_or(0, |s| s.end);
+        self.all.push(Split {
+            tile: t,
+            rows,
+            panels: cols,
+            across,
+            end: before + t.m.div_ceil(rows) * across,
+        });
     }
-    // A few tasks a thread, so that a core which is busy elsewhere does less.
-    let wanted = (threads * 4).min(work / (FORK_WORK / 2));
-    let row_parts = t.m.div_ceil(ROWS / 2).clamp(1, wanted);
-    let col_parts = panels.div_ceil(4).clamp(1, wanted.div_ceil(row_parts));
-    let rows = t.m.div_ceil(row_parts).next_multiple_of(12);
-    let cols = panels.div_ceil(col_parts);
-    let (row_parts, col_parts) = (t.m.div_ceil(rows), panels.div_ceil(cols));
-    pool.run(row_parts * col_parts, &|task| {
-        let (row, panel) = (task / col_parts * rows, task % col_parts * cols);
-        // SAFETY: row < m and panel < panels, by the two divisions above.
-        let part = unsafe { t.part(row, rows, panel, cols) };
-        // SAFETY: parts cover disjoint rows and columns of C.
-        unsafe { block(pool.isa(), part) }
-    });
+
+    /// Runs all of them.
+    pub(crate) fn run(&self, pool: &Pool) {
+        let tasks = self.all.last().map_or(0, |s| s.end);
+        pool.run(tasks, &|task| {
+            let at = self.all.partition_point(|s| s.end <= task);
+            let before = at.checked_sub(1).map_or(0, |at| self.all[at].end);
+            let (s, task) = (&self.all[at], task - before);
+            let (row, panel) = (task / s.across * s.rows, task % s.across * s.panels);
+            // SAFETY: the constructors of the three views checked their bounds
+            // and `tile` that the shapes fit; row < m and panel < panels, by
+            // the divisions in `add`.
+            let part = unsafe { s.tile.part(row, s.rows, panel, s.panels) };
+            // SAFETY: parts cover disjoint rows and columns of C, which is
+            // borrowed mutably for 'a.
+            unsafe { block(pool.isa(), part) }
+        });
+    }
 }
 
 /// Room for a block of A of either kind.
@@ -522,7 +577,12 @@ unsafe fn pack_a(t: Tile, rows: usize, out: *mut f32) {
             let from = unsafe { from.add(kk * t.a_col) };
             if t.a_row == 1 {
                 // SAFETY: `height` rows lie side by side from here.
-                to.copy_from_slice(unsafe { std::slice::from_raw_parts(from, height) });
+                let from = unsafe { std::slice::from_raw_parts(from, height) };
+                match (to.as_mut_array::<12>(), from.as_array::<12>()) {
+                    // A copy of known length is no call.
+                    (Some(to), Some(from)) => *to = *from,
+                    _ => to.copy_from_slice(from),
+                }
             } else {
                 for (i, to) in to.iter_mut().enumerate() {
                     // SAFETY: (i0 + i, kk) is inside A.
@@ -542,6 +602,10 @@ unsafe fn sweep(isa: Isa, t: Tile, rows: usize, packed: Option<*const f32>) {
     let full = t.n / PANEL;
     let group = match isa.0 {
         Level::Scalar => 1,
+        // Few rows wait for memory: one stream at a time. Panels side by side
+        // are often a multiple of a page apart, where their lines would push
+        // each other out of the cache.
+        _ if t.m <= SKINNY && matches!(t.b, Address::Strided { .. }) => 1,
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => x86::group_avx2(rows),
         #[cfg(target_arch = "x86_64")]

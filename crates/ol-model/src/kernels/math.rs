@@ -8,6 +8,7 @@
 
 use std::ops::Range;
 
+use super::Line;
 use crate::isa::{Isa, Level};
 
 /// Partial sums of a reduction.
@@ -242,6 +243,24 @@ fn softmax_backward_body(p: &[f32], d: &mut [f32], shift: f32, factor: f32) {
     }
 }
 
+/// Four chains of a vector each, so that memory is what is waited for.
+#[inline(always)]
+fn sum_lines_body(lines: &[Line]) -> f32 {
+    let mut sums = [[0.0_f32; LANES]; 4];
+    for four in lines.as_chunks::<4>().0 {
+        for (sums, line) in sums.iter_mut().zip(four) {
+            for (sum, value) in sums.iter_mut().zip(&line.0) {
+                *sum += value;
+            }
+        }
+    }
+    sums.into_iter().map(tree).sum()
+}
+
+for_each_isa!(
+    /// Sum of the whole groups of four lines.
+    sum_lines(lines: &[Line]) -> f32 => sum_lines_body
+);
 for_each_isa!(
     /// Sum of products in sixteen partial sums.
     dot(a: &[f32], b: &[f32]) -> f32 => dot_body

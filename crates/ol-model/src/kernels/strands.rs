@@ -38,6 +38,8 @@ pub(crate) struct Factor<'a> {
     bytes: &'a [u8],
     k: usize,
     n: usize,
+    /// Whether the last panel is as wide as the others.
+    is_padded: bool,
 }
 
 impl<'a> Factor<'a> {
@@ -48,7 +50,28 @@ impl<'a> Factor<'a> {
             k * n * dtype.size_bytes() + SLACK_BYTES <= bytes.len(),
             "factor outside its bytes"
         );
-        Self { dtype, bytes, k, n }
+        Self {
+            dtype,
+            bytes,
+            k,
+            n,
+            is_padded: false,
+        }
+    }
+
+    /// A matrix whose last panel is filled up to sixteen columns.
+    pub(crate) fn padded(dtype: Dtype, bytes: &'a [u8], k: usize, n: usize) -> Self {
+        assert!(
+            k * n.next_multiple_of(PANEL) * dtype.size_bytes() <= bytes.len(),
+            "factor outside its bytes"
+        );
+        Self {
+            dtype,
+            bytes,
+            k,
+            n,
+            is_padded: true,
+        }
     }
 
     /// Writes the matrix whose columns are the rows of `from` (`n x k`, stored as
@@ -63,7 +86,10 @@ impl<'a> Factor<'a> {
     /// Writes the columns as the rows of `out`, one after the other: what
     /// [`Self::write`] was given, as f32.
     pub(crate) fn read(&self, out: &mut [f32]) {
-        assert_eq!(out.len(), self.k * self.n, "room for the elements");
+        assert!(
+            out.len() == self.k * self.n && !self.is_padded,
+            "room for the elements"
+        );
         let size = self.dtype.size_bytes();
         let mut line = [0.0_f32; PANEL];
         for (panel, out) in out.chunks_mut((PANEL * self.k).max(1)).enumerate() {
@@ -169,6 +195,7 @@ impl<'a> Strands<'a> {
         // Panels outside: the rows that share one run side by side.
         for panel in 0..factor.n.div_ceil(PANEL) {
             let width = factor.width(panel);
+            let step = if factor.is_padded { PANEL } else { width };
             for row in 0..x.rows {
                 // SAFETY: the row, the panel and this part of the output row
                 // exist, by the constructors of the three and the assertion.
@@ -176,7 +203,7 @@ impl<'a> Strands<'a> {
                     Strand {
                         x: x.data.as_ptr().add(row * x.row_stride),
                         panel: factor.bytes.as_ptr().add(panel * whole),
-                        step: width * size,
+                        step: step * size,
                         ahead,
                         width,
                         scale,
@@ -251,7 +278,8 @@ impl<'a> Strands<'a> {
             sums[..width].copy_from_slice(out);
         }
         for (x, row) in x.iter().zip(panel.chunks_exact(step)) {
-            self.dtype.decode(row, &mut line[..width]);
+            self.dtype
+                .decode(&row[..width * self.dtype.size_bytes()], &mut line[..width]);
             for (sum, b) in sums.iter_mut().zip(&line[..width]) {
                 *sum = x.mul_add(*b, *sum);
             }

@@ -9,8 +9,9 @@ use super::codes::{Codes, LANES, panel_block};
 use super::nf4::{self, Scales};
 use super::{Format, QuantError, encode};
 use crate::kernels::quant::{Activations, FloatPanel, MAX_ROWS, PanelRef};
-use crate::kernels::{Line, Mat, Output, PANEL, PanelsRef, matmul_here};
+use crate::kernels::{Factor, Line, Mat, Output, PANEL, PanelsRef, Strands, matmul_here, memory};
 use crate::pool::{Parts, Pool};
+use crate::weights::Dtype;
 
 /// Rows of the left-hand side that a task takes through all its panels, so
 /// that they stay in the second-level cache.
@@ -22,6 +23,10 @@ const DEPTH: usize = 256;
 
 /// Panels expanded at a time.
 const GROUP: usize = 4;
+
+/// Most rows for which weights of 16 bits are widened in registers, again for
+/// every few rows; for more it pays to expand them once.
+const WIDENED_ROWS: usize = 16;
 
 /// Rows expanded at a time for the backward product.
 const BACK_ROWS: usize = 128;
@@ -118,7 +123,7 @@ impl QuantMatrix {
                 expected: usize::MAX,
                 got: size,
             })?;
-        this.data = vec![Chunk([0; 32]); chunks];
+        this.data = memory::filled(Chunk([0; 32]), chunks);
         Ok(this)
     }
 
@@ -156,6 +161,33 @@ impl QuantMatrix {
         });
     }
 
+    /// Writes every block of an integer format; reports rows that are not
+    /// finite.
+    fn fill_codes(
+        &mut self,
+        pool: &Pool,
+        bad: &Bad,
+        codes: &(dyn Fn(usize, usize) -> Codes + Sync),
+    ) {
+        let (format, blocks, start) = (self.format, self.n_blocks(), self.body_start());
+        let (head, body) = panel_block(format);
+        self.fill(pool, &|row, panel, lane| {
+            let (heads, bodies) = panel.split_at_mut(start);
+            for b in 0..blocks {
+                let codes = codes(row, b);
+                if !codes.is_finite() {
+                    bad.report(row);
+                }
+                codes.to_panel(
+                    format,
+                    &mut heads[b * head..][..head],
+                    &mut bodies[b * body..][..body],
+                    lane,
+                );
+            }
+        });
+    }
+
     /// Takes a matrix as a GGUF file stores it (F16, BF16 and the integer formats).
     ///
     /// # Errors
@@ -189,24 +221,9 @@ impl QuantMatrix {
         let row_size = expected / rows.max(1);
         let bad = Bad::new();
         if format.is_integer() {
-            let (head, body) = panel_block(format);
-            let start = this.body_start();
-            this.fill(pool, &|row, panel, lane| {
-                let (heads, bodies) = panel.split_at_mut(start);
-                let blocks = stored[row * row_size..(row + 1) * row_size]
-                    .chunks_exact(format.block_size_bytes());
-                for (b, stored) in blocks.enumerate() {
-                    let codes = Codes::from_stored(format, stored);
-                    if !codes.is_finite() {
-                        bad.report(row);
-                    }
-                    codes.to_panel(
-                        format,
-                        &mut heads[b * head..][..head],
-                        &mut bodies[b * body..][..body],
-                        lane,
-                    );
-                }
+            let size = format.block_size_bytes();
+            this.fill_codes(pool, &bad, &|row, b| {
+                Codes::from_stored(format, &stored[row * row_size + b * size..][..size])
             });
         } else {
             // Exponent bits all set: infinity or NaN.
@@ -299,25 +316,10 @@ impl QuantMatrix {
                     Scales::Plain(scales)
                 };
             }
-            _ => {
-                let (head, body) = panel_block(format);
-                let start = this.body_start();
-                this.fill(pool, &|row, panel, lane| {
-                    let (heads, bodies) = panel.split_at_mut(start);
-                    for (b, x) in row_of(row).chunks_exact(format.block()).enumerate() {
-                        let codes = encode::encode(format, x);
-                        if !codes.is_finite() {
-                            bad.report(row);
-                        }
-                        codes.to_panel(
-                            format,
-                            &mut heads[b * head..][..head],
-                            &mut bodies[b * body..][..body],
-                            lane,
-                        );
-                    }
-                });
-            }
+            _ => this.fill_codes(pool, &bad, &|row, b| {
+                let block = format.block();
+                encode::encode(format, &row_of(row)[b * block..][..block])
+            }),
         }
         bad.check(format)?;
         Ok(this)
@@ -545,8 +547,22 @@ impl QuantMatrix {
         let x = Mat::new(x, n, self.cols);
         let panels = self.rows.div_ceil(PANEL);
         let chunk = self.task_panels(pool, panels, n * PANEL);
+        let halves = match self.format {
+            Format::F16 => Some(Dtype::F16),
+            Format::Bf16 => Some(Dtype::Bf16),
+            _ => None,
+        };
         pool.run(panels.div_ceil(chunk), &|task| {
             let end = ((task + 1) * chunk).min(panels);
+            if let (Some(dtype), true) = (halves, n <= WIDENED_ROWS) {
+                // Few rows wait for memory: widened in registers.
+                let columns = task * chunk * PANEL..(end * PANEL).min(self.rows);
+                let stored = bytes(&self.data[task * chunk * self.panel..end * self.panel]);
+                let weights = Factor::padded(dtype, stored, self.cols, columns.len());
+                let y = y.tile(0..n, first + columns.start..first + columns.end);
+                Strands::new(isa, false).push(x, weights, 1.0, y);
+                return;
+            }
             let mut lines = Vec::new();
             for p in (task * chunk..end).step_by(GROUP) {
                 let group = GROUP.min(end - p);

@@ -6,6 +6,9 @@ use std::sync::Arc;
 
 use super::{FORK_WORK, Line, Mat, PANEL};
 use crate::cache::Page;
+use crate::isa::{Isa, Level};
+use crate::kernels::math::for_each_isa;
+use crate::kernels::memory;
 use crate::pool::Pool;
 
 /// A `k x n` matrix in panels: panel `p` holds columns `16 p ..`, its row `i` is
@@ -48,10 +51,10 @@ impl Panels {
         });
     }
 
-    /// A `k x n` matrix of zeros.
+    /// A `k x n` matrix of zeros, in memory for weights.
     pub(crate) fn zeros(k: usize, n: usize) -> Self {
         Self {
-            lines: vec![Line::ZERO; k * n.div_ceil(PANEL)],
+            lines: memory::filled(Line::ZERO, k * n.div_ceil(PANEL)),
             k,
             n,
         }
@@ -95,7 +98,7 @@ impl Panels {
         let (k, n) = (columns.len(), self.k);
         out.k = k;
         out.n = n;
-        out.lines.clear();
+        // Every line is written below.
         out.lines.resize(k * n.div_ceil(PANEL), Line::ZERO);
         if k == 0 {
             return;
@@ -110,10 +113,10 @@ impl Panels {
                 for (at, to) in to.chunks_mut(PANEL).enumerate() {
                     let from = (columns.start / PANEL + at) * self.k + q * PANEL;
                     let height = PANEL.min(self.k - q * PANEL);
-                    for (c, from) in self.lines[from..from + height].iter().enumerate() {
-                        for (to, value) in to.iter_mut().zip(&from.0) {
-                            to.0[c] = *value;
-                        }
+                    let from = &self.lines[from..from + height];
+                    match (to.as_mut_array(), from.as_array()) {
+                        (Some(to), Some(from)) => transpose(pool.isa(), from, to),
+                        _ => transpose_part(from, to),
                     }
                 }
             }
@@ -149,10 +152,49 @@ impl Panels {
     }
 }
 
+/// Sixteen lines as columns: at every distance, what belongs to the other side
+/// of the diagonal changes places with the partner line.
+#[inline(always)]
+fn transpose_body(from: &[Line; PANEL], to: &mut [Line; PANEL]) {
+    #[inline(always)]
+    fn change_places<const DISTANCE: usize>(lines: [Line; PANEL]) -> [Line; PANEL] {
+        std::array::from_fn(|i| {
+            let (own, other) = (&lines[i].0, &lines[i ^ DISTANCE].0);
+            Line(std::array::from_fn(|j| {
+                if (i ^ j) & DISTANCE == 0 {
+                    own[j]
+                } else {
+                    other[j ^ DISTANCE]
+                }
+            }))
+        })
+    }
+    let lines = change_places::<4>(change_places::<8>(*from));
+    *to = change_places::<1>(change_places::<2>(lines));
+}
+
+for_each_isa!(transpose(from: &[Line; PANEL], to: &mut [Line; PANEL]) => transpose_body);
+
+/// Up to sixteen lines as columns of up to sixteen; zeros beside them.
+fn transpose_part(from: &[Line], to: &mut [Line]) {
+    for (j, to) in to.iter_mut().enumerate() {
+        *to = Line::ZERO;
+        for (value, from) in to.0.iter_mut().zip(from) {
+            *value = from.0[j];
+        }
+    }
+}
+
 fn pack_panel(b: Mat<'_>, p: usize, panel: &mut [Line]) {
     let first = p * PANEL;
     let width = PANEL.min(b.cols - first);
-    if b.col_stride == 1 {
+    if b.col_stride == 1 && width == PANEL {
+        for (k, line) in panel.iter_mut().enumerate() {
+            // A copy of known length is two instructions, not a call.
+            let row = b.data[k * b.row_stride + first..].first_chunk();
+            line.0 = *row.expect("a panel's width is left in each row");
+        }
+    } else if b.col_stride == 1 {
         for (k, line) in panel.iter_mut().enumerate() {
             let start = k * b.row_stride + first;
             line.0[..width].copy_from_slice(&b.data[start..start + width]);
