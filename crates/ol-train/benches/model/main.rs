@@ -28,6 +28,8 @@ use roofline::Roofline;
 
 const ROUNDS: usize = 7;
 const RANK: usize = 8;
+/// Ranks of the adapters in a batch, which take turns.
+const RANKS: [(&str, &[usize]); 2] = [("r=8", &[RANK]), ("r=8 to 64", &[8, 16, 32, 64])];
 /// Prompts of prefill and training, and their length.
 const PROMPTS: (usize, usize) = (4, 128);
 /// Tokens in the cache before decoding starts, and decode steps.
@@ -88,19 +90,58 @@ fn shapes() -> [(&'static str, ModelConfig); 2] {
     [("9M", small), ("107M", large)]
 }
 
-/// Multiply-adds a token of the matrix products, and the bytes of the weights
-/// they read. The output layer is f32 in either format.
-fn weights(c: &ModelConfig, format: &str) -> (f64, f64) {
-    let (h, q, kv) = (
-        c.hidden_size,
-        c.num_attention_heads * c.head_dim,
-        c.num_key_value_heads * c.head_dim,
-    );
-    let layer = h * (2 * q + 2 * kv) + 3 * h * c.intermediate_size;
-    let (layers, head) = (float(c.num_hidden_layers * layer), float(c.vocab_size * h));
-    // 144 bytes hold 256 weights.
-    let size_bytes = if format == "f32" { 4.0 } else { 144.0 / 256.0 };
-    (layers + head, layers * size_bytes + head * 4.0)
+/// What the matrix products of one token cost. Attention's own products and
+/// the adapters' are not counted.
+struct Costs {
+    /// Multiply-adds of the queries, keys and values of one layer, and of the
+    /// rest of it.
+    inputs: usize,
+    rest: usize,
+    layers: usize,
+    /// Multiply-adds of the output layer.
+    head: usize,
+    /// Bytes of all weights.
+    size_bytes: usize,
+}
+
+impl Costs {
+    /// The output layer is f32 in either format.
+    fn new(c: &ModelConfig, format: &str) -> Self {
+        let (h, q, kv) = (
+            c.hidden_size,
+            c.num_attention_heads * c.head_dim,
+            c.num_key_value_heads * c.head_dim,
+        );
+        let (inputs, rest) = (h * (q + 2 * kv), h * q + 3 * h * c.intermediate_size);
+        let (layers, head) = (c.num_hidden_layers, c.vocab_size * h);
+        let weights = layers * (inputs + rest);
+        // 144 bytes hold 256 weights.
+        let stored = if format == "f32" {
+            4 * weights
+        } else {
+            weights * 144 / 256
+        };
+        Self {
+            inputs,
+            rest,
+            layers,
+            head,
+            size_bytes: stored + 4 * head,
+        }
+    }
+
+    /// Multiply-adds a token of prompts of `length` tokens: the output layer,
+    /// and in the last layer all but the inputs, see the last token alone.
+    fn prefill(&self, length: usize) -> f64 {
+        let all = self.layers * (self.inputs + self.rest) - self.rest;
+        float(all) + float(self.rest + self.head) / float(length)
+    }
+
+    /// Multiply-adds a token of a training step: forward, and back to the
+    /// inputs of all layers but the first. Base weights get no gradient.
+    fn training(&self) -> f64 {
+        float(2 * (self.layers * (self.inputs + self.rest) + self.head) - self.inputs)
+    }
 }
 
 struct Peers {
@@ -126,7 +167,7 @@ fn bench(
 ) -> Vec<serde_json::Value> {
     let mut rows = Vec::new();
     let is_f32 = format == "f32";
-    let (products, size_bytes) = weights(model.config(), format);
+    let costs = Costs::new(model.config(), format);
     let load = format!("load 0 {}", format.to_uppercase());
     let mut is_loaded = false;
     for threads in [1, 2] {
@@ -142,9 +183,17 @@ fn bench(
         let prefill_work = bench.work(&format!("prefill {n}x{length}"));
         let train_work = bench.work(&format!("LoRA training r={RANK}, all linear, {n}x{length}"));
         let decode_works = [1, 16].map(|rows| (rows, bench.work(&format!("decode, batch {rows}"))));
-        let adapter_work = bench.work(&format!("decode, batch 16, 16 adapters r={RANK}"));
+        let adapter_works = RANKS.map(|(what, ranks)| {
+            (
+                bench.work(&format!("decode, batch 16, 16 adapters {what}")),
+                ranks,
+            )
+        });
         let decode_names = decode_works.iter().map(|(_, work)| work);
-        let mut works = decode_names.chain([&prefill_work, &train_work, &adapter_work]);
+        let adapter_names = adapter_works.iter().map(|(work, _)| work);
+        let mut works = decode_names
+            .chain([&prefill_work, &train_work])
+            .chain(adapter_names);
         let is_first = shape == "9M" && is_f32;
         if !is_first && !works.any(|work| wanted(work)) {
             continue;
@@ -154,8 +203,8 @@ fn bench(
             is_loaded = true;
         }
         let pool = Pool::new(threads);
-        let roofline = Roofline::measure(&pool, peers.torch.as_mut());
-        if is_first {
+        let roofline = Roofline::measure(&pool, costs.size_bytes, peers.torch.as_mut());
+        if is_f32 {
             bench.rows.extend(roofline.rows(wanted));
         }
         let mut torch = peers.torch.as_mut().filter(|_| is_f32);
@@ -169,7 +218,14 @@ fn bench(
                 (torch.as_deref_mut(), order.clone()),
                 (llama_cpp.as_deref_mut(), order),
             ],
-            &|rate| roofline.of_gemm(2.0 * products * rate),
+            &|rate| {
+                // Quantised weights are multiplied as integers.
+                if is_f32 {
+                    roofline.of_gemm(2.0 * costs.prefill(length) * rate)
+                } else {
+                    String::new()
+                }
+            },
         );
         for (rows, work) in &decode_works {
             let order = format!("decode {threads} {rows} {context} {steps}");
@@ -180,20 +236,24 @@ fn bench(
                     (llama_cpp.as_deref_mut(), order.clone()),
                     (torch.as_deref_mut(), order),
                 ],
-                &|rate| roofline.of_memory(size_bytes * rate / float(*rows)),
+                &|rate| roofline.of_memory(float(costs.size_bytes) * rate / float(*rows)),
             );
         }
         if !is_f32 {
             continue;
         }
-        bench.adapters(&adapter_work, &pool, model);
+        for (work, ranks) in &adapter_works {
+            bench.adapters(work, ranks, &pool, model);
+        }
+        if threads == 1 {
+            bench.memory(model);
+        }
         let mut trainer = Trainer::new(model);
         bench.race(
             &train_work,
             || trainer.step(&pool, model),
             &mut [(torch, format!("train {threads} {n} {length} {RANK}"))],
-            // Forward, and back to the inputs; base weights get no gradient.
-            &|rate| roofline.of_gemm(4.0 * products * rate),
+            &|rate| roofline.of_gemm(2.0 * costs.training() * rate),
         );
     }
     rows
@@ -263,11 +323,14 @@ impl Bench<'_> {
     }
 
     /// Decoding with another adapter in each row against the base alone.
-    fn adapters(&mut self, work: &str, pool: &Pool, model: &Model) {
+    fn adapters(&mut self, work: &str, ranks: &[usize], pool: &Pool, model: &Model) {
         if !(self.wanted)(work) {
             return;
         }
-        let adapters: Vec<Lora> = (0..16).map(|seed| adapter(model, seed)).collect();
+        let adapters: Vec<Lora> = (0..16)
+            .zip(ranks.iter().cycle())
+            .map(|(seed, rank)| adapter(model, *rank, seed))
+            .collect();
         let (mut ours, mut base) = (Vec::new(), Vec::new());
         for round in 0..=ROUNDS {
             let with = decode(pool, model, 16, &adapters);
@@ -280,6 +343,24 @@ impl Bench<'_> {
         let row = row(work, "tokens/s", &ours, &base, "ours without adapters", "");
         eprintln!("{row}");
         self.rows.push(row);
+    }
+
+    /// Bytes that an adapter takes in memory against those of its file.
+    fn memory(&mut self, model: &Model) {
+        for rank in [RANK, 64] {
+            let work = self.work(&format!("an adapter r={rank} in memory"));
+            if !(self.wanted)(&work) {
+                continue;
+            }
+            let (config, file) = adapter(model, rank, 0).to_bytes("bench");
+            let held = Lora::from_bytes(&config, &file, model.config())
+                .expect("it was just written")
+                .resident_size_bytes();
+            let sizes = [[float(held) / 1e3], [float(file.len()) / 1e3]];
+            let row = row(&work, "kB", &sizes[0], &sizes[1], "its file", "");
+            eprintln!("{row}");
+            self.rows.push(row);
+        }
     }
 }
 
@@ -313,7 +394,7 @@ fn row(
         "peer": rounded(median(peer)),
         "peer_name": peer_name,
         "ratio": (median(&ratios) * 1e3).round() / 1e3,
-        "rounds": ROUNDS,
+        "rounds": ours.len(),
         "spread": spreads.join(" / ").trim_end_matches(" / "),
         "roofline": roofline,
         "command": "cargo xtask bench model",
@@ -386,11 +467,11 @@ fn decode(pool: &Pool, model: &Model, rows: usize, adapters: &[Lora]) -> (f64, u
     (seconds, rows * steps)
 }
 
-fn adapter(model: &Model, seed: u64) -> Lora {
+fn adapter(model: &Model, rank: usize, seed: u64) -> Lora {
     let mut lora =
-        Lora::init(model.config(), LoraConfig::all_linear(RANK), seed).expect("the rank is valid");
+        Lora::init(model.config(), LoraConfig::all_linear(rank), seed).expect("the rank is valid");
     // B is zero in a fresh adapter.
-    let parameters: Vec<f32> = lora.parameters().iter().map(|p| p + 1e-3).collect();
+    let parameters: Vec<f32> = lora.to_parameters().iter().map(|p| p + 1e-3).collect();
     lora.set_parameters(&parameters)
         .expect("the parameters fit");
     lora
