@@ -46,6 +46,11 @@ const ROOMS: &[Room] = &[
         benches: &[("ol-train", "model")],
         with_contracts: false,
     },
+    Room {
+        name: "soak",
+        benches: &[("ol-serve", "soak")],
+        with_contracts: false,
+    },
 ];
 
 /// In the order of the table; one that no row has is left out.

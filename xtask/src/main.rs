@@ -33,7 +33,8 @@ Usage: cargo xtask <task>
   contracts --check  run the Solidity tests, fail if the artifacts are stale
   clients            drive viem, ethers, cast and forge against a node
   clients --update   the same, and rewrite the table of docs/rpc.md
-  bench ROOM         run the benchmarks of a room (attribution, chain), write
+  bench ROOM         run the benchmarks of a room (attribution, chain, model,
+                     soak: ten minutes of mixed traffic with faults), write
                      docs/benchmarks/ROOM.json and docs/benchmarks.md
 ";
 

@@ -8,31 +8,11 @@ use ol_serve::{
 };
 
 use crate::drive::{Driven, Reader};
+use crate::random::Random;
 use crate::support::{adapter_store, lora, tokenizer};
 
 /// Histories of each run; `OPENLEDGER_TEST_SCALE` multiplies them.
 const N_HISTORIES: u64 = 1_500;
-
-/// SplitMix64: a history is its seed.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        usize::try_from((z ^ (z >> 31)) % n as u64).unwrap()
-    }
-
-    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len())]
-    }
-
-    fn chance(&mut self, percent: usize) -> bool {
-        self.below(100) < percent
-    }
-}
 
 const NAMES: [&str; 3] = ["legal", "medical", "poetry"];
 
@@ -51,7 +31,7 @@ struct History {
     driven: Driven,
     store: AdapterStore,
     readers: Vec<Reader>,
-    /// Of every request, read by number.
+    /// Versions that names were given so far.
     n_versions: u32,
 }
 
@@ -95,6 +75,12 @@ impl History {
             sampling.temperature = 1.2;
             sampling.top_p = 0.9;
             sampling.seed = random.below(1_000) as u64;
+        }
+        // What a sampler remembers has to survive a preemption.
+        if random.chance(30) {
+            sampling.frequency_penalty = 0.7;
+            sampling.repetition_penalty = 1.3;
+            sampling.min_tokens = 4;
         }
         let name = random.pick(&NAMES);
         GenerateRequest {

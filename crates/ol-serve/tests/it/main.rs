@@ -13,5 +13,6 @@ mod interleave;
 mod lifecycle;
 mod oracle;
 mod policy;
+mod random;
 mod reported;
 mod support;

@@ -74,15 +74,19 @@ fn a_flood_of_one_tenant_does_not_keep_another_waiting() {
 #[test]
 fn two_tenants_that_always_wait_get_the_same_however_much_they_ask_for() {
     let mut driven = Driven::new(options(4));
-    let submit = |tenant, max_tokens| {
+    let submit = |tenant, max_tokens, adapter| {
         let alone = GenerateRequest {
             sharing: Sharing::Nobody,
+            adapter,
             ..request("the quick", max_tokens)
         };
         driven.submit(&of(tenant, alone)).unwrap()
     };
-    let mut long: Vec<Reader> = (0..40).map(|_| submit("long", 40)).collect();
-    let mut short: Vec<Reader> = (0..360).map(|_| submit("short", 2)).collect();
+    // Many adapters are no way to more than one tenant's share.
+    let mut long: Vec<Reader> = (0..40)
+        .map(|i| submit("long", 40, Some(adapter(4, i % 8))))
+        .collect();
+    let mut short: Vec<Reader> = (0..360).map(|_| submit("short", 2, None)).collect();
     for _ in 0..300 {
         driven.scheduler.turn();
     }

@@ -1,9 +1,18 @@
 //! Bugs that were published about other servers of many adapters, each as a test.
 
-use ol_serve::{AdapterStore, EngineOptions, GenerateRequest};
+use std::fmt;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use ol_runtime::ManualClock;
+use ol_serve::{
+    AdapterComponents, AdapterError, AdapterFiles, AdapterSource, AdapterStore,
+    AdapterStoreOptions, EngineOptions, GenerateError, GenerateRequest, RegisterOptions, Turn,
+};
 
 use crate::drive::{Driven, Reader};
-use crate::support::{adapter, adapter_store as store, lora, oracle, request};
+use crate::support::{adapter, adapter_store as store, base, lora, oracle, request};
 
 fn prompt() -> GenerateRequest {
     let mut prompt = request("the quick brown fox jumps over the lazy dog", 12);
@@ -138,4 +147,116 @@ fn the_next_turn_of_a_conversation_finds_the_answer_too() {
     next.prompt_tokens.extend([9, 10, 11]);
     // 70 + 12 tokens, of which the last was drawn and never computed.
     assert_eq!(n_cached(&ask(&mut driven, &next)), 80);
+}
+
+/// Files of an adapter; reading them again waits until the gate is opened.
+#[derive(Debug)]
+struct Gated {
+    files: AdapterFiles,
+    gate: Mutex<Option<Receiver<()>>>,
+}
+
+impl fmt::Display for Gated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a gated source")
+    }
+}
+
+impl AdapterSource for Gated {
+    fn read(&self, _: u64) -> Result<AdapterFiles, AdapterError> {
+        if let Some(gate) = &*self.gate.lock().unwrap() {
+            // Closed for good when the test is over.
+            let _ = gate.recv();
+        }
+        Ok(self.files.clone())
+    }
+}
+
+/// Three adapters of which two fit the memory; loading the third waits for the
+/// sender.
+fn store_with_a_slow_one() -> (AdapterStore, Sender<()>) {
+    let size_bytes = lora(4, 1).resident_size_bytes() as u64;
+    let options = AdapterStoreOptions {
+        host_budget_bytes: 5 * size_bytes / 2,
+        ..AdapterStoreOptions::default()
+    };
+    let components = AdapterComponents::new(Arc::new(ManualClock::new(0)));
+    let store = AdapterStore::open(base().config(), options, components).unwrap();
+    let (open, gate) = channel();
+    let mut last = None;
+    for (name, seed) in [("a", 2), ("b", 3), ("slow", 1)] {
+        let (config, weights) = lora(4, seed).to_bytes("base");
+        let files = AdapterFiles {
+            config: config.into(),
+            weights: weights.into(),
+        };
+        let source = Arc::new(Gated {
+            files,
+            gate: Mutex::new(None),
+        });
+        last = Some(Arc::clone(&source));
+        store
+            .register_from(name, source, RegisterOptions::default())
+            .unwrap();
+    }
+    *last.unwrap().gate.lock().unwrap() = Some(gate);
+    (store, open)
+}
+
+/// vLLM #5564, #18217: while one adapter was loaded, requests of others waited.
+#[test]
+fn a_slow_load_keeps_nobody_else_waiting() {
+    let (store, open) = store_with_a_slow_one();
+    let mut driven = Driven::new(EngineOptions {
+        n_rows_max: 1,
+        ..EngineOptions::default()
+    });
+    let running = driven.submit(&with(&store, "a")).unwrap();
+    driven.scheduler.turn();
+    let mut slow = driven.submit(&with(&store, "slow")).unwrap();
+    let mut others = [running, driven.submit(&prompt()).unwrap()];
+    driven.finish();
+    for other in &mut others {
+        other.read();
+        assert!(matches!(other.end, Some(Ok(_))));
+    }
+    assert!(!slow.read());
+    assert_eq!(driven.engine.stats().n_loading, 1);
+    open.send(()).unwrap();
+    while !slow.read() || slow.end.is_none() {
+        driven.scheduler.turn();
+        std::thread::yield_now();
+    }
+    assert_eq!(
+        slow.token_ids,
+        oracle(&GenerateRequest {
+            adapter: Some(adapter(4, 1)),
+            ..prompt()
+        })
+        .1
+        .token_ids
+    );
+}
+
+/// Whoever waits for an adapter can leave, and its time can run out.
+#[test]
+fn a_request_that_loads_can_end_before_it_began() {
+    let (store, _open) = store_with_a_slow_one();
+    let mut driven = Driven::new(EngineOptions::default());
+    let mut leaves = driven.submit(&with(&store, "slow")).unwrap();
+    let mut late = driven
+        .submit(&GenerateRequest {
+            timeout: Some(Duration::from_secs(1)),
+            ..with(&store, "slow")
+        })
+        .unwrap();
+    driven.finish();
+    assert_eq!(driven.engine.stats().n_loading, 2);
+    assert_eq!(driven.scheduler.turn(), Turn::Idle { until_s: Some(1.0) });
+    leaves.cancel();
+    driven.clock.advance(Duration::from_secs(1));
+    driven.finish();
+    late.read();
+    assert_eq!(late.end, Some(Err(GenerateError::Deadline)));
+    driven.check_empty();
 }

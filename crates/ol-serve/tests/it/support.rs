@@ -129,7 +129,11 @@ fn lease(adapter: &AdapterRef) -> AdapterLease {
 pub(crate) fn oracle(request: &GenerateRequest) -> (String, Completion) {
     let tokenizer = tokenizer();
     let adapter = request.adapter.as_ref().map(lease);
-    let mut sampler = Sampler::new(request.sampling.clone());
+    let mut sampler = Sampler::for_prompt(
+        request.sampling.clone(),
+        &request.prompt_tokens,
+        tokenizer.end_ids(),
+    );
     let mut tokens = request.prompt_tokens.clone();
     let tokens_in = tokens.len();
     let mut cache = KvCache::new(base().config(), tokens_in + request.max_tokens);
@@ -139,7 +143,7 @@ pub(crate) fn oracle(request: &GenerateRequest) -> (String, Completion) {
         let id = sampler
             .next(&next_logits(&tokens, &mut cache, adapter.as_deref()))
             .unwrap();
-        if id == tokenizer.end_id() {
+        if sampler.is_end(id) {
             finish_reason = FinishReason::Stop;
             break;
         }
