@@ -8,7 +8,8 @@
 //! | `text`, or a file of plain text | [`Format::Text`] |
 //! | `prompt`, `chosen`, `rejected` | [`Format::Preference`] |
 //!
-//! Files are JSONL, JSON (a list), CSV or TSV with a header, text and Markdown.
+//! Files are JSONL, JSON (a list), CSV or TSV with a header, Parquet, text and
+//! Markdown.
 //! The format is told by the first example of each file, and said in the
 //! [`Summary`]. A bad line is an error that names file, line, field and reason,
 //! unless [`DataOptions::skip_bad`] allows some.
@@ -19,6 +20,7 @@
 
 mod encode;
 mod example;
+mod parquet;
 mod read;
 mod summary;
 

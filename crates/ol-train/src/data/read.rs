@@ -1,4 +1,4 @@
-//! Files to rows: JSONL, JSON, CSV, TSV, text and Markdown.
+//! Files to rows: JSONL, JSON, CSV, TSV, Parquet, text and Markdown.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::value::RawValue;
 
-use super::{DataError, Fault};
+use super::{DataError, Fault, parquet};
 
-/// Longest line, and longest text file.
-const MAX_LINE_SIZE_BYTES: usize = 64 << 20;
-/// Longest file that is read line by line.
+/// Longest line or row, and longest text file.
+pub(super) const MAX_LINE_SIZE_BYTES: usize = 64 << 20;
+/// Longest file that is read line by line, or by groups of rows.
 const MAX_FILE_SIZE_BYTES: u64 = 64 << 30;
 /// Longest file that is read whole: JSON, CSV.
 const MAX_WHOLE_SIZE_BYTES: u64 = 1 << 30;
@@ -35,6 +35,7 @@ enum Kind {
     Lines,
     List,
     Table(u8),
+    Columns,
     Text,
 }
 
@@ -46,6 +47,7 @@ impl Kind {
             "json" => Self::List,
             "csv" => Self::Table(b','),
             "tsv" => Self::Table(b'\t'),
+            "parquet" => Self::Columns,
             "txt" | "text" | "md" | "markdown" => Self::Text,
             _ => return None,
         })
@@ -59,11 +61,16 @@ fn io(path: &Path) -> impl Fn(std::io::Error) -> DataError {
     }
 }
 
-fn bad_file(path: &Path, reason: impl Into<String>) -> DataError {
+pub(super) fn bad_file(path: &Path, reason: impl Into<String>) -> DataError {
     DataError::File {
         path: path.to_owned(),
         reason: reason.into(),
     }
+}
+
+/// Whether what is counted in a file are rows, not lines.
+pub(super) fn has_rows(path: &Path) -> bool {
+    Kind::of(path) == Some(Kind::Columns)
 }
 
 /// The files, with those of folders in the folders' places.
@@ -95,19 +102,19 @@ pub(super) fn expand(paths: &[PathBuf]) -> Result<Vec<PathBuf>, DataError> {
 
 /// Takes an item, or what is wrong with it, with its line; an error ends the
 /// reading.
-type Take<'a> = &'a mut dyn FnMut(usize, Result<Item, Fault>) -> Result<(), DataError>;
+pub(super) type Take<'a> = &'a mut dyn FnMut(usize, Result<Item, Fault>) -> Result<(), DataError>;
 
 pub(super) fn read(path: &Path, take: Take<'_>) -> Result<(), DataError> {
     let Some(kind) = Kind::of(path) else {
         return Err(bad_file(
             path,
-            "unknown kind of file; known are .jsonl, .json, .csv, .tsv, .txt and .md",
+            "unknown kind of file; known are .jsonl, .json, .csv, .tsv, .parquet, .txt and .md",
         ));
     };
     let file = File::open(path).map_err(io(path))?;
     let size_bytes = file.metadata().map_err(io(path))?.len();
     let limit_bytes = match kind {
-        Kind::Lines => MAX_FILE_SIZE_BYTES,
+        Kind::Lines | Kind::Columns => MAX_FILE_SIZE_BYTES,
         Kind::List | Kind::Table(_) => MAX_WHOLE_SIZE_BYTES,
         Kind::Text => MAX_LINE_SIZE_BYTES as u64,
     };
@@ -115,13 +122,16 @@ pub(super) fn read(path: &Path, take: Take<'_>) -> Result<(), DataError> {
         let reason = format!("{size_bytes} bytes, allowed are {limit_bytes}");
         return Err(bad_file(path, reason));
     }
+    if kind == Kind::Columns {
+        return parquet::read(path, file, take);
+    }
     // It may grow while it is read.
     let file = file.take(limit_bytes);
     match kind {
         Kind::Lines => read_lines(path, file, take),
         Kind::List => read_list(path, file, take),
         Kind::Table(delimiter) => read_table(path, file, delimiter, take),
-        Kind::Text => {
+        Kind::Text | Kind::Columns => {
             let mut text = String::new();
             BufReader::new(file)
                 .read_to_string(&mut text)

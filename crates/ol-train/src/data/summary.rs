@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::Format;
+use super::read::has_rows;
 
 /// What was found in the files.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -53,7 +54,7 @@ pub struct BadLine {
     /// The file.
     pub path: PathBuf,
     /// The line, from 1; where the file is one list, the line its element
-    /// begins on.
+    /// begins on; of a Parquet file the row.
     pub line: usize,
     /// Field and reason.
     pub fault: Fault,
@@ -62,7 +63,8 @@ pub struct BadLine {
 impl fmt::Display for BadLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { path, line, fault } = self;
-        write!(f, "{}, line {line}: {fault}", path.display())
+        let unit = if has_rows(path) { "row" } else { "line" };
+        write!(f, "{}, {unit} {line}: {fault}", path.display())
     }
 }
 

@@ -4,7 +4,14 @@
 //! tokenizer (whose chat format a reader can check by hand) and with a template.
 
 use std::fs;
+use std::sync::Arc;
 
+use ::parquet::arrow::ArrowWriter;
+use ::parquet::basic::{Compression, ZstdLevel};
+use ::parquet::file::properties::WriterProperties;
+use arrow_array::builder::{ListBuilder, StringBuilder, StructBuilder};
+use arrow_array::{ArrayRef, Int64Array, RecordBatch, StringArray};
+use arrow_schema::{DataType, Field};
 use proptest::prelude::*;
 
 use super::*;
@@ -152,6 +159,112 @@ fn kinds_of_files_read_the_same() {
             Format::Text,
             &[("the cat\n\nsat", "the cat\n\nsat")],
         );
+    }
+}
+
+/// A Parquet file of texts, a null where there is none.
+fn parquet_file(columns: &[(&str, &[Option<&str>])], codec: Compression) -> Vec<u8> {
+    let arrays = columns.iter().map(|(name, values)| {
+        let array: ArrayRef = Arc::new(StringArray::from(values.to_vec()));
+        (*name, array, true)
+    });
+    let batch = RecordBatch::try_from_iter_with_nullable(arrays).unwrap();
+    parquet_of(&batch, codec)
+}
+
+fn parquet_of(batch: &RecordBatch, codec: Compression) -> Vec<u8> {
+    let properties = WriterProperties::builder()
+        .set_compression(codec)
+        // Several groups of rows.
+        .set_max_row_group_row_count(Some(2))
+        .build();
+    let mut bytes = Vec::new();
+    let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), Some(properties)).unwrap();
+    writer.write(batch).unwrap();
+    writer.close().unwrap();
+    bytes
+}
+
+fn read_parquet(bytes: &[u8], options: &DataOptions) -> Result<Dataset, DataError> {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("a.parquet"), bytes).unwrap();
+    load(&[dir.path().to_owned()], &tokenizer(), options)
+}
+
+#[test]
+fn parquet_files_read_as_the_same_rows_in_lines() {
+    let line = |i: usize| format!(r#"{{"question": "q {i}", "answer": "a {i}"}}"#);
+    let lines: Vec<String> = (0..5).map(line).collect();
+    let want = read_file("a.jsonl", &lines.join("\n"), &whole()).unwrap();
+    let texts = |name: &str| (0..5).map(|i| format!("{name} {i}")).collect::<Vec<_>>();
+    let (questions, answers) = (texts("q"), texts("a"));
+    let [q, a] = [&questions, &answers].map(|texts| {
+        let texts = texts.iter().map(|text| Some(text.as_str()));
+        texts.collect::<Vec<_>>()
+    });
+    for codec in [
+        Compression::UNCOMPRESSED,
+        Compression::SNAPPY,
+        Compression::ZSTD(ZstdLevel::default()),
+    ] {
+        let bytes = parquet_file(&[("question", &q), ("answer", &a)], codec);
+        let got = read_parquet(&bytes, &whole()).unwrap();
+        assert_eq!(got.train, want.train);
+        assert_eq!(got.summary.files[0].format, Format::Instruction);
+    }
+}
+
+#[test]
+fn messages_in_columns_are_messages() {
+    let fields = ["role", "content", "tool_calls"].map(|n| Field::new(n, DataType::Utf8, true));
+    let mut list = ListBuilder::new(StructBuilder::from_fields(fields.to_vec(), 2));
+    for (role, content) in [("user", "a cat?"), ("assistant", "an animal")] {
+        let message = list.values();
+        // Null, as where other rows call tools.
+        for (i, text) in [Some(role), Some(content), None].into_iter().enumerate() {
+            message
+                .field_builder::<StringBuilder>(i)
+                .unwrap()
+                .append_option(text);
+        }
+        message.append(true);
+    }
+    list.append(true);
+    let ids: ArrayRef = Arc::new(Int64Array::from(vec![7]));
+    let columns: [(&str, ArrayRef); 2] = [("messages", Arc::new(list.finish())), ("id", ids)];
+    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    let got = read_parquet(&parquet_of(&batch, Compression::SNAPPY), &whole()).unwrap();
+    assert_eq!(got.summary.files[0].format, Format::Chat);
+    let (_, learnt) = shown(&sequences(&got.train)[0]);
+    assert_eq!(learnt, "an animal");
+}
+
+#[test]
+fn bad_rows_of_parquet_files_are_named() {
+    let columns: [(&str, &[Option<&str>]); 2] = [
+        ("question", &[Some("q"), Some("r"), None, Some("s")]),
+        ("answer", &[Some("a"), Some("b"), Some("c"), Some("")]),
+    ];
+    let bytes = parquet_file(&columns, Compression::SNAPPY);
+    let said = read_parquet(&bytes, &whole()).unwrap_err().to_string();
+    assert!(said.contains("a.parquet, row 3: "), "{said}");
+    assert!(said.contains("question"), "{said}");
+    let options = DataOptions {
+        skip_bad: 2,
+        ..whole()
+    };
+    let got = read_parquet(&bytes, &options).unwrap();
+    assert_eq!((got.train.len(), got.summary.n_bad), (2, 2));
+    assert_eq!(got.summary.bad[1].line, 4);
+
+    // Damage is an error or another text, never a panic.
+    for n in 0..bytes.len() {
+        assert!(read_parquet(&bytes[..n], &options).is_err(), "cut at {n}");
+    }
+    for at in 0..bytes.len() {
+        let mut changed = bytes.clone();
+        changed[at] ^= 1 << (at % 8);
+        let _ = read_parquet(&changed, &options);
     }
 }
 
