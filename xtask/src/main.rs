@@ -24,8 +24,8 @@ Usage: cargo xtask <task>
                      property and integration tests, documentation, the loop,
                      clients
   test --nightly     the same, with the random tests at full length, and jobs
-                     of transformers + PEFT beside ours, which needs
-                     OPENLEDGER_PEFT_PYTHON (see runners/peft)
+                     of transformers + PEFT and answers of llama.cpp beside
+                     ours, which needs OPENLEDGER_PEFT_PYTHON
   test --full DIR... every public test of Ethereum below these folders (see
                      docs/conformance.md)
   tidy               layering, file sizes, invariants that name no test
@@ -136,17 +136,21 @@ fn test(root: &Path, env: &[(&str, &str)]) -> Done {
     step("clients", || clients(root, &[]))
 }
 
-/// The PEFT runner beside our trainer. Without its Python this is a failure: what
+/// The PEFT runner beside our trainer, llama.cpp beside our engine. Without their Python this is a failure: what
 /// did not run did not pass.
 fn peft(root: &Path) -> Done {
     step("peft runner", || {
         if env::var_os("OPENLEDGER_PEFT_PYTHON").is_none() {
             return Err("set OPENLEDGER_PEFT_PYTHON to a Python that has \
-                        runners/peft/requirements.txt"
+                        runners/peft/requirements.txt and crates/ol-train/benches/model/requirements.txt"
                 .into());
         }
         let test = ["test", "--release", "--locked", "-p", "ol-train", "--test"];
-        run(root, "cargo", &[&test[..], &["peft_runner"]].concat())
+        run(
+            root,
+            "cargo",
+            &[&test[..], &["peft_runner", "--test", "llama_cpp"]].concat(),
+        )
     })
 }
 

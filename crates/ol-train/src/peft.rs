@@ -1,5 +1,6 @@
 //! PEFT directories as files: looked into, converted and merged into a base,
 //! tensor by tensor and by name, so that neither needs to fit a model of ours.
+//! To and from GGUF they go through a model, whose shape the file relies on.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
@@ -7,15 +8,17 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
-use ol_model::Dtype;
+use ol_model::{Dtype, ForwardError, GgufError, LoadError, PeftError, TokenizerError};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 use serde_json::Value;
 use thiserror::Error;
 
+mod gguf;
 mod inspect;
 mod merge;
 
+pub use gguf::{MergedFile, convert_for, is_gguf, merge_gguf};
 pub use inspect::{Inspection, LayerNorms, inspect};
 pub use merge::{Merged, convert, merge};
 
@@ -59,11 +62,26 @@ pub enum PeftFileError {
         reason: String,
     },
     /// There are files already where the result should be.
-    #[error("{path} exists and is not empty; name a new folder")]
+    #[error("{path} exists and is not empty; name a new one")]
     Taken {
-        /// The folder.
+        /// The folder or file.
         path: PathBuf,
     },
+    /// An adapter does not fit the base, or its files are wrong.
+    #[error(transparent)]
+    Adapter(#[from] PeftError),
+    /// A GGUF file cannot be read or written.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// The base cannot be loaded.
+    #[error(transparent)]
+    Base(#[from] LoadError),
+    /// The base's tokenizer cannot be put into a GGUF file.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The adapter cannot be added to the base.
+    #[error(transparent)]
+    Merge(#[from] ForwardError),
 }
 
 fn io(path: &Path) -> impl FnOnce(std::io::Error) -> PeftFileError {
@@ -110,8 +128,14 @@ struct Adapter {
 
 impl Adapter {
     fn read(dir: &Path) -> Result<Self, PeftFileError> {
+        let config_text = read_limited(&dir.join(CONFIG), JSON_SIZE_BYTES_MAX)?;
+        let weights = read_limited(&dir.join(WEIGHTS), ADAPTER_SIZE_BYTES_MAX)?;
+        Self::parse(dir, config_text, weights)
+    }
+
+    /// The contents of the two files of `dir`.
+    fn parse(dir: &Path, config_text: Vec<u8>, weights: Vec<u8>) -> Result<Self, PeftFileError> {
         let path = dir.join(CONFIG);
-        let config_text = read_limited(&path, JSON_SIZE_BYTES_MAX)?;
         let config: Config = serde_json::from_slice(&config_text)
             .map_err(|e| format(&path, format!("not an adapter's configuration: {e}")))?;
         let refuse = |reason: String| Err(format(&path, reason));
@@ -124,12 +148,10 @@ impl Adapter {
         if config.r == 0 || !config.lora_alpha.is_finite() {
             return refuse("r must be at least 1 and lora_alpha a number".to_owned());
         }
-        let weights_path = dir.join(WEIGHTS);
-        let weights = read_limited(&weights_path, ADAPTER_SIZE_BYTES_MAX)?;
         Ok(Self {
             config,
             config_text,
-            weights_path,
+            weights_path: dir.join(WEIGHTS),
             weights,
         })
     }

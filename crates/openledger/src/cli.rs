@@ -9,7 +9,9 @@ mod node;
 mod train;
 
 pub(crate) use node::{BlockTime, DoctorArgs, NodeCommand, NodeRunArgs, StatusArgs};
-pub(crate) use train::{AdapterArgs, AdapterCommand, JobArgs, TrainArgs, TrainCommand, WorkerArgs};
+pub(crate) use train::{
+    AdapterArgs, AdapterCommand, JobArgs, MergeFormat, TrainArgs, TrainCommand, WorkerArgs,
+};
 
 /// Payable AI: the people who write the data that models learn from are paid,
 /// automatically and provably, each time a model answers.

@@ -65,24 +65,31 @@ pub fn convert(dir: &Path, out: &Path, dtype: Dtype) -> Result<(), PeftFileError
     // What is no adapter is refused before anything is written.
     adapter.modules()?;
     new_dir(out)?;
-    let tensors = adapter.tensors()?;
-    let mut converted = BTreeMap::new();
-    for (name, view) in tensors.iter() {
-        let values = floats(&view).map_err(|reason| PeftFileError::Tensor {
-            path: adapter.weights_path.clone(),
-            tensor: name.to_owned(),
-            reason,
-        })?;
-        let tensor = Out {
-            shape: view.shape().to_vec(),
-            dtype: safetensors_dtype(dtype),
-            data: Cow::Owned(stored(&values, dtype)),
-        };
-        converted.insert(name.to_owned(), tensor);
+    adapter.store(out, dtype)
+}
+
+impl Adapter {
+    /// Writes both files into a folder.
+    pub(super) fn store(&self, out: &Path, dtype: Dtype) -> Result<(), PeftFileError> {
+        let tensors = self.tensors()?;
+        let mut converted = BTreeMap::new();
+        for (name, view) in tensors.iter() {
+            let values = floats(&view).map_err(|reason| PeftFileError::Tensor {
+                path: self.weights_path.clone(),
+                tensor: name.to_owned(),
+                reason,
+            })?;
+            let tensor = Out {
+                shape: view.shape().to_vec(),
+                dtype: safetensors_dtype(dtype),
+                data: Cow::Owned(stored(&values, dtype)),
+            };
+            converted.insert(name.to_owned(), tensor);
+        }
+        write(&out.join(WEIGHTS), &converted)?;
+        let path = out.join(CONFIG);
+        write_atomic(&path, &self.config_text).map_err(io(&path))
     }
-    write(&out.join(WEIGHTS), &converted)?;
-    let path = out.join(CONFIG);
-    write_atomic(&path, &adapter.config_text).map_err(io(&path))
 }
 
 /// Adds an adapter to its base: `W + scale * B A` for every adapted module,

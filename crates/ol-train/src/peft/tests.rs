@@ -1,7 +1,7 @@
 //! Goal: a merged model answers as base and adapter do together, a converted
 //! adapter holds the rounded numbers, and no file makes a panic.
 
-use ol_model::{Lora, LoraConfig, Model, ModelConfig, Pool, Sequence};
+use ol_model::{Format, Lora, LoraConfig, Model, ModelConfig, Pool, Sequence};
 
 use super::*;
 
@@ -152,6 +152,64 @@ fn a_converted_adapter_is_the_rounded_one_and_an_inspection_tells_what_is_in_it(
     let again = Lora::load(&at("again"), model.config()).unwrap();
     assert_eq!(again.parameters(), half.parameters());
     assert_eq!(inspect(&at("half")).unwrap().dtype, "F16");
+}
+
+#[test]
+fn an_adapter_goes_to_gguf_and_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let model = base(&at("base"));
+    let adapter = adapter(&model, &at("adapter"));
+    let (from, file) = (at("adapter"), at("adapter.gguf"));
+    convert_for(&at("base"), &from, &file, Dtype::F32).unwrap();
+    let read = Lora::load(&file, model.config()).unwrap();
+    assert_eq!(read.hash(), adapter.hash());
+    convert_for(&at("base"), &file, &at("back"), Dtype::F32).unwrap();
+    let back = Lora::load(&at("back"), model.config()).unwrap();
+    assert_eq!(back.hash(), adapter.hash());
+    assert_eq!(inspect(&at("back")).unwrap().base.as_deref(), Some("base"));
+    // The base may be a GGUF file too.
+    model
+        .save_gguf(&at("base.gguf"), Format::F16, None)
+        .unwrap();
+    convert_for(&at("base.gguf"), &file, &at("half"), Dtype::F16).unwrap();
+    assert_eq!(inspect(&at("half")).unwrap().dtype, "F16");
+    let taken = convert_for(&at("base"), &from, &file, Dtype::F32).unwrap_err();
+    assert!(matches!(taken, PeftFileError::Taken { .. }), "{taken}");
+    let nowhere = convert_for(&at("nowhere"), &from, &at("x.gguf"), Dtype::F32).unwrap_err();
+    assert!(nowhere.to_string().contains("config.json"), "{nowhere}");
+}
+
+#[test]
+fn a_base_and_its_adapter_become_one_gguf_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let pool = Pool::new(2);
+    let model = base(&at("base"));
+    let adapter = adapter(&model, &at("adapter"));
+    let with = losses(&model, Some(&adapter));
+    for (format, most) in [(Format::F16, 0.01), (Format::Q8_0, 0.05)] {
+        let out = at(&format!("{}.gguf", format.name()));
+        let merged = merge_gguf(&pool, &at("base"), &at("adapter"), &out, format).unwrap();
+        assert_eq!((merged.n_modules, merged.has_tokenizer), (14, false));
+        assert_eq!(merged.size_bytes, fs::metadata(&out).unwrap().len());
+        let read = losses(&Model::load(&out).unwrap(), None);
+        assert!(
+            (read[0] - with[0]).abs() < most * with[0].abs(),
+            "{}: {read:?} {with:?}",
+            format.name()
+        );
+        let taken = merge_gguf(&pool, &at("base"), &at("adapter"), &out, format).unwrap_err();
+        assert!(matches!(taken, PeftFileError::Taken { .. }), "{taken}");
+    }
+    // A tokenizer is taken along, or said why not.
+    let texts = ["a cat".to_owned()].into_iter();
+    let tokenizer = ol_model::Tokenizer::train(texts, 300).unwrap();
+    tokenizer.save(&at("base"), 64).unwrap();
+    let out = at("with-tokenizer.gguf");
+    let error = merge_gguf(&pool, &at("base"), &at("adapter"), &out, Format::F16).unwrap_err();
+    assert!(error.to_string().contains("the model has 64"), "{error}");
+    assert!(!out.exists());
 }
 
 #[test]

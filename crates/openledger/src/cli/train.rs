@@ -193,7 +193,11 @@ Examples:
     openledger adapter merge ./Qwen3-0.6B ./my-adapter ./merged --dtype bf16
 
   Half the size:
-    openledger adapter convert ./my-adapter ./my-adapter-bf16 --dtype bf16";
+    openledger adapter convert ./my-adapter ./my-adapter-bf16 --dtype bf16
+
+  For llama.cpp: the adapter as a file of its own, or one file of both:
+    openledger adapter convert ./my-adapter my-adapter.gguf --base ./Qwen3-0.6B
+    openledger adapter merge ./Qwen3-0.6B ./my-adapter merged.gguf --format gguf --quant q4_k";
 
 #[derive(Debug, Args)]
 #[command(after_help = ADAPTER_EXAMPLES, after_long_help = ADAPTER_EXAMPLES)]
@@ -209,28 +213,80 @@ pub(crate) enum AdapterCommand {
         /// PEFT folder
         dir: PathBuf,
     },
-    /// Add an adapter to its base, into a new Hugging Face folder
+    /// Add an adapter to its base, into a new Hugging Face folder or GGUF file
     Merge {
-        /// Folder of the base
+        /// Folder or GGUF file of the base
         base: PathBuf,
-        /// PEFT folder
+        /// PEFT folder or GGUF file
         adapter: PathBuf,
-        /// New folder
+        /// New folder or file
         out: PathBuf,
-        /// Storage of the weights [default: as the base's]
-        #[arg(long)]
+        /// What to write
+        #[arg(long, value_enum, default_value_t)]
+        format: MergeFormat,
+        /// Storage of the weights in a folder [default: as the base's]
+        #[arg(long, conflicts_with = "quant")]
         dtype: Option<DtypeArg>,
+        /// Storage of the matrices in a GGUF file [default: f16]
+        #[arg(long)]
+        quant: Option<QuantArg>,
+        /// Threads for a GGUF file [default: the machine's cores]
+        #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+        threads: Option<u16>,
     },
-    /// Store an adapter in another format, in a new PEFT folder
+    /// Store an adapter in another format: in a new PEFT folder, or as a GGUF file
     Convert {
-        /// PEFT folder
-        dir: PathBuf,
-        /// New folder
+        /// PEFT folder or GGUF file
+        adapter: PathBuf,
+        /// New folder, or file that ends in .gguf
         out: PathBuf,
         /// Storage of the factors
-        #[arg(long)]
+        #[arg(long, default_value = "f32")]
         dtype: DtypeArg,
+        /// Folder or GGUF file of the base; needed to and from GGUF
+        #[arg(long)]
+        base: Option<PathBuf>,
     },
+}
+
+/// What a merge writes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum MergeFormat {
+    /// A Hugging Face folder
+    #[default]
+    Safetensors,
+    /// One file for llama.cpp, tokenizer included
+    Gguf,
+}
+
+/// Storage of the matrices of a GGUF file.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum QuantArg {
+    /// 16 bits
+    F16,
+    /// 16 bits, more range
+    Bf16,
+    /// 8.5 bits
+    #[value(name = "q8_0")]
+    Q8,
+    /// 6.6 bits
+    #[value(name = "q6_k")]
+    Q6K,
+    /// 4.5 bits, the output layer 6.6
+    #[value(name = "q4_k")]
+    Q4K,
+}
+
+impl From<QuantArg> for ol_model::Format {
+    fn from(quant: QuantArg) -> Self {
+        match quant {
+            QuantArg::F16 => Self::F16,
+            QuantArg::Bf16 => Self::Bf16,
+            QuantArg::Q8 => Self::Q8_0,
+            QuantArg::Q6K => Self::Q6K,
+            QuantArg::Q4K => Self::Q4K,
+        }
+    }
 }
 
 /// Storage of numbers.

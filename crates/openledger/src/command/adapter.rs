@@ -1,9 +1,11 @@
-//! `openledger adapter`: PEFT directories looked into, merged and converted.
+//! `openledger adapter`: adapters looked into, merged and converted.
 
-use ol_train::peft::{Inspection, convert, inspect, merge};
+use anyhow::bail;
+use ol_model::{Format, Pool};
+use ol_train::peft::{Inspection, convert, convert_for, inspect, is_gguf, merge, merge_gguf};
 use serde_json::json;
 
-use crate::cli::AdapterCommand;
+use crate::cli::{AdapterCommand, MergeFormat};
 use crate::output::{Out, print};
 
 pub(crate) fn run(command: &AdapterCommand, json: bool, out: Out<'_>) -> anyhow::Result<()> {
@@ -18,8 +20,52 @@ pub(crate) fn run(command: &AdapterCommand, json: bool, out: Out<'_>) -> anyhow:
             base,
             adapter,
             out: to,
+            format: MergeFormat::Gguf,
+            quant,
+            threads,
             dtype,
         } => {
+            if dtype.is_some() {
+                bail!("a GGUF file has --quant, not --dtype");
+            }
+            let format = quant.map_or(Format::F16, Into::into);
+            let threads = threads.map_or_else(available, usize::from);
+            let merged = merge_gguf(&Pool::new(threads), base, adapter, to, format)?;
+            let value = json!({
+                "file": to,
+                "modules": merged.n_modules,
+                "quant": format.name(),
+                "size_bytes": merged.size_bytes,
+                "tokenizer": merged.has_tokenizer,
+            });
+            print(out, json, &value, |out| {
+                let tokenizer = if merged.has_tokenizer {
+                    "with its tokenizer"
+                } else {
+                    "without a tokenizer: the base has none"
+                };
+                writeln!(
+                    out,
+                    "{} modules changed: {} of {} in {}, {tokenizer}",
+                    merged.n_modules,
+                    size(merged.size_bytes),
+                    format.name(),
+                    to.display()
+                )
+            })
+        }
+        AdapterCommand::Merge {
+            base,
+            adapter,
+            out: to,
+            format: MergeFormat::Safetensors,
+            dtype,
+            quant,
+            ..
+        } => {
+            if quant.is_some() {
+                bail!("--quant is for --format gguf");
+            }
             let merged = merge(base, adapter, to, dtype.map(Into::into))?;
             let value = json!({
                 "folder": to,
@@ -39,11 +85,25 @@ pub(crate) fn run(command: &AdapterCommand, json: bool, out: Out<'_>) -> anyhow:
             })
         }
         AdapterCommand::Convert {
-            dir,
+            adapter,
             out: to,
             dtype,
+            base,
         } => {
-            convert(dir, to, (*dtype).into())?;
+            match base {
+                Some(base) => convert_for(base, adapter, to, (*dtype).into())?,
+                None if adapter.is_file() || is_gguf(to) => {
+                    bail!("to and from GGUF the base is needed: --base FOLDER")
+                }
+                None => convert(adapter, to, (*dtype).into())?,
+            }
+            if is_gguf(to) {
+                let size_bytes = std::fs::metadata(to)?.len();
+                let value = json!({ "file": to, "size_bytes": size_bytes });
+                return print(out, json, &value, |out| {
+                    writeln!(out, "{} in {}", size(size_bytes), to.display())
+                });
+            }
             let found = inspect(to)?;
             print(out, json, &serde_json::to_value(&found)?, |out| {
                 writeln!(
@@ -56,6 +116,10 @@ pub(crate) fn run(command: &AdapterCommand, json: bool, out: Out<'_>) -> anyhow:
             })
         }
     }
+}
+
+fn available() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 fn show(found: &Inspection, out: Out<'_>) -> std::io::Result<()> {
