@@ -154,6 +154,12 @@ def section(spec, name, defaults):
     return {**defaults, **given}
 
 
+def is_quantised(spec):
+    return spec["method"] == "qlora" or (
+        spec["method"] == "dpo" and spec["base"]["quantise"] is not None
+    )
+
+
 def read_spec(path):
     try:
         spec = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -172,9 +178,9 @@ def read_spec(path):
     spec["lora"] = section(spec, "lora", LORA)
     spec["options"] = section(spec, "options", OPTIONS)
     spec.setdefault("method", "lora")
-    if spec["method"] not in ("lora", "qlora"):
-        raise Refused(f"method: this runner trains lora and qlora, not {spec['method']}")
-    if spec["method"] == "qlora" and spec["base"]["quantise"] != "nf4":
+    if spec["method"] not in ("lora", "qlora", "dpo"):
+        raise Refused(f"method: this runner trains lora, qlora and dpo, not {spec['method']}")
+    if is_quantised(spec) and spec["base"]["quantise"] != "nf4":
         raise Refused("base.quantise: this runner quantises to nf4 only")
     if spec["data"]["datanet"] is not None:
         raise Refused("data.datanet: this runner reads files only")
@@ -189,6 +195,8 @@ def read_spec(path):
 
 def rows(path):
     """The examples of a JSONL file."""
+    if not str(path).endswith((".jsonl", ".ndjson")):
+        raise Refused(f"{path}: this runner reads .jsonl files only")
     with open(path, "rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(LINE_SIZE_MAX + 1), b""), 1):
             if len(line) > LINE_SIZE_MAX:
@@ -259,8 +267,65 @@ def encode(tokenizer, example, prompt_weight, context):
     return tokens[:context], weights[:context]
 
 
-def weight_of(sequences):
-    return sum(sum(weights[1:]) for _, weights in sequences)
+class Pair:
+    """Two answers to one prompt, each as tokens and weights; weights are 1 on the answers."""
+
+    def __init__(self, chosen, rejected):
+        self.chosen, self.rejected = chosen, rejected
+        # Negative log-likelihoods by the base.
+        self.reference = None
+
+
+def messages_of(given, role):
+    return given if isinstance(given, list) else [{"role": role, "content": given}]
+
+
+def encode_pair(tokenizer, place, row, context):
+    """A pair, or none if nothing of an answer is left."""
+    if not {"prompt", "chosen", "rejected"} <= set(row):
+        raise Refused(f"{place}: has not all of prompt, chosen, rejected")
+
+    def answer(name):
+        if tokenizer.chat_template is None:
+            return encode(tokenizer, (row["prompt"], row[name]), 0.0, context)
+        prompt = messages_of(row["prompt"], "user")
+        return encode(tokenizer, prompt + messages_of(row[name], "assistant"), 0.0, context)
+
+    both = [answer("chosen"), answer("rejected")]
+    shared = 0
+    for a, b in zip(both[0][0], both[1][0]):
+        if a != b:
+            break
+        shared += 1
+    for _, weights in both:
+        # What both begin with is the prompt, but an answer that begins alike is an answer.
+        start = shared
+        while start > 0 and weights[start - 1] > 0:
+            start -= 1
+        weights[:start] = [0.0] * start
+    if min(sum(weights[1:]) for _, weights in both) <= 0:
+        return None
+    return Pair(*both)
+
+
+def sequences_of(examples):
+    """The sequences of examples; those of a pair are neighbours."""
+    for example in examples:
+        if isinstance(example, Pair):
+            yield example.chosen
+            yield example.rejected
+        else:
+            yield example
+
+
+def size_of(example):
+    return sum(len(tokens) for tokens, _ in sequences_of([example]))
+
+
+def weight_of(examples):
+    """Weighted tokens, or pairs: each counts alike."""
+    pairs = sum(isinstance(example, Pair) for example in examples)
+    return pairs or sum(sum(weights[1:]) for _, weights in examples)
 
 
 def held_out_of(n, fraction, seed):
@@ -278,7 +343,7 @@ def resolve(options, sequences):
         if options["batch_sequences"] is not None:
             steps = len(sequences) * epochs / options["batch_sequences"]
         else:
-            tokens = sum(len(tokens) for tokens, _ in sequences)
+            tokens = sum(size_of(example) for example in sequences)
             steps = tokens * epochs / options["batch_tokens"]
         options["steps"] = max(1, math.ceil(steps))
         options["warmup_steps"] = min(options["warmup_steps"], options["steps"] // 5)
@@ -329,7 +394,7 @@ class Batches:
                 self.order = self.epoch_order()
             sequence = self.sequences[self.order[self.next]]
             batch.append(sequence)
-            tokens += max(len(sequence[0]), 1)
+            tokens += max(size_of(sequence), 1)
             self.next += 1
         return batch
 
@@ -337,17 +402,17 @@ class Batches:
 def parts_of(batch, limit):
     part, tokens = [], 0
     for sequence in batch:
-        if part and limit and tokens + len(sequence[0]) > limit:
+        if part and limit and tokens + size_of(sequence) > limit:
             yield part
             part, tokens = [], 0
         part.append(sequence)
-        tokens += len(sequence[0])
+        tokens += size_of(sequence)
     if part:
         yield part
 
 
-def loss_of(model, part):
-    """The sum of the weighted losses of some sequences, in nats."""
+def losses_of(model, part):
+    """The sum of the weighted losses of each sequence, in nats."""
     import torch
 
     device = next(model.parameters()).device
@@ -364,15 +429,57 @@ def loss_of(model, part):
     losses = torch.nn.functional.cross_entropy(
         logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
     )
-    return (losses * weights[:, 1:].flatten()).sum()
+    return (losses.view(len(part), -1) * weights[:, 1:]).sum(1)
 
 
-def mean_loss(model, sequences, limit):
+def loss_of(model, part, options):
+    """The sum of the losses of some examples, and the margins if they are pairs.
+
+    For pairs direct preference optimisation (Rafailov et al., 2023) with label smoothing
+    (Mitchell, 2023), as ol-train's `preference` describes it.
+    """
     import torch
 
+    losses = losses_of(model, list(sequences_of(part)))
+    if not isinstance(part[0], Pair):
+        return losses.sum(), []
+    both = losses.double().view(-1, 2)
+    reference = torch.tensor([p.reference for p in part], dtype=both.dtype, device=both.device)
+    gains = reference - both
+    margins = options["dpo_beta"] * (gains[:, 0] - gains[:, 1])
+    smoothing, softplus = options["dpo_label_smoothing"], torch.nn.functional.softplus
+    losses = (1 - smoothing) * softplus(-margins) + smoothing * softplus(margins)
+    return losses.sum(), margins.tolist()
+
+
+def set_references(model, examples, limit):
+    """What the base without the adapter thinks of pairs."""
+    import torch
+
+    if not examples or not isinstance(examples[0], Pair):
+        return
+    with torch.no_grad(), model.disable_adapter():
+        for part in parts_of(examples, limit or 4096):
+            losses = losses_of(model, list(sequences_of(part))).double().view(-1, 2)
+            for pair, reference in zip(part, losses.tolist()):
+                pair.reference = reference
+
+
+def measure(model, examples, options):
+    """The mean loss, and of pairs the mean margin and how many are ordered rightly."""
+    import torch
+
+    loss, margins = 0.0, []
     with torch.no_grad():
-        parts = parts_of(sequences, limit or 4096)
-        return sum(loss_of(model, part).item() for part in parts) / weight_of(sequences)
+        for part in parts_of(examples, options["micro_batch_tokens"] or 4096):
+            part_loss, part_margins = loss_of(model, part, options)
+            loss += part_loss.item()
+            margins += part_margins
+    found = {"held_out": loss / weight_of(examples)}
+    if margins:
+        found["reward_accuracy"] = sum(margin > 0 for margin in margins) / len(margins)
+        found["reward_margin"] = sum(margins) / len(margins)
+    return found
 
 
 def initialise(model, seed):
@@ -405,12 +512,12 @@ def load_model(spec):
     place = base["path"] or base["hub"]
     more = {"revision": base["revision"]} if base["revision"] else {}
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if spec["method"] == "qlora":
+    if is_quantised(spec):
         try:
             import bitsandbytes  # noqa: F401
             from transformers import BitsAndBytesConfig
         except ImportError as error:
-            raise Refused("method: qlora needs bitsandbytes") from error
+            raise Refused("base.quantise: needs bitsandbytes") from error
         more["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
         )
@@ -418,7 +525,7 @@ def load_model(spec):
     tokenizer = AutoTokenizer.from_pretrained(place, **more)
     model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **more)
     context = model.config.max_position_embeddings
-    if spec["method"] == "qlora":
+    if is_quantised(spec):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     else:
         model = model.to(device)
@@ -477,8 +584,13 @@ class Run:
 
         def read(path):
             for place, row in rows(path):
-                example = messages(place, row)
-                yield encode(tokenizer, example, data["prompt_weight"], context)
+                if self.spec["method"] == "dpo":
+                    pair = encode_pair(tokenizer, place, row, context)
+                    if pair is not None:
+                        yield pair
+                else:
+                    example = messages(place, row)
+                    yield encode(tokenizer, example, data["prompt_weight"], context)
 
         for path in data["files"]:
             found = list(read(path))
@@ -493,8 +605,9 @@ class Run:
             fraction, seed = evaluation["held_out_fraction"], self.spec["options"]["seed"]
             held = held_out_of(len(sequences), fraction, seed)
             # Equal examples stay on one side.
-            chosen = {tuple(sequences[at][0]) for at in held}
-            held = {at for at, (tokens, _) in enumerate(sequences) if tuple(tokens) in chosen}
+            keys = [tuple(tuple(t) for t, _ in sequences_of([s])) for s in sequences]
+            chosen = {keys[at] for at in held}
+            held = {at for at, key in enumerate(keys) if key in chosen}
             held_out = [sequences[at] for at in sorted(held)]
         training = [sequence for at, sequence in enumerate(sequences) if at not in held]
         if weight_of(training) <= 0 or weight_of(held_out) <= 0:
@@ -525,7 +638,10 @@ class Run:
             weight_decay=options["weight_decay"],
         )
         limit = options["micro_batch_tokens"]
-        position = {"before": mean_loss(model, held_out, limit), "best": None, "worse": 0,
+        set_references(model, training, limit)
+        set_references(model, held_out, limit)
+        before = measure(model, held_out, options)["held_out"]
+        position = {"before": before, "best": None, "worse": 0,
                     "step": 0, "tokens": 0, "epoch": 0, "next": 0}  # fmt: skip
         best = None
         checkpoint = folder.root / "checkpoint" / "state.pt"
@@ -557,7 +673,7 @@ class Run:
             if seen >= options["evaluate_tokens"] and weight_of(sample) > 0:
                 break
             sample.append(sequence)
-            seen += len(sequence[0])
+            seen += size_of(sequence)
         metrics = metrics_after(folder.root / "metrics.jsonl", position["step"])
         started, first, first_tokens = time.monotonic(), position["step"], position["tokens"]
         patience = options["patience"]
@@ -575,7 +691,7 @@ class Run:
             optimiser.zero_grad(set_to_none=True)
             loss = 0.0
             for part in parts_of(batch, limit):
-                part_loss = loss_of(model, part)
+                part_loss, _ = loss_of(model, part, options)
                 (part_loss / weight).backward()
                 loss += part_loss.item()
             loss /= weight
@@ -590,14 +706,15 @@ class Run:
                 group["lr"] = rate
             optimiser.step()
             position["step"] += 1
-            position["tokens"] += sum(len(tokens) for tokens, _ in batch)
+            position["tokens"] += sum(size_of(example) for example in batch)
             folder.step = position["step"]
             last = position["step"] == options["steps"]
             line = {"epoch": batches.epoch, "gradient_norm": norm, "learning_rate": rate,
                     "loss": loss, "step": position["step"], "steps": options["steps"],
                     "tokens": position["tokens"], "unix_s": int(time.time())}  # fmt: skip
             if last or position["step"] % options["evaluate_every"] == 0:
-                line["held_out"] = held = mean_loss(model, sample, limit)
+                line |= measure(model, sample, options)
+                held = line["held_out"]
                 if position["best"] is None or held < position["best"]:
                     position["best"], position["worse"] = held, 0
                     if options["keep_best"]:
@@ -627,7 +744,7 @@ class Run:
 
         folder, spec = self.folder, self.spec
         folder.state("evaluating", "measuring the adapter")
-        after = mean_loss(model, held_out, options["micro_batch_tokens"])
+        after = measure(model, held_out, options)["held_out"]
         partial = folder.root / "adapter.partial"
         shutil.rmtree(partial, ignore_errors=True)
         model.save_pretrained(partial)

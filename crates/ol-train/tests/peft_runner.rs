@@ -21,8 +21,8 @@ use std::sync::Arc;
 use ol_model::{Lora, Model};
 use ol_runtime::SystemClock;
 use ol_train::job::{
-    JobManifest, JobSpec, LocalRunner, MetricsFollower, MetricsLine, NoSources, ProgramRunner,
-    RunEnd, RunError, RunFolder, Runner as _,
+    JobManifest, JobSpec, LocalRunner, Method, MetricsFollower, MetricsLine, NoSources,
+    ProgramRunner, RunEnd, RunError, RunFolder, Runner as _,
 };
 
 fn python() -> String {
@@ -65,21 +65,19 @@ fn close(ours: f64, theirs: f64, what: &str) {
     assert!(error < 1e-3, "{what}: ours {ours}, PEFT's {theirs}");
 }
 
-#[test]
-fn peft_walks_the_same_path_and_can_be_stopped() {
-    let dir = tempfile::tempdir().unwrap();
-    let spec = spec(dir.path());
+/// The same job by both, PEFT's stopped on the way; both walk the same path.
+fn check(dir: &Path, spec: &JobSpec) {
     let clock = Arc::new(SystemClock::new());
-    let ours = RunFolder::new(dir.path().join("ours"));
+    let ours = RunFolder::new(dir.join("ours"));
     let local = LocalRunner::new(2, Box::new(NoSources), clock);
-    assert_eq!(local.run(&spec, &ours, &|| false).unwrap(), RunEnd::Done);
+    assert_eq!(local.run(spec, &ours, &|| false).unwrap(), RunEnd::Done);
 
-    let theirs = RunFolder::new(dir.path().join("theirs"));
+    let theirs = RunFolder::new(dir.join("theirs"));
     let stop = || metrics(&theirs).len() >= 6;
     let log = || std::fs::read_to_string(theirs.log()).unwrap_or_default();
-    match peft().run(&spec, &theirs, &stop) {
+    match peft().run(spec, &theirs, &stop) {
         Ok(RunEnd::Stopped) => {
-            assert_eq!(peft().run(&spec, &theirs, &|| false).unwrap(), RunEnd::Done);
+            assert_eq!(peft().run(spec, &theirs, &|| false).unwrap(), RunEnd::Done);
         }
         // A machine so fast that it was done before it was asked.
         Ok(RunEnd::Done) => {}
@@ -105,6 +103,11 @@ fn peft_walks_the_same_path_and_can_be_stopped() {
         if let (Some(a), Some(b)) = (a.held_out, b.held_out) {
             close(a, b, &format!("held-out loss of step {step}"));
         }
+        assert_eq!(a.reward_accuracy, b.reward_accuracy, "step {step}");
+        assert_eq!(a.reward_margin.is_some(), b.reward_margin.is_some());
+        if let (Some(a), Some(b)) = (a.reward_margin, b.reward_margin) {
+            close(a, b, &format!("reward margin of step {step}"));
+        }
     }
     let (a, b) = (manifest(&ours), manifest(&theirs));
     close(a.held_out_before, b.held_out_before, "loss of the base");
@@ -128,6 +131,33 @@ fn peft_walks_the_same_path_and_can_be_stopped() {
         "the adapters differ by {}",
         (distance / length).sqrt()
     );
+}
+
+#[test]
+fn peft_walks_the_same_path_and_can_be_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    check(dir.path(), &spec(dir.path()));
+}
+
+#[test]
+fn peft_learns_preferences_on_the_same_path() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut spec = spec(dir.path());
+    let pairs = dir.path().join("pairs.jsonl");
+    let lines = (0..24).map(|i| {
+        let row = serde_json::json!({
+            "prompt": format!("which color is number {}?", i % 10),
+            "chosen": format!("number {} is red", i % 10),
+            "rejected": format!("number {} is blue", i % 7),
+        });
+        row.to_string() + "\n"
+    });
+    std::fs::write(&pairs, lines.collect::<String>()).unwrap();
+    spec.method = Method::Dpo;
+    spec.data.files = vec![pairs];
+    spec.evaluation.files.clone_from(&spec.data.files);
+    spec.options.dpo_label_smoothing = 0.1;
+    check(dir.path(), &spec);
 }
 
 #[test]
