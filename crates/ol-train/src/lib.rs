@@ -10,6 +10,10 @@
 //! [`job`] is what people and programs use: a specification, a durable queue,
 //! runners. [`peft`] looks into adapters, converts and merges them.
 
+// Unit tests share their settings with the integration tests.
+#[cfg(test)]
+extern crate self as ol_train;
+
 mod adamw;
 mod adapter;
 mod base;
