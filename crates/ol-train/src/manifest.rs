@@ -2,6 +2,7 @@
 
 use ol_model::LoraConfig;
 use ol_types::{B256, keccak256};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::options::TrainOptions;
@@ -96,7 +97,7 @@ impl TrainingManifest {
     /// Never: every field is a number, a string or a list of those.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        serde_json::to_vec(self).expect("numbers, strings and lists are JSON")
+        canonical(self)
     }
 
     /// keccak256 of [`TrainingManifest::to_bytes`].
@@ -110,16 +111,29 @@ impl TrainingManifest {
     /// # Errors
     /// When they are not a manifest of this format.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, serde_json::Error> {
-        let manifest: Self = serde_json::from_slice(bytes)?;
-        if manifest.format != Self::FORMAT {
-            return Err(<serde_json::Error as serde::de::Error>::custom(format!(
-                "format is {:?}, not {:?}",
-                manifest.format,
-                Self::FORMAT
-            )));
-        }
-        Ok(manifest)
+        parse(bytes, Self::FORMAT, |manifest: &Self| &manifest.format)
     }
+}
+
+/// Canonical JSON of a manifest, whose fields are in alphabetical order: keys
+/// sorted, no spaces, numbers in shortest form.
+pub(crate) fn canonical(manifest: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(manifest).expect("numbers, strings and lists are JSON")
+}
+
+/// Reads a manifest, which must be of this format.
+pub(crate) fn parse<M: DeserializeOwned>(
+    bytes: &[u8],
+    wanted: &str,
+    format: impl Fn(&M) -> &String,
+) -> Result<M, serde_json::Error> {
+    let manifest: M = serde_json::from_slice(bytes)?;
+    let format = format(&manifest);
+    if format != wanted {
+        let reason = format!("format is {format:?}, not {wanted:?}");
+        return Err(<serde_json::Error as serde::de::Error>::custom(reason));
+    }
+    Ok(manifest)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::spec::{LoraSpec, Method};
+use crate::manifest::{canonical, parse};
 use crate::options::TrainOptions;
 
 /// The files of a PEFT adapter.
@@ -87,7 +88,7 @@ impl JobManifest {
     /// Never: every field is a number, a string or a list of those.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        serde_json::to_vec(self).expect("numbers, strings and lists are JSON")
+        canonical(self)
     }
 
     /// keccak256 of [`JobManifest::to_bytes`].
@@ -101,15 +102,7 @@ impl JobManifest {
     /// # Errors
     /// When the bytes are not a manifest of this format.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, serde_json::Error> {
-        let manifest: Self = serde_json::from_slice(bytes)?;
-        if manifest.format != Self::FORMAT {
-            return Err(<serde_json::Error as serde::de::Error>::custom(format!(
-                "format is {:?}, not {:?}",
-                manifest.format,
-                Self::FORMAT
-            )));
-        }
-        Ok(manifest)
+        parse(bytes, Self::FORMAT, |manifest: &Self| &manifest.format)
     }
 }
 
