@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use thiserror::Error;
 
 use super::{JobSpec, Problem};
+use crate::options::TrainOptions;
 
 /// Longest specification read, in bytes.
 pub const MAX_SPEC_SIZE_BYTES: u64 = 1 << 20;
@@ -120,10 +121,19 @@ impl JobSpec {
     /// # Errors
     /// [`SpecError::Syntax`] for a number beyond 64 bits with sign, which TOML lacks.
     pub fn to_toml(&self) -> Result<String, SpecError> {
-        toml::to_string_pretty(self).map_err(|e| SpecError::Syntax {
+        let syntax = |e: toml::ser::Error| SpecError::Syntax {
             kind: "TOML",
             reason: e.to_string(),
-        })
+        };
+        let mut value = toml::Table::try_from(self).map_err(syntax)?;
+        // Where epochs rule, the default of the steps says nothing.
+        if self.options.epochs.is_some()
+            && self.options.steps == TrainOptions::default().steps
+            && let Some(options) = value.get_mut("options").and_then(|o| o.as_table_mut())
+        {
+            options.remove("steps");
+        }
+        toml::to_string_pretty(&value).map_err(syntax)
     }
 }
 

@@ -51,6 +51,14 @@ fn toml_and_json_say_the_same() {
     let json = String::from_utf8(spec.to_bytes()).unwrap();
     assert_eq!(JobSpec::from_json(&json).unwrap(), spec);
     assert_eq!(JobSpec::from_toml(&spec.to_toml().unwrap()).unwrap(), spec);
+    for steps in [TrainOptions::default().steps, 17] {
+        let mut spec = spec.clone();
+        spec.options.steps = steps;
+        spec.options.epochs = Some(2.0);
+        let text = spec.to_toml().unwrap();
+        assert_eq!(text.contains("\nsteps = "), steps == 17, "{text}");
+        assert_eq!(JobSpec::from_toml(&text).unwrap(), spec);
+    }
     let file = dir.path().join("job.toml");
     std::fs::write(&file, GOOD).unwrap();
     let loaded = JobSpec::load(&file).unwrap();

@@ -19,7 +19,8 @@ pub(super) fn from_args(layout: &Layout, args: &JobArgs) -> anyhow::Result<JobSp
         None => json!({"format": JobSpec::FORMAT}),
     };
     set_base(layout, args, &here, &mut value)?;
-    let absolute = |path: &PathBuf| here.join(path);
+    // Without the `.` of `./x` in its middle.
+    let absolute = |path: &PathBuf| here.join(path).components().collect::<PathBuf>();
     if !args.data.is_empty() {
         let files: Vec<PathBuf> = args.data.iter().map(absolute).collect();
         value["data"]["files"] = json!(files);
