@@ -60,8 +60,10 @@ fn changed(mut bytes: Vec<u8>, changes: &[(usize, Change)]) -> Vec<u8> {
     bytes
 }
 
-/// Runs one target over everything.
+/// Runs one target over everything; `OPENLEDGER_TEST_SCALE` multiplies the cases.
 fn check(name: &str, n_cases: u32) {
+    let scale = std::env::var("OPENLEDGER_TEST_SCALE").map_or(1, |scale| scale.parse().unwrap());
+    let n_cases = n_cases.saturating_mul(scale);
     let target = TARGETS.iter().find(|target| target.name == name).unwrap();
     let seeds = seeds(target);
     for seed in &seeds {
