@@ -1,21 +1,25 @@
-// Drives real client programs against a node, and keeps the table of docs/rpc.md that says which methods each called.
+// Drives real client programs against a node and against the API, and keeps the table of docs/rpc.md that says which
+// methods each called.
 //
 //   node clients/run.mjs             all clients; fails if one does, or if the table is stale
 //   node clients/run.mjs --update    the same, and rewrites the table
 //   node clients/run.mjs viem        one client, without the table
 import { build } from "./build.mjs";
-import { startNode } from "./node.mjs";
+import { startApi, startNode } from "./node.mjs";
 import { startProxy } from "./proxy.mjs";
 import { checkTable, updateTable } from "./table.mjs";
 
 const CLIENTS = ["viem", "ethers", "cast", "forge"];
+/** Those of the OpenAI-compatible API. */
+const API_CLIENTS = ["openai", "openai-python"];
 const TEST_WAIT_MS = 60_000;
 
 const update = process.argv.includes("--update");
 const asked = process.argv.slice(2).filter((argument) => !argument.startsWith("--"));
-const unknown = asked.filter((name) => !CLIENTS.includes(name));
+const known = [...CLIENTS, ...API_CLIENTS];
+const unknown = asked.filter((name) => !known.includes(name));
 if (unknown.length > 0) {
-  console.error(`unknown client: ${unknown.join(", ")}; clients: ${CLIENTS.join(", ")}`);
+  console.error(`unknown client: ${unknown.join(", ")}; clients: ${known.join(", ")}`);
   process.exit(2);
 }
 
@@ -74,9 +78,26 @@ async function drive(client) {
   return calls;
 }
 
-build();
+/** Runs the tests of clients of the API, all against one server. */
+async function driveApi(clients) {
+  const nFailedBefore = nFailed;
+  const server = await startApi();
+  try {
+    for (const client of clients) {
+      const { default: run } = await import(`./${client}.mjs`);
+      await run({ test: testOf(client), server });
+    }
+  } finally {
+    await server.stop();
+    if (nFailed > nFailedBefore) console.log(`log of the server:\n${server.log().slice(-4_000)}`);
+  }
+}
+
+const wanted = (clients) => clients.filter((client) => asked.length === 0 || asked.includes(client));
 const calls = new Map();
-for (const client of asked.length > 0 ? asked : CLIENTS) calls.set(client, await drive(client));
+if (wanted(CLIENTS).length > 0) build();
+for (const client of wanted(CLIENTS)) calls.set(client, await drive(client));
+if (wanted(API_CLIENTS).length > 0) await driveApi(wanted(API_CLIENTS));
 if (asked.length === 0) {
   if (update) updateTable(calls);
   else if (!checkTable(calls)) nFailed += 1;

@@ -9,6 +9,7 @@ const require = createRequire(join(root, "package.json"));
 export const viem = require("viem");
 export const { nonceManager, privateKeyToAccount } = require("viem/accounts");
 export const { ethers } = require("ethers");
+export const { OpenAI, APIError } = require("openai");
 export const { WebSocket, WebSocketServer } = require("ws");
 
 export const CHAIN_ID = 161200;

@@ -31,7 +31,7 @@ Usage: cargo xtask <task>
   tidy               layering, file sizes, invariants that name no test
   contracts          rebuild the committed contract artifacts
   contracts --check  run the Solidity tests, fail if the artifacts are stale
-  clients            drive viem, ethers, cast and forge against a node
+  clients            drive viem, ethers, cast, forge and OpenAI's clients
   clients --update   the same, and rewrite the table of docs/rpc.md
   bench ROOM         run the benchmarks of a room (attribution, chain, model,
                      soak: ten minutes of mixed traffic with faults), write

@@ -308,6 +308,20 @@ impl Tokenizer {
         self.decoder.token_bytes(token)
     }
 
+    /// The id of a token that text never becomes, by how it is written
+    /// (`<tool_call>`).
+    #[must_use]
+    pub fn added_token(&self, written: &str) -> Option<u32> {
+        let mut tokens = self.encoder.controls().iter();
+        tokens.find_map(|(id, token)| (token.content == written).then_some(*id))
+    }
+
+    /// Whether the chat format can describe tools to the model.
+    #[must_use]
+    pub const fn has_tool_format(&self) -> bool {
+        matches!(self.chat, Chat::Templates(_))
+    }
+
     /// Ids there are: one more than the highest. A model may have rows for more.
     #[must_use]
     pub fn vocab_size(&self) -> usize {

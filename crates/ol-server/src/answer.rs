@@ -12,6 +12,7 @@ use ol_serve::{
 use ol_types::Address;
 
 use crate::gateway::{ChainError, ReceiptView};
+use crate::keys::{Key, LimitError};
 
 /// What to continue. Prints without its text, which is private.
 #[derive(Clone)]
@@ -58,6 +59,8 @@ pub struct AnswerRequest {
     pub timeout: Option<Duration>,
     /// How urgent it is.
     pub priority: Priority,
+    /// The key it came with, for its limits.
+    pub key: Option<Key>,
     /// The client's own name for this request: asked again under the same name,
     /// it is answered again and not charged again. Only with payment.
     pub idempotency_key: Option<String>,
@@ -109,6 +112,9 @@ pub enum RequestError {
     /// The prompt cannot be cut into tokens.
     #[error("the prompt cannot be cut into tokens")]
     Prompt(#[source] TokenizerError),
+    /// A limit of the key is reached.
+    #[error(transparent)]
+    Limit(#[from] LimitError),
     /// The adapter cannot be had.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
@@ -172,6 +178,8 @@ pub struct Finished {
     pub text: String,
     /// Tokens of the prompt.
     pub tokens_in: u32,
+    /// Those of them whose keys and values were there from earlier prompts.
+    pub tokens_cached: u32,
     /// Tokens of the answer.
     pub tokens_out: u32,
     /// Its receipt, where it was paid for.

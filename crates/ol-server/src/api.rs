@@ -1,11 +1,12 @@
-//! The OpenAI-compatible API.
+//! The OpenAI-compatible API, with vLLM's additions; `docs/openapi.json` lists
+//! endpoints and parameters.
 //!
-//! `POST /v1/chat/completions`, `POST /v1/completions`, `GET /v1/models`,
-//! `GET /v1/receipts/{id}`, `GET /health`. Replies carry an `openledger` object:
-//! receipt id, status, fee, split, the best paid contributors, settling
-//! transaction and block. In a stream it is in the last chunk before `[DONE]`.
+//! It stands on a [`Service`]: the paying gateway, or an engine without payment.
+//! Paid replies carry an `openledger` object: receipt id, status, fee, split,
+//! the best paid contributors, settling transaction and block. In a stream it is
+//! in the last chunk before `[DONE]`; of several choices it is a list.
 //!
-//! A request with an `Idempotency-Key` header that is sent again is answered
+//! A paid request with an `Idempotency-Key` header that is sent again is answered
 //! again and charged once; see [`crate::gateway`].
 //!
 //! Errors have OpenAI's form. Neither prompts nor answers nor keys are logged.
@@ -13,33 +14,36 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use axum::Json;
+use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::routing::{MethodRouter, get, post};
 use futures::StreamExt as _;
-use ol_model::{ChatOptions, Conversation};
 use ol_runtime::Shutdown;
-use ol_serve::{Priority, Sampling, SubmitError};
 use ol_types::B256;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use self::error::ApiError;
-use self::params::CompletionPrompt;
-use self::reply::Endpoint;
-use self::service::{Caller, ModelCard};
-use crate::answer::{AnswerRequest, Prompt, RequestError};
+use self::params::spec;
+use self::service::ModelCard;
 use crate::edge::{self, Access, Patience};
-use crate::gateway::IDEMPOTENCY_KEY_SIZE_BYTES_MAX;
 use crate::metrics::Exporter;
 
+mod adapters;
+mod answers;
+mod embed;
 mod error;
+mod openapi;
 mod params;
 mod reply;
 mod service;
+mod tokens;
+mod tools;
 
+pub use self::openapi::document as openapi;
 pub use self::service::Service;
 
 /// Largest body that is read, in bytes.
@@ -82,7 +86,7 @@ impl ApiState {
 }
 
 /// Serves the API on `listener` until `shutdown` and the requests that run
-/// then are answered. The gateway is not stopped. With an exporter, metrics are
+/// then are answered. The service is not stopped. With an exporter, metrics are
 /// at `/metrics`.
 pub async fn serve_on(
     state: ApiState,
@@ -91,9 +95,14 @@ pub async fn serve_on(
     listener: tokio::net::TcpListener,
     shutdown: Shutdown,
 ) {
-    let mut routes = router(state);
+    let mut routes = router(state.clone());
     if let Some(exporter) = metrics {
-        routes = routes.merge(exporter.router());
+        let record = move || {
+            if let Ok(service) = state.service() {
+                service.record_metrics();
+            }
+        };
+        routes = routes.merge(exporter.router_with(record));
     }
     let service = access.guard(routes);
     edge::serve(
@@ -107,15 +116,127 @@ pub async fn serve_on(
     .await;
 }
 
+/// An endpoint: what answers it, and what the OpenAPI document says of it.
+struct Route {
+    path: &'static str,
+    method: &'static str,
+    summary: &'static str,
+    /// Schema of the body, where there is one.
+    body: Option<fn() -> Value>,
+    /// Names of the tags: who may ask.
+    tag: &'static str,
+    handler: MethodRouter<ApiState>,
+}
+
+fn routes() -> Vec<Route> {
+    let get_route = |path, summary, tag, handler| Route {
+        path,
+        method: "get",
+        summary,
+        body: None,
+        tag,
+        handler,
+    };
+    let post_route = |path, summary, tag, body: fn() -> Value, handler| Route {
+        path,
+        method: "post",
+        summary,
+        body: Some(body),
+        tag,
+        handler,
+    };
+    vec![
+        get_route(
+            "/health",
+            "Whether requests are answered.",
+            "public",
+            get(health),
+        ),
+        get_route("/ping", "The same as /health.", "public", get(health)),
+        get_route(
+            "/version",
+            "The version of the server.",
+            "public",
+            get(version),
+        ),
+        get_route(
+            "/openapi.json",
+            "This document.",
+            "public",
+            get(openapi_json),
+        ),
+        get_route(
+            "/v1/models",
+            "Every model that can be asked.",
+            "public",
+            get(models),
+        ),
+        get_route("/v1/models/{name}", "One of them.", "public", get(model)),
+        get_route(
+            "/v1/receipts/{id}",
+            "A receipt: settled, refused or pending.",
+            "public",
+            get(receipt),
+        ),
+        post_route(
+            "/v1/chat/completions",
+            "Answers a conversation.",
+            "infer",
+            spec::chat,
+            post(answers::chat_completions),
+        ),
+        post_route(
+            "/v1/completions",
+            "Goes on with a text.",
+            "infer",
+            spec::completion,
+            post(answers::completions),
+        ),
+        post_route(
+            "/v1/embeddings",
+            "Embeds texts by the base model: the hidden state of the last token, of length 1. Not where answers are paid for.",
+            "infer",
+            spec::embeddings,
+            post(embed::embeddings),
+        ),
+        post_route(
+            "/v1/load_lora_adapter",
+            "Loads an adapter under a name. Not where answers are paid for.",
+            "admin",
+            spec::load_adapter,
+            post(adapters::load),
+        ),
+        post_route(
+            "/v1/unload_lora_adapter",
+            "Takes an adapter's name away; answers under way go on.",
+            "admin",
+            spec::unload_adapter,
+            post(adapters::unload),
+        ),
+        post_route(
+            "/tokenize",
+            "Cuts a text or a conversation into tokens.",
+            "infer",
+            spec::tokenize,
+            post(tokens::tokenize),
+        ),
+        post_route(
+            "/detokenize",
+            "Puts tokens together.",
+            "infer",
+            spec::detokenize,
+            post(tokens::detokenize),
+        ),
+    ]
+}
+
 /// The routes, for callers that bring their own server.
 pub fn router(state: ApiState) -> Router {
-    Router::new()
-        .route("/health", get(health))
-        .route("/v1/models", get(models))
-        .route("/v1/models/{name}", get(model))
-        .route("/v1/receipts/{id}", get(receipt))
-        .route("/v1/chat/completions", post(chat_completions))
-        .route("/v1/completions", post(completions))
+    let routes = routes().into_iter();
+    routes
+        .fold(Router::new(), |router, route| {
+            router.route(route.path, route.handler)
+        })
         .fallback(async || ApiError::not_found("unknown_path", "there is nothing at this path"))
         .method_not_allowed_fallback(async || ApiError::method_not_allowed())
         .with_state(state)
@@ -128,6 +249,14 @@ async fn health(State(state): State<ApiState>) -> Response {
         Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
     };
     (status, Json(json!({"status": text}))).into_response()
+}
+
+async fn version() -> Json<Value> {
+    Json(json!({"version": env!("CARGO_PKG_VERSION")}))
+}
+
+async fn openapi_json() -> Json<Value> {
+    Json(openapi::document())
 }
 
 async fn models(State(state): State<ApiState>) -> Result<Response, ApiError> {
@@ -152,10 +281,16 @@ async fn model(
     Ok(Json(model_object(&card, service.started_at_s())).into_response())
 }
 
-fn model_object(card: &ModelCard, created: u64) -> serde_json::Value {
-    let ModelCard { id, parent } = card;
+fn model_object(card: &ModelCard, created: u64) -> Value {
+    let ModelCard {
+        id,
+        parent,
+        root,
+        context_tokens,
+    } = card;
     json!({
-        "id": id, "object": "model", "created": created, "owned_by": "openledger", "parent": parent,
+        "id": id, "object": "model", "created": created, "owned_by": "openledger", "root": root,
+        "parent": parent, "max_model_len": context_tokens,
     })
 }
 
@@ -184,98 +319,6 @@ async fn receipt(
             tracing::error!(receipt = %id, error = &error as &dyn std::error::Error, "receipt unreadable");
             Err(ApiError::internal())
         }
-    }
-}
-
-async fn chat_completions(
-    State(state): State<ApiState>,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, ApiError> {
-    let service = state.service()?;
-    let caller = service.authenticate(&headers)?;
-    let params = params::chat(&read_body(&headers, body).await?)?;
-    let conversation = Conversation::from(params.messages.as_slice());
-    let prompt = Prompt::Chat(Box::new(conversation), ChatOptions::default());
-    let key = idempotency_key(&headers)?;
-    answer(service, caller, params.common, prompt, key, Endpoint::Chat).await
-}
-
-async fn completions(
-    State(state): State<ApiState>,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, ApiError> {
-    let service = state.service()?;
-    let caller = service.authenticate(&headers)?;
-    let params = params::completion(&read_body(&headers, body).await?)?;
-    let prompt = match params.prompt {
-        CompletionPrompt::Text(text) => Prompt::Text(text),
-        CompletionPrompt::Tokens(tokens) => Prompt::Tokens(tokens),
-    };
-    let key = idempotency_key(&headers)?;
-    answer(
-        service,
-        caller,
-        params.common,
-        prompt,
-        key,
-        Endpoint::Completion,
-    )
-    .await
-}
-
-async fn answer(
-    service: &Service,
-    caller: Caller,
-    common: params::Common,
-    prompt: Prompt,
-    idempotency_key: Option<String>,
-    endpoint: Endpoint,
-) -> Result<Response, ApiError> {
-    let model = common.model.clone();
-    let request = AnswerRequest {
-        model: common.model,
-        prompt,
-        adapters: Vec::new(),
-        sampling: Sampling {
-            temperature: common.temperature,
-            top_p: common.top_p,
-            ..Sampling::GREEDY
-        },
-        seed: common.seed,
-        grammar: None,
-        timeout: None,
-        priority: Priority::Normal,
-        max_tokens: common.max_tokens,
-        stop: common.stop,
-        idempotency_key,
-    };
-    let running = service
-        .answer(caller, request)
-        .await
-        .map_err(|error| refusal(&error))?;
-    let head = reply::Head::new(endpoint, model, service.unix_s(), &running);
-    if common.is_stream {
-        return Ok(reply::stream(head, running, common.include_usage));
-    }
-    reply::whole(head, running).await
-}
-
-/// The client's name for its request, if it gave one.
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
-    let Some(value) = headers.get("idempotency-key") else {
-        return Ok(None);
-    };
-    let key = value.to_str().ok().filter(|key| !key.is_empty());
-    match key.filter(|key| key.len() <= IDEMPOTENCY_KEY_SIZE_BYTES_MAX) {
-        Some(key) => Ok(Some(key.to_owned())),
-        None => Err(ApiError::invalid(
-            "invalid_idempotency_key",
-            format!(
-                "an Idempotency-Key is 1 to {IDEMPOTENCY_KEY_SIZE_BYTES_MAX} visible ASCII characters"
-            ),
-        )),
     }
 }
 
@@ -314,46 +357,4 @@ async fn read_body(headers: &HeaderMap, body: Body) -> Result<Vec<u8>, ApiError>
 
 fn model_not_found() -> ApiError {
     ApiError::not_found("model_not_found", "there is no model with this name").with_param("model")
-}
-
-/// How a refused request is answered.
-fn refusal(error: &RequestError) -> ApiError {
-    let text = error.to_string();
-    match error {
-        RequestError::UnknownModel { .. } => model_not_found(),
-        RequestError::Outdated { .. } => ApiError::unavailable(text, 60),
-        RequestError::InsufficientBalance { .. } => ApiError::insufficient_balance(text),
-        RequestError::Overloaded => {
-            ApiError::overloaded("the server is overloaded, try again later", 1)
-        }
-        RequestError::Engine(SubmitError::Overloaded { retry_after, .. }) => {
-            let retry_after_s = u32::try_from(retry_after.as_secs()).unwrap_or(u32::MAX);
-            ApiError::overloaded("the server is overloaded, try again later", retry_after_s)
-        }
-        RequestError::Engine(SubmitError::TooLong { .. }) => {
-            ApiError::invalid("context_length_exceeded", text)
-        }
-        RequestError::Engine(SubmitError::Unavailable) => ApiError::unavailable(text, 1),
-        RequestError::Engine(SubmitError::Unsupported { .. }) => {
-            ApiError::invalid("unsupported_parameter", text)
-        }
-        RequestError::InFlight => ApiError::conflict("request_in_flight", text),
-        RequestError::KeyReused => ApiError::conflict("idempotency_key_reused", text),
-        RequestError::Engine(SubmitError::Stopped) | RequestError::Stopping => {
-            ApiError::unavailable("the server is stopping", 10)
-        }
-        RequestError::Unsupported { param, .. } => ApiError::unsupported(param, text),
-        RequestError::Grammar(_) => ApiError::invalid_value("response_format", text),
-        RequestError::Prompt(_)
-        | RequestError::Engine(SubmitError::EmptyPrompt | SubmitError::UnknownToken { .. }) => {
-            ApiError::invalid_value("prompt", text)
-        }
-        RequestError::Engine(
-            SubmitError::NoTokens | SubmitError::Stop | SubmitError::Sampling(_),
-        ) => ApiError::invalid("invalid_value", text),
-        error => {
-            tracing::error!(error = error as &dyn std::error::Error, "request failed");
-            ApiError::internal()
-        }
-    }
 }

@@ -35,7 +35,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub use self::chain::{Chain, ChainError, Model, Settled};
 pub use self::idempotency::IDEMPOTENCY_KEY_SIZE_BYTES_MAX;
 pub use self::journal::{Journal, JournalError, PENDING_MAX, PendingReceipt};
-pub use self::keys::{ApiKeys, KEYS_MAX, KeysError, SecretKey};
 pub use self::labels::Labels;
 pub use self::receipts::{ReceiptError, ReceiptView, Receipts, ShareView, SplitView};
 pub use self::session::{Session, hash_tokens};
@@ -44,6 +43,7 @@ pub use self::sketch::AnswerSketcher;
 
 use crate::answer::{AnswerRequest, RequestError};
 use crate::backend::Backend;
+use crate::keys::{ApiKeys, Cost, KeysError, Meter};
 use crate::prepare::{Prepared, Preparer};
 
 use self::holds::{Hold, HoldError, Holds};
@@ -51,11 +51,10 @@ use self::session::{Charge, Start};
 use self::settlement::{Job, Settlement, chain_of};
 
 mod chain;
-mod durable;
+pub(crate) mod durable;
 mod holds;
 mod idempotency;
 mod journal;
-mod keys;
 mod labels;
 mod receipts;
 mod session;
@@ -119,6 +118,9 @@ pub enum StartError {
     /// The keys cannot be read.
     #[error(transparent)]
     Keys(#[from] KeysError),
+    /// What keys have used cannot be read.
+    #[error("what keys have used cannot be read")]
+    Usage(#[source] io::Error),
     /// The journal cannot be read.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -158,6 +160,7 @@ struct Inner {
     preparer: Preparer,
     clock: Arc<dyn Clock>,
     keys: ApiKeys,
+    meter: Arc<Meter>,
     models: BTreeMap<String, Arc<ServedModel>>,
     journal: Journal,
     holds: Arc<Holds>,
@@ -190,6 +193,7 @@ impl Gateway {
             check_model(&chain, served, base_hash)?;
         }
         let keys = ApiKeys::open(&options.dir)?;
+        let meter = Meter::open(&options.dir, Arc::clone(&clock)).map_err(StartError::Usage)?;
         let journal = Journal::open(&options.dir.join("pending"))?;
         let owed = journal.all()?;
         if owed.len() > PENDING_MAX {
@@ -239,6 +243,7 @@ impl Gateway {
             backend,
             clock,
             keys,
+            meter,
             models,
             journal,
             holds,
@@ -255,6 +260,11 @@ impl Gateway {
     #[must_use]
     pub fn keys(&self) -> &ApiKeys {
         &self.inner.keys
+    }
+
+    /// What the keys use.
+    pub(crate) fn meter(&self) -> &Meter {
+        &self.inner.meter
     }
 
     /// Names of the models that are served, ascending.
@@ -332,7 +342,11 @@ impl Gateway {
         let n_requests = u32::try_from(self.inner.options.n_requests_max).unwrap_or(u32::MAX);
         let _ = self.inner.requests.acquire_many(n_requests).await;
         let inner = Arc::clone(&self.inner);
-        let _ = tokio::task::spawn_blocking(move || inner.settlement.stop()).await;
+        let stop = move || {
+            inner.settlement.stop();
+            inner.meter.write(true);
+        };
+        let _ = tokio::task::spawn_blocking(stop).await;
     }
 }
 
@@ -432,7 +446,13 @@ impl Inner {
             }
             None => {
                 let hold = self.hold(payer, &model, tokens_in, max_tokens)?;
-                (max_tokens, Charge::New(hold))
+                let cost = Cost {
+                    tokens: (tokens_in as u64).saturating_add(max_tokens as u64),
+                    wei: hold.amount_wei(),
+                };
+                let key = request.key.as_ref();
+                let admission = key.map(|key| self.meter.begin(key, cost)).transpose()?;
+                (max_tokens, Charge::New(hold, admission))
             }
         };
 

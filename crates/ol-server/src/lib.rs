@@ -9,7 +9,8 @@
 //! - [`Access`]: which host names and which pages may ask; for both.
 //! - [`fleet`]: many workers behind one backend.
 //! - [`follow`]: following another node over its JSON-RPC.
-//! - [`gateway`]: API keys, prepaid balances, receipts and their settlement; no HTTP.
+//! - [`keys`]: API keys, their scopes, limits and budgets.
+//! - [`gateway`]: prepaid balances, receipts and their settlement; no HTTP.
 //! - [`metrics`]: what is measured, for Prometheus.
 //! - [`plain`]: answers without payment; no HTTP.
 //! - [`verify`]: recomputing a receipt from public data; pure.
@@ -29,6 +30,7 @@ pub mod eth;
 pub mod fleet;
 pub mod follow;
 pub mod gateway;
+pub mod keys;
 pub mod metrics;
 pub mod plain;
 mod prepare;

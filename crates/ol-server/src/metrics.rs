@@ -5,6 +5,7 @@
 //! can make the number of series grow.
 
 mod process;
+pub(crate) mod serving;
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -22,6 +23,8 @@ use tokio::net::TcpListener;
 
 use crate::edge::{self, Access, Patience};
 use crate::follow::Upstream;
+
+pub use self::serving::ServingObserver;
 
 /// Upper bounds of the buckets of every span of time, in seconds.
 const SECONDS: [f64; 15] = [
@@ -165,6 +168,14 @@ pub const METRICS: &[Metric] = &[
     },
 ];
 
+/// Everything this process measures.
+fn all() -> impl Iterator<Item = &'static Metric> {
+    METRICS
+        .iter()
+        .chain(serving::METRICS)
+        .chain(ol_node::metrics::METRICS)
+}
+
 /// Where the follower stands.
 #[expect(clippy::cast_precision_loss, reason = "shown, not computed with")]
 fn record_follower(status: &FollowStatus) {
@@ -290,7 +301,7 @@ impl Exporter {
             .build_recorder();
         let handle = recorder.handle();
         metrics::set_global_recorder(recorder).map_err(|error| error.to_string())?;
-        for metric in METRICS.iter().chain(ol_node::metrics::METRICS) {
+        for metric in all() {
             match metric.kind {
                 MetricKind::Counter => describe_counter!(metric.name, metric.help),
                 MetricKind::Gauge => describe_gauge!(metric.name, metric.help),
@@ -337,10 +348,19 @@ impl Exporter {
 
     /// `GET /metrics`, for a server that has other routes.
     pub fn router(&self) -> Router {
+        self.router_with(|| {})
+    }
+
+    /// As [`Exporter::router`], for a server with something to record first.
+    pub(crate) fn router_with(&self, record: impl Fn() + Clone + Send + Sync + 'static) -> Router {
         let exporter = self.clone();
         let answer = async move || {
+            let look = move || {
+                record();
+                exporter.render()
+            };
             // Looks into the database and into /proc.
-            match tokio::task::spawn_blocking(move || exporter.render()).await {
+            match tokio::task::spawn_blocking(look).await {
                 Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
                 Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
             }

@@ -3,6 +3,8 @@
 //! The same API as the paying gateway's ([`crate::gateway`]), without receipts.
 
 use std::fmt;
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -15,29 +17,57 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::answer::{AnswerRequest, Finished, Frame, RequestError, Token};
 use crate::backend::Backend;
+use crate::keys::{Admission, ApiKeys, Cost, Key, KeysError, Meter};
 use crate::prepare::{Prepared, Preparer};
+
+pub(crate) use self::embed::EmbedError;
+use self::embed::Embedder;
+
+mod embed;
 
 /// Limits and names of a plain service.
 #[derive(Debug, Clone)]
 pub struct PlainOptions {
+    /// Folder of the keys.
+    pub dir: PathBuf,
+    /// Whether who has no key may ask. Admin calls need one always.
+    /// Default false.
+    pub is_open: bool,
     /// What the base model is called; adapters have their own names.
     pub base_name: String,
     /// Tokens of an answer when the request does not say. Default 256.
     pub max_tokens_default: usize,
     /// Most requests at once. Default 512.
     pub n_requests_max: usize,
+    /// Threads for embeddings. Default 1.
+    pub n_embed_threads: usize,
 }
 
 impl PlainOptions {
-    /// The defaults, for a base model of this name.
+    /// The defaults, for a base model of this name, with keys kept in `dir`.
     #[must_use]
-    pub fn new(base_name: &str) -> Self {
+    pub fn new(dir: PathBuf, base_name: &str) -> Self {
         Self {
+            dir,
+            is_open: false,
             base_name: base_name.to_owned(),
             max_tokens_default: 256,
             n_requests_max: 512,
+            n_embed_threads: 1,
         }
     }
+}
+
+/// Why a plain service did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlainError {
+    /// The keys cannot be read.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// What keys have used cannot be read.
+    #[error("what keys have used cannot be read")]
+    Usage(#[source] io::Error),
 }
 
 /// A service without payment; clones share it.
@@ -51,8 +81,11 @@ struct Inner {
     backend: Backend,
     preparer: Preparer,
     adapters: AdapterStore,
+    keys: ApiKeys,
+    meter: Arc<Meter>,
     clock: Arc<dyn Clock>,
     requests: Arc<Semaphore>,
+    embedder: Embedder,
     is_stopping: AtomicBool,
     started_at_s: u64,
 }
@@ -67,13 +100,15 @@ impl fmt::Debug for Inner {
 
 impl Plain {
     /// A service that takes its tokens from `backend`.
-    #[must_use]
+    ///
+    /// # Errors
+    /// [`PlainError`] if keys or what they have used cannot be read.
     pub fn new(
         options: PlainOptions,
         backend: impl Into<Backend>,
         adapters: AdapterStore,
         clock: Arc<dyn Clock>,
-    ) -> Self {
+    ) -> Result<Self, PlainError> {
         let backend = backend.into();
         let inner = Inner {
             preparer: Preparer::new(
@@ -83,21 +118,40 @@ impl Plain {
             ),
             requests: Arc::new(Semaphore::new(options.n_requests_max)),
             started_at_s: clock.unix_s(),
+            embedder: Embedder::default(),
             is_stopping: AtomicBool::new(false),
+            keys: ApiKeys::open(&options.dir)?,
+            meter: Meter::open(&options.dir, Arc::clone(&clock)).map_err(PlainError::Usage)?,
             options,
             backend,
             adapters,
             clock,
         };
-        Self {
+        Ok(Self {
             inner: Arc::new(inner),
-        }
+        })
     }
 
     /// What the base model is called.
     #[must_use]
     pub fn base_name(&self) -> &str {
         &self.inner.options.base_name
+    }
+
+    /// The API keys.
+    #[must_use]
+    pub fn keys(&self) -> &ApiKeys {
+        &self.inner.keys
+    }
+
+    /// What the keys use.
+    pub(crate) fn meter(&self) -> &Meter {
+        &self.inner.meter
+    }
+
+    /// Whether who has no key may ask.
+    pub(crate) fn is_open(&self) -> bool {
+        self.inner.options.is_open
     }
 
     /// The adapters that can be asked for.
@@ -153,6 +207,8 @@ impl Plain {
     pub async fn shutdown(&self) {
         self.inner.is_stopping.store(true, Ordering::Release);
         self.inner.backend.shutdown().await;
+        let inner = Arc::clone(&self.inner);
+        let _ = tokio::task::spawn_blocking(move || inner.meter.write(true)).await;
     }
 }
 
@@ -173,13 +229,21 @@ impl Inner {
         request: AnswerRequest,
         permit: OwnedSemaphorePermit,
     ) -> Result<PlainSession, RequestError> {
-        let adapter = self.adapter(&request.model)?;
-        if !request.adapters.is_empty() {
+        let adapter = if request.adapters.is_empty() {
+            self.adapter(&request.model)?
+        } else if request.model == self.options.base_name {
+            let parts: Vec<(&str, f32)> = request
+                .adapters
+                .iter()
+                .map(|(name, weight)| (name.as_str(), *weight))
+                .collect();
+            Some(self.adapters.resolve_weighted(&parts)?)
+        } else {
             return Err(RequestError::Unsupported {
                 param: "adapters",
-                what: "weighted adapters are not supported",
+                what: "adapters are added up over the base model: ask for its name",
             });
-        }
+        };
         let Prepared {
             prompt_tokens,
             max_tokens,
@@ -190,12 +254,23 @@ impl Inner {
             request.grammar.as_ref(),
             request.max_tokens,
         )?;
+        let tokens_in = prompt_tokens.len();
+        let cost = Cost {
+            tokens: (tokens_in as u64).saturating_add(max_tokens as u64),
+            wei: 0,
+        };
+        let key = request.key.as_ref();
+        let admission = key.map(|key| self.meter.begin(key, cost)).transpose()?;
         let id: [u8; 32] = ol_runtime::os_bytes().map_err(RequestError::Randomness)?;
         let (random, _) = id.split_first_chunk().expect("thirty-two bytes");
         sampling.seed = request.seed.unwrap_or(u64::from_be_bytes(*random));
-        let tokens_in = prompt_tokens.len();
         let answer = self.backend.submit(GenerateRequest {
             adapter,
+            tenant: request
+                .key
+                .as_ref()
+                .map_or_else(String::new, Key::short_id)
+                .into(),
             sampling,
             stop: request.stop,
             timeout: request.timeout,
@@ -207,6 +282,8 @@ impl Inner {
             prompt_tokens,
             answer,
             tokens_in,
+            tokens_out: 0,
+            admission,
             is_over: false,
             _permit: permit,
         })
@@ -220,6 +297,8 @@ pub struct PlainSession {
     prompt_tokens: Vec<u32>,
     answer: Answer,
     tokens_in: usize,
+    tokens_out: u64,
+    admission: Option<Admission>,
     is_over: bool,
     _permit: OwnedSemaphorePermit,
 }
@@ -248,10 +327,14 @@ impl PlainSession {
                 id,
                 text_delta: text,
                 logprobs,
-            }) => return Some(Frame::Token(Token { id, text, logprobs })),
+            }) => {
+                self.tokens_out += 1;
+                return Some(Frame::Token(Token { id, text, logprobs }));
+            }
             Some(Event::Done(completion)) => Frame::Finished(Box::new(Finished {
                 finish_reason: completion.finish_reason,
                 tokens_in: u32::try_from(self.tokens_in).unwrap_or(u32::MAX),
+                tokens_cached: u32::try_from(completion.tokens_cached).unwrap_or(u32::MAX),
                 tokens_out: u32::try_from(completion.tokens_out()).unwrap_or(u32::MAX),
                 text: completion.text_delta,
                 receipt: None,
@@ -261,5 +344,17 @@ impl PlainSession {
         };
         self.is_over = true;
         Some(frame)
+    }
+}
+
+impl Drop for PlainSession {
+    fn drop(&mut self) {
+        // What was computed is used, whether or not the client stayed.
+        if let Some(admission) = &mut self.admission {
+            admission.settle(Cost {
+                tokens: (self.tokens_in as u64).saturating_add(self.tokens_out),
+                wei: 0,
+            });
+        }
     }
 }

@@ -117,6 +117,11 @@ pub(crate) enum Command {
     /// Every line says what was found and, where something is wrong, what to do.
     /// Fails if a check fails. Nothing is changed.
     Doctor(DoctorArgs),
+    /// Make API keys, limit and revoke them
+    ///
+    /// A server sees the change with its next request. Only hashes are kept.
+    #[command(subcommand)]
+    Key(KeyCommand),
     /// Ask a model, and see who was paid for the answer
     Ask(AskArgs),
     /// Show a receipt, or recompute it from public data
@@ -152,6 +157,64 @@ pub(crate) struct UpArgs {
     pub(crate) retrain: bool,
     #[command(flatten)]
     pub(crate) access: AccessArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeyCommand {
+    /// Make a key; it is shown once
+    Add {
+        /// What people know it by
+        #[arg(long, default_value = "")]
+        label: String,
+        /// Account that pays, where answers are paid for: 0x and 40 digits
+        #[arg(long)]
+        account: Option<String>,
+        /// Allow it to load and unload adapters too
+        #[arg(long)]
+        admin: bool,
+        #[command(flatten)]
+        limits: KeyLimitArgs,
+    },
+    /// List the keys: ids, scopes, accounts, limits
+    List,
+    /// Make a key stop working
+    Revoke {
+        /// Its id, or at least six digits of its start
+        id: String,
+    },
+    /// Give a key these limits instead of those it has
+    Limit {
+        /// Its id, or at least six digits of its start
+        id: String,
+        #[command(flatten)]
+        limits: KeyLimitArgs,
+    },
+}
+
+/// How much a key may use; what is not given is not limited.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct KeyLimitArgs {
+    /// Requests a minute
+    #[arg(long)]
+    pub(crate) requests_per_minute: Option<u32>,
+    /// Tokens of prompts and answers a minute
+    #[arg(long)]
+    pub(crate) tokens_per_minute: Option<u32>,
+    /// Requests at one time
+    #[arg(long)]
+    pub(crate) concurrent: Option<u32>,
+    /// Tokens of prompts and answers a day (UTC)
+    #[arg(long)]
+    pub(crate) tokens_per_day: Option<u64>,
+    /// Tokens of prompts and answers in total
+    #[arg(long)]
+    pub(crate) tokens_total: Option<u64>,
+    /// OPEN a day (UTC), as 1.25
+    #[arg(long, value_name = "OPEN")]
+    pub(crate) open_per_day: Option<String>,
+    /// OPEN in total, as 1.25
+    #[arg(long, value_name = "OPEN")]
+    pub(crate) open_total: Option<String>,
 }
 
 #[derive(Debug, Args)]

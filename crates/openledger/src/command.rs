@@ -5,6 +5,7 @@ pub(crate) mod ask;
 pub(crate) mod datanet;
 pub(crate) mod doctor;
 pub(crate) mod earnings;
+pub(crate) mod key;
 pub(crate) mod node;
 pub(crate) mod receipt;
 pub(crate) mod rerun;

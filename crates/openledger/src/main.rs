@@ -70,6 +70,7 @@ fn run(cli: &Cli, out: output::Out<'_>) -> anyhow::Result<()> {
         Command::Up(args) => command::up::run(&layout, args, out),
         Command::Node(command) => command::node::run(&layout, command, json, out),
         Command::Doctor(args) => command::doctor::run(&layout, args, json, out),
+        Command::Key(command) => command::key::run(&layout, command, json, out),
         Command::Ask(args) => command::ask::run(&layout, args, json, out),
         Command::Receipt(command) => command::receipt::run(&layout, command, json, out),
         Command::Datanet(command) => command::datanet::run(&layout, command, json, out),

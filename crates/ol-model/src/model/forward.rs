@@ -100,6 +100,25 @@ impl Model {
         pool: &Pool,
         segments: &mut [Segment<'_>],
     ) -> Result<Vec<f32>, ForwardError> {
+        let hidden = self.hidden(pool, segments)?;
+        let mut logits = vec![0.0_f32; segments.len() * self.config.vocab_size];
+        if !segments.is_empty() {
+            self.head
+                .product(pool, &hidden, &mut logits, Precision::Serving);
+        }
+        Ok(logits)
+    }
+
+    /// As [`Model::forward`], but returns what the logits are made of: the last
+    /// token's normed hidden state of every segment, `[segments, hidden_size]`.
+    ///
+    /// # Errors
+    /// As [`Model::forward`].
+    pub fn hidden(
+        &self,
+        pool: &Pool,
+        segments: &mut [Segment<'_>],
+    ) -> Result<Vec<f32>, ForwardError> {
         self.check_segments(segments)?;
         reserve(segments)?;
         if segments.is_empty() {
@@ -201,10 +220,7 @@ impl Model {
             delta.copy_from_slice(&x[span.rows.start * h..span.rows.end * h]);
         }
         norm(pool, &delta, &self.norm, c.rms_norm_eps, &mut normed, None);
-        let mut logits = vec![0.0_f32; rows * c.vocab_size];
-        self.head
-            .product(pool, &normed, &mut logits, Precision::Serving);
-        Ok(logits)
+        Ok(normed)
     }
 
     fn check_segments(&self, segments: &[Segment<'_>]) -> Result<(), ForwardError> {

@@ -121,6 +121,44 @@ impl ApiError {
         )
     }
 
+    /// An adapter that cannot be loaded or unloaded, under vLLM's types of errors.
+    pub(super) fn adapter(
+        status: StatusCode,
+        kind: &'static str,
+        code: &'static str,
+        message: impl Into<String>,
+    ) -> Self {
+        Self::new(status, kind, code, message)
+    }
+
+    /// 403: the key is not good for this.
+    pub(super) fn forbidden(message: impl Into<String>) -> Self {
+        Self::new(
+            StatusCode::FORBIDDEN,
+            "permission_error",
+            "insufficient_scope",
+            message,
+        )
+    }
+
+    /// 429: a limit of the key for a minute.
+    pub(super) fn rate_limited(message: impl Into<String>, retry_after_s: u32) -> Self {
+        Self {
+            code: "rate_limit_exceeded",
+            ..Self::overloaded(message, retry_after_s)
+        }
+    }
+
+    /// 429: a budget of the key is used up.
+    pub(super) fn quota(message: impl Into<String>, retry_after_s: Option<u32>) -> Self {
+        Self {
+            kind: "insufficient_quota",
+            code: "insufficient_quota",
+            retry_after_s,
+            ..Self::overloaded(message, 0)
+        }
+    }
+
     /// 429: come back later.
     pub(super) fn overloaded(message: impl Into<String>, retry_after_s: u32) -> Self {
         let status = StatusCode::TOO_MANY_REQUESTS;

@@ -1,11 +1,13 @@
 //! What the API stands on: the paying gateway, or an engine without payment.
 
 use axum::http::{HeaderMap, header};
-use ol_types::{Address, B256};
+use ol_types::B256;
 
 use super::error::ApiError;
 use crate::answer::{AnswerRequest, Frame, RequestError};
 use crate::gateway::{Gateway, Session};
+use crate::keys::{Key, RateState, Scope};
+use crate::metrics;
 use crate::plain::{Plain, PlainSession};
 use crate::prepare::Preparer;
 
@@ -32,10 +34,10 @@ impl From<Plain> for Service {
 }
 
 /// Who asks.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Caller {
-    /// Who pays, where anybody does.
-    account: Option<Address>,
+    /// The key, where one was given that is known.
+    pub(super) key: Option<Key>,
 }
 
 /// A model as it is listed.
@@ -44,6 +46,10 @@ pub(super) struct ModelCard {
     pub(super) id: String,
     /// The base model, for an adapter.
     pub(super) parent: Option<String>,
+    /// Where it came from.
+    pub(super) root: String,
+    /// Longest prompt and answer together.
+    pub(super) context_tokens: usize,
 }
 
 impl Service {
@@ -75,26 +81,40 @@ impl Service {
         }
     }
 
+    /// Records where the backend stands.
+    pub(super) fn record_metrics(&self) {
+        let backend = match self {
+            Self::Paid(gateway) => gateway.backend(),
+            Self::Plain(plain) => plain.backend(),
+        };
+        metrics::serving::record(&backend.stats());
+        if let Self::Plain(plain) = self {
+            metrics::serving::record_adapters(&plain.adapters().stats());
+        }
+    }
+
     /// Everything that can be asked, by name.
     pub(super) fn models(&self) -> Vec<ModelCard> {
+        let context_tokens = self.preparer().context_tokens();
+        let card = |id: String, parent, root: Option<String>| ModelCard {
+            root: root.unwrap_or_else(|| id.clone()),
+            id,
+            parent,
+            context_tokens,
+        };
         match self {
             Self::Paid(gateway) => gateway
                 .models()
-                .map(|name| ModelCard {
-                    id: name.to_owned(),
-                    parent: None,
-                })
+                .map(|name| card(name.to_owned(), None, None))
                 .collect(),
             Self::Plain(plain) => {
-                let base = ModelCard {
-                    id: plain.base_name().to_owned(),
-                    parent: None,
-                };
-                let adapters = plain.adapters().names().into_iter().map(|id| ModelCard {
-                    id,
-                    parent: Some(plain.base_name().to_owned()),
-                });
-                std::iter::once(base).chain(adapters).collect()
+                let base = plain.base_name();
+                let adapters = plain.adapters().list().into_iter();
+                let adapters =
+                    adapters.map(|info| card(info.name, Some(base.to_owned()), info.location));
+                std::iter::once(card(base.to_owned(), None, None))
+                    .chain(adapters)
+                    .collect()
             }
         }
     }
@@ -107,21 +127,56 @@ impl Service {
         }
     }
 
-    /// Who the request's key stands for.
+    /// The service without payment, where it is one.
+    pub(super) const fn plain(&self) -> Option<&Plain> {
+        match self {
+            Self::Paid(_) => None,
+            Self::Plain(plain) => Some(plain),
+        }
+    }
+
+    /// Who asks, if the key is good for it.
     ///
     /// # Errors
-    /// 401 without a key that is known, where one is needed.
-    pub(super) fn authenticate(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
-        let Self::Paid(gateway) = self else {
-            return Ok(Caller { account: None });
+    /// 401 without a key that is known, where one is needed; 403 if it is not
+    /// good for this.
+    pub(super) fn authenticate(
+        &self,
+        headers: &HeaderMap,
+        scope: Scope,
+    ) -> Result<Caller, ApiError> {
+        let (keys, is_open) = match self {
+            Self::Paid(gateway) => (gateway.keys(), false),
+            Self::Plain(plain) => (plain.keys(), plain.is_open() && scope == Scope::Infer),
         };
-        let unknown = || ApiError::unauthorized("invalid_api_key", "this API key is not known");
-        let account = gateway
-            .keys()
-            .account(bearer(headers)?)
-            .ok_or_else(unknown)?;
-        Ok(Caller {
-            account: Some(account),
+        let key = match bearer(headers) {
+            Ok(given) => keys.find(given),
+            Err(_) if is_open => None,
+            Err(error) => return Err(error),
+        };
+        let Some(key) = key else {
+            // Clients of OpenAI always send a key, if only a made-up one.
+            if is_open {
+                return Ok(Caller { key: None });
+            }
+            let message = "this API key is not known";
+            return Err(ApiError::unauthorized("invalid_api_key", message));
+        };
+        if !key.scopes.contains(&scope) {
+            return Err(ApiError::forbidden(match scope {
+                Scope::Infer => "this key may not ask models",
+                Scope::Admin => "this call needs an admin key: openledger key add --admin",
+            }));
+        }
+        Ok(Caller { key: Some(key) })
+    }
+
+    /// What is left of the caller's limits.
+    pub(super) fn rates(&self, caller: &Caller) -> Option<RateState> {
+        let key = caller.key.as_ref()?;
+        Some(match self {
+            Self::Paid(gateway) => gateway.meter().rates(key),
+            Self::Plain(plain) => plain.meter().rates(key),
         })
     }
 
@@ -131,12 +186,16 @@ impl Service {
     /// [`RequestError`]; nothing is charged then.
     pub(super) async fn answer(
         &self,
-        caller: Caller,
+        caller: &Caller,
         request: AnswerRequest,
     ) -> Result<Running, RequestError> {
         match self {
             Self::Paid(gateway) => {
-                let account = caller.account.ok_or(RequestError::Internal)?;
+                let account = caller.key.as_ref().and_then(|key| key.account);
+                let account = account.ok_or(RequestError::Unsupported {
+                    param: "key",
+                    what: "this key has no account that pays",
+                })?;
                 Ok(Running::Paid(gateway.answer(account, request).await?))
             }
             Self::Plain(plain) => Ok(Running::Plain(plain.answer(request).await?)),

@@ -5,11 +5,11 @@ use std::io::{self, Read as _, Write as _};
 use std::path::Path;
 
 /// Begins the name of a file that is not finished.
-pub(super) const TEMPORARY_PREFIX: &str = ".unfinished.";
+pub(crate) const TEMPORARY_PREFIX: &str = ".unfinished.";
 
 /// Writes `bytes` under `dir/name`: beside it first, flushed to the disk, then
 /// renamed, and the folder flushed too. Only the owner may read the file.
-pub(super) fn write(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn write(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let temporary = dir.join(format!("{TEMPORARY_PREFIX}{name}"));
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true);
@@ -24,7 +24,7 @@ pub(super) fn write(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// Removes `dir/name` for good; a missing file is fine.
-pub(super) fn remove(dir: &Path, name: &str) -> io::Result<()> {
+pub(crate) fn remove(dir: &Path, name: &str) -> io::Result<()> {
     match fs::remove_file(dir.join(name)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => sync_dir(dir),
@@ -32,7 +32,7 @@ pub(super) fn remove(dir: &Path, name: &str) -> io::Result<()> {
 }
 
 /// Moves `from/name` to `to/name` for good; a missing file is fine.
-pub(super) fn rename(from: &Path, to: &Path, name: &str) -> io::Result<()> {
+pub(crate) fn rename(from: &Path, to: &Path, name: &str) -> io::Result<()> {
     match fs::rename(from.join(name), to.join(name)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -42,14 +42,14 @@ pub(super) fn rename(from: &Path, to: &Path, name: &str) -> io::Result<()> {
 }
 
 /// Makes `dir` and what is above it.
-pub(super) fn create_dir(dir: &Path) -> io::Result<()> {
+pub(crate) fn create_dir(dir: &Path) -> io::Result<()> {
     fs::create_dir_all(dir)?;
     sync_dir(dir)?;
     dir.parent().map_or(Ok(()), sync_dir)
 }
 
 /// The bytes of a file of at most `max_size_bytes`, or `None` if there is no such file.
-pub(super) fn read(path: &Path, max_size_bytes: u64) -> io::Result<Option<Vec<u8>>> {
+pub(crate) fn read(path: &Path, max_size_bytes: u64) -> io::Result<Option<Vec<u8>>> {
     let file = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         file => file?,

@@ -111,6 +111,11 @@ impl Holds {
 }
 
 impl Hold {
+    /// What is set aside.
+    pub(super) const fn amount_wei(&self) -> u128 {
+        self.amount_wei
+    }
+
     /// Frees what is above `amount_wei`.
     pub(super) fn shrink_to(&mut self, amount_wei: u128) {
         let freed_wei = self.amount_wei.saturating_sub(amount_wei);

@@ -14,6 +14,7 @@ use super::journal::PendingReceipt;
 use super::settlement::{Job, Status};
 use super::{Inner, ServedModel, chain_of, count};
 use crate::answer::{Finished, Frame, SessionError, Token};
+use crate::keys::{Admission, Cost};
 
 /// A request that was taken on.
 pub(super) struct Start {
@@ -32,7 +33,7 @@ pub(super) struct Start {
 /// How an answer is paid.
 pub(super) enum Charge {
     /// By a receipt of its own, out of what is set aside.
-    New(Hold),
+    New(Hold, Option<Admission>),
     /// By the receipt of an earlier request with the same idempotency key.
     Earlier(Box<Earlier>),
 }
@@ -184,12 +185,14 @@ impl Task {
             finish_reason,
             text_delta: text,
             token_ids,
+            tokens_cached,
             ..
         } = completion;
+        let tokens_cached = count(tokens_cached).ok_or(SessionError::Account)?;
         let counts = count(prompt_tokens.len()).zip(count(token_ids.len()));
         let (tokens_in, tokens_out) = counts.ok_or(SessionError::Account)?;
-        let mut hold = match charge {
-            Charge::New(hold) => hold,
+        let (mut hold, mut admission) = match charge {
+            Charge::New(hold, admission) => (hold, admission),
             Charge::Earlier(earlier) => {
                 let Earlier { pending, status } = *earlier;
                 if pending.receipt.response_hash != hash_tokens(&token_ids) {
@@ -202,6 +205,7 @@ impl Task {
                     finish_reason,
                     text,
                     tokens_in,
+                    tokens_cached,
                     tokens_out,
                     receipt: Some(receipt),
                 });
@@ -267,6 +271,13 @@ impl Task {
 
         // From here on the fee is owed, whatever happens.
         hold.shrink_to(fee_wei);
+        if let Some(admission) = &mut admission {
+            admission.settle(Cost {
+                tokens: u64::from(tokens_in) + u64::from(tokens_out),
+                wei: fee_wei,
+            });
+        }
+        drop(admission);
         let (reply, settled) = oneshot::channel();
         gateway.settlement.submit(Job {
             pending: pending.clone(),
@@ -287,6 +298,7 @@ impl Task {
             finish_reason,
             text,
             tokens_in,
+            tokens_cached,
             tokens_out,
             receipt: Some(receipt),
         })

@@ -10,10 +10,6 @@ use ol_runtime::ManualClock;
 
 use super::*;
 
-fn all() -> impl Iterator<Item = &'static Metric> {
-    METRICS.iter().chain(ol_node::metrics::METRICS)
-}
-
 #[test]
 fn the_document_lists_every_metric() {
     let document = include_str!("../../../../docs/metrics.md");

@@ -157,11 +157,31 @@ fn every_bad_request_gets_a_clear_error_and_costs_nothing() {
         &world,
         CHAT,
         key,
-        &with("n", json!(3)),
+        &with("n", json!(0)),
+        400,
+        "invalid_value",
+    );
+    assert_eq!(error["param"], "n");
+    // What would need another receipt, or none.
+    let error = refused(
+        &world,
+        CHAT,
+        key,
+        &with("adapters", json!([{"name": "legal", "weight": 0.5}])),
         400,
         "unsupported_parameter",
     );
-    assert_eq!(error["param"], "n");
+    assert_eq!(error["param"], "adapters");
+    let embed = json!({"model": "legal", "input": "hi"}).to_string();
+    let path = "/v1/embeddings";
+    refused(
+        &world,
+        path,
+        key,
+        embed.as_bytes(),
+        400,
+        "unsupported_parameter",
+    );
     refused(
         &world,
         CHAT,

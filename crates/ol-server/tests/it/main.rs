@@ -14,5 +14,6 @@ mod eth;
 mod follow;
 mod idempotency;
 mod money;
+mod plain;
 mod support;
 mod traces;

@@ -17,7 +17,7 @@ use ol_model::{Lora, LoraConfig, Model, ModelConfig, Tokenizer};
 use ol_node::{BlockRef, CallRequest, CallStatus, Node};
 use ol_poa::{Entry, Index, K, QuerySketch};
 use ol_runtime::{ManualClock, Objects, Shutdown};
-use ol_serve::{EngineHandle, EngineOptions};
+use ol_serve::{AdapterComponents, AdapterStore, AdapterStoreOptions, EngineHandle, EngineOptions};
 use ol_server::Access;
 use ol_server::api::{self, ApiState};
 use ol_server::gateway::{AnswerSketcher, Chain, Gateway, GatewayOptions, ServedModel};
@@ -44,7 +44,7 @@ pub(crate) fn contributor(n: u8) -> Address {
     Address::repeat_byte(0x10 + n)
 }
 
-fn tokenizer() -> Arc<Tokenizer> {
+pub(crate) fn tokenizer() -> Arc<Tokenizer> {
     static TOKENIZER: OnceLock<Arc<Tokenizer>> = OnceLock::new();
     let make = || {
         let texts = [
@@ -56,7 +56,7 @@ fn tokenizer() -> Arc<Tokenizer> {
     Arc::clone(TOKENIZER.get_or_init(make))
 }
 
-fn base() -> Arc<Model> {
+pub(crate) fn base() -> Arc<Model> {
     static BASE: OnceLock<Arc<Model>> = OnceLock::new();
     let make = || {
         let config = ModelConfig {
@@ -85,7 +85,7 @@ fn base() -> Arc<Model> {
     Arc::clone(BASE.get_or_init(make))
 }
 
-fn adapter(seed: u32) -> Arc<Lora> {
+pub(crate) fn adapter(seed: u32) -> Arc<Lora> {
     let config = base().config().clone();
     let fresh = Lora::init(&config, LoraConfig::all_linear(4), 1).unwrap();
     let param = |i: u32| {
@@ -432,11 +432,7 @@ impl World {
     }
 
     pub(crate) fn post(&self, path: &str, key: Option<&str>, body: &[u8]) -> Reply {
-        let mut request = agent().post(format!("http://{}{path}", self.address));
-        if let Some(key) = key {
-            request = request.header("Authorization", format!("Bearer {key}"));
-        }
-        read(request.send(body).unwrap())
+        post(self.address, path, key, body)
     }
 
     /// Asks with the payer's key under a name of the client's own.
@@ -449,12 +445,7 @@ impl World {
     }
 
     pub(crate) fn get(&self, path: &str) -> Reply {
-        read(
-            agent()
-                .get(format!("http://{}{path}", self.address))
-                .call()
-                .unwrap(),
-        )
+        get(self.address, path)
     }
 
     /// Asks with the payer's key; the request must be answered.
@@ -467,6 +458,29 @@ impl World {
         assert_eq!(reply.status, 200, "{}", reply.text);
         reply.json()
     }
+}
+
+pub(crate) fn post(address: SocketAddr, path: &str, key: Option<&str>, body: &[u8]) -> Reply {
+    let mut request = agent().post(format!("http://{address}{path}"));
+    if let Some(key) = key {
+        request = request.header("Authorization", format!("Bearer {key}"));
+    }
+    read(request.send(body).unwrap())
+}
+
+pub(crate) fn get(address: SocketAddr, path: &str) -> Reply {
+    let url = format!("http://{address}{path}");
+    read(agent().get(url).call().unwrap())
+}
+
+/// A store of adapters for the base, which loads from below `root`.
+pub(crate) fn adapter_store(root: &Path) -> AdapterStore {
+    let options = AdapterStoreOptions {
+        roots: vec![root.to_owned()],
+        ..AdapterStoreOptions::default()
+    };
+    let components = AdapterComponents::new(Arc::new(ManualClock::new(1_700_000_000)));
+    AdapterStore::open(base().config(), options, components).unwrap()
 }
 
 fn agent() -> ureq::Agent {

@@ -16,11 +16,11 @@ use ol_model::{Lora, Model, Pool};
 use ol_node::Node;
 use ol_poa::QuerySketch;
 use ol_runtime::{DataDir, Shutdown, SystemClock};
-use ol_serve::{EngineHandle, EngineOptions};
+use ol_serve::{EngineHandle, EngineOptions, EngineParts};
 use ol_server::api::{self, ApiState};
 use ol_server::eth::{self, ServeConfig};
 use ol_server::gateway::{AnswerSketcher, Chain, Gateway, GatewayOptions, ServedModel};
-use ol_server::metrics::Exporter;
+use ol_server::metrics::{Exporter, ServingObserver};
 use ol_types::WEI_PER_OPEN;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -255,12 +255,11 @@ fn start_gateway(
         Arc::new(base.pool),
     );
     let n_threads = args.threads.unwrap_or_else(|| pool.threads());
-    let engine = EngineHandle::start(
-        Arc::clone(&base_model),
-        tokenizer,
-        n_threads,
-        EngineOptions::default(),
-    )?;
+    let parts = EngineParts {
+        observer: Arc::new(ServingObserver),
+        ..EngineParts::new(Arc::clone(&base_model), tokenizer, n_threads)
+    };
+    let engine = EngineHandle::start_with(parts, EngineOptions::default())?;
     let served = trained
         .into_iter()
         .map(|model| {
