@@ -20,6 +20,9 @@ use crate::truth::Loss;
 /// Damping of an empirical or sampled Fisher matrix, over its trace.
 const OVER_TRACE: [f64; 6] = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0];
 
+/// Damping of what is fitted after a reduction, over the trace.
+const REDUCED: f64 = 1e-2;
+
 /// Lengths and bits of sketches.
 const SKETCHES: [(usize, u32); 6] = [(32, 8), (64, 8), (128, 8), (128, 4), (256, 8), (256, 4)];
 
@@ -157,14 +160,20 @@ pub(crate) fn all(
         if at + 1 < banks.len() {
             continue;
         }
-        let (length, space) = rotated.reduced(16);
-        let name = "EK-FAC, then side 16";
-        methods.push(Method::one(name, 4 * length, space.queries));
-        let (length, space, curvature) = rotated.refitted(bank, 16);
-        let name = "K-FAC, then side 16, then sampled Fisher";
-        methods.push(whitened(name, 4 * length, curvature.trace(), |lambda| {
-            space.whiten_by(&curvature, lambda)
-        }));
+        for side in [16, 64] {
+            let (length, space) = rotated.reduced(side);
+            let name = format!("EK-FAC, then side {side}");
+            methods.push(Method::one(name, 4 * length, space.queries));
+            let (length, space, curvature) = rotated.refitted(bank, side);
+            let name = format!("K-FAC, then side {side}, then sampled Fisher");
+            methods.push(whitened(&name, 4 * length, curvature.trace(), |lambda| {
+                space.whiten_by(&curvature, lambda)
+            }));
+            let space = space.whiten_by(&curvature, REDUCED * curvature.trace());
+            let name = format!("ours on that, k = 256, int4, side {side}");
+            let sketched = space.and_then(|space| space.sketched(256, 4, true));
+            methods.extend(sketched.map(|scores| Method::one(name, size_bytes(256, 4), scores)));
+        }
         report("reductions");
     }
     let last = spaces.last().context("a checkpoint")?;
