@@ -452,6 +452,11 @@ def loss_of(model, part, options):
     return losses.sum(), margins.tolist()
 
 
+def chosen_of(examples):
+    """What the report measures: sequences, of pairs the chosen answers."""
+    return [e.chosen if isinstance(e, Pair) else e for e in examples]
+
+
 def set_references(model, examples, limit):
     """What the base without the adapter thinks of pairs."""
     import torch
@@ -640,7 +645,7 @@ class Run:
         limit = options["micro_batch_tokens"]
         set_references(model, training, limit)
         set_references(model, held_out, limit)
-        before = measure(model, held_out, options)["held_out"]
+        before = measure(model, chosen_of(held_out), options)["held_out"]
         position = {"before": before, "best": None, "worse": 0,
                     "step": 0, "tokens": 0, "epoch": 0, "next": 0}  # fmt: skip
         best = None
@@ -744,7 +749,7 @@ class Run:
 
         folder, spec = self.folder, self.spec
         folder.state("evaluating", "measuring the adapter")
-        after = measure(model, held_out, options)["held_out"]
+        after = measure(model, chosen_of(held_out), options)["held_out"]
         partial = folder.root / "adapter.partial"
         shutil.rmtree(partial, ignore_errors=True)
         model.save_pretrained(partial)
