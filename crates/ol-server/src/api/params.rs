@@ -276,7 +276,7 @@ fn common(fields: &Fields) -> Result<Common, ApiError> {
         adapters: adapters(fields)?,
         is_stream: fields.bool("stream")?,
         include_usage: include_usage(fields)?,
-        n: fields.integer(&spec::N)?.unwrap_or(1).unsigned_abs() as usize,
+        n: whole(fields.integer(&spec::N)?).unwrap_or(1) as usize,
         sampling,
         seed: seed(fields)?,
         max_tokens,

@@ -382,7 +382,7 @@ pub(super) async fn whole(head: Head, choices: Vec<Choice>) -> Result<Response, 
                 Piece::More(delta) => whole.add(delta),
                 Piece::End(delta, end) => {
                     whole.add(delta);
-                    return Ok((choice.index, whole, end));
+                    return Ok((choice.index, whole, *end));
                 }
             }
         }
@@ -475,7 +475,7 @@ struct Streaming {
     head: Head,
     pieces: stream::SelectAll<Pieces>,
     n_choices: usize,
-    ends: Vec<Box<End>>,
+    ends: Vec<End>,
     has_begun: bool,
     is_over: bool,
 }
@@ -501,7 +501,7 @@ impl Streaming {
                 chunks.extend(self.head.chunk(index, &delta, None));
                 let ended = self.head.chunk(index, &Delta::default(), Some(end.reason));
                 chunks.extend(ended);
-                self.ends.push(end);
+                self.ends.push(*end);
                 if self.ends.len() == self.n_choices {
                     return Some(self.finish(chunks));
                 }
@@ -533,7 +533,7 @@ impl Streaming {
 }
 
 /// The prompt is counted once, as OpenAI does; receipts say what each answer cost.
-fn usage(ends: &[Box<End>]) -> Value {
+fn usage(ends: &[End]) -> Value {
     let tokens_in = ends.first().map_or(0, |end| end.finished.tokens_in);
     let tokens_cached = ends.first().map_or(0, |end| end.finished.tokens_cached);
     let tokens_out: u64 = ends
@@ -549,7 +549,7 @@ fn usage(ends: &[Box<End>]) -> Value {
 }
 
 /// The `openledger` field: of one answer an object, of several a list.
-fn payments(ends: &[Box<End>], n_choices: usize) -> Option<Value> {
+fn payments(ends: &[End], n_choices: usize) -> Option<Value> {
     let receipts = ends.iter().filter_map(|end| end.finished.receipt.as_ref());
     let mut payments: Vec<Value> = receipts.map(payment).collect();
     match (n_choices, payments.len()) {

@@ -146,7 +146,7 @@ fn forms_are_read_in_every_dialect() {
         (
             "structured_outputs",
             json!({"json": schema, "regex": null}),
-            json_schema.clone(),
+            json_schema,
         ),
         (
             "structured_outputs",

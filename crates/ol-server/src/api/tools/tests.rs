@@ -99,7 +99,7 @@ fn every_family_is_read() {
             Form::DeepSeek,
             "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>add\n```json\n{\"a\": 1}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
             "",
-            one.clone(),
+            one,
         ),
         (
             Form::DeepSeek,
