@@ -104,6 +104,16 @@ pub async fn serve_on(
         };
         routes = routes.merge(exporter.router_with(record));
     }
+    serve_routes(routes, access, listener, shutdown).await;
+}
+
+/// [`serve_on`] for routes that have others beside those of [`router`].
+pub async fn serve_routes(
+    routes: Router,
+    access: Access,
+    listener: tokio::net::TcpListener,
+    shutdown: Shutdown,
+) {
     let service = access.guard(routes);
     edge::serve(
         "api",

@@ -12,6 +12,8 @@
 //!   until then (their receipt settles like any other).
 //! - From the moment a receipt is in the journal it is settled, refused or
 //!   pending, and never charged twice, whatever crashes.
+//! - An answer whose query sketch there is no time for goes to the journal as it
+//!   is, and its reply says `pending`; it is sketched and settled later.
 //! - Asked again under the same idempotency key, a request is answered again
 //!   under the receipt that is there.
 //!
@@ -46,11 +48,13 @@ use crate::backend::Backend;
 use crate::keys::{ApiKeys, Cost, KeysError, Meter};
 use crate::prepare::{Prepared, Preparer};
 
+use self::deferred::{Deferred, Tools};
 use self::holds::{Hold, HoldError, Holds};
 use self::session::{Charge, Start};
 use self::settlement::{Job, Settlement, chain_of};
 
 mod chain;
+mod deferred;
 pub(crate) mod durable;
 mod holds;
 mod idempotency;
@@ -72,6 +76,11 @@ pub struct GatewayOptions {
     pub n_requests_max: usize,
     /// Most query sketches computed at once. Default 1: each uses all threads.
     pub n_sketches_max: usize,
+    /// Most answers whose clients wait for a query sketch beside those computed
+    /// now; the next are sketched later, and their replies say `pending`. Default 4.
+    pub n_sketches_waiting_max: usize,
+    /// Most bytes of answers kept on disk to be sketched later. Default 256 MiB.
+    pub deferred_max_size_bytes: u64,
     /// How long a reply waits for its settlement before it says `pending`. Default 30 s.
     pub settle_wait: Duration,
     /// Names shown in receipts. Default none.
@@ -87,6 +96,8 @@ impl GatewayOptions {
             max_tokens_default: 256,
             n_requests_max: 128,
             n_sketches_max: 1,
+            n_sketches_waiting_max: 4,
+            deferred_max_size_bytes: 256 << 20,
             settle_wait: Duration::from_secs(30),
             labels: Arc::default(),
         }
@@ -165,9 +176,12 @@ struct Inner {
     journal: Journal,
     holds: Arc<Holds>,
     running: Arc<idempotency::Running>,
-    settlement: Settlement,
+    settlement: Arc<Settlement>,
+    deferred: Deferred,
     requests: Arc<Semaphore>,
     sketches: Arc<Semaphore>,
+    /// Those who have their sketch computed, or wait for it.
+    sketch_queue: Semaphore,
     receipts: Receipts,
     is_stopping: AtomicBool,
     started_at_s: u64,
@@ -196,8 +210,10 @@ impl Gateway {
         let meter = Meter::open(&options.dir, Arc::clone(&clock)).map_err(StartError::Usage)?;
         let journal = Journal::open(&options.dir.join("pending"))?;
         let owed = journal.all()?;
-        if owed.len() > PENDING_MAX {
-            return Err(StartError::TooManyOwed { n_owed: owed.len() });
+        let left = journal.answers()?;
+        if owed.len() + left.len() > PENDING_MAX {
+            let n_owed = owed.len() + left.len();
+            return Err(StartError::TooManyOwed { n_owed });
         }
         let holds = Arc::new(Holds::default());
         let owed = owed
@@ -211,6 +227,17 @@ impl Gateway {
                 }
             })
             .collect();
+        let mut waiting = Vec::new();
+        for answered in left {
+            let draft = &answered.draft;
+            // A crash between the two: the receipt is there, and owed above.
+            if journal.receipt_of(draft.request_id).is_some() {
+                journal.remove_answer(draft.request_id)?;
+                continue;
+            }
+            let hold = holds.adopt(draft.payer, draft.fee_wei);
+            waiting.push((answered, hold));
+        }
         let settlement = Settlement::start(
             Arc::clone(&chain),
             objects.clone(),
@@ -219,13 +246,24 @@ impl Gateway {
             options.n_requests_max,
         )
         .map_err(StartError::Thread)?;
-        let models = models
+        let settlement = Arc::new(settlement);
+        let models: BTreeMap<_, _> = models
             .into_iter()
             .map(|served| (served.name.clone(), Arc::new(served)))
             .collect();
+        let sketches = Arc::new(Semaphore::new(options.n_sketches_max));
+        let tools = Tools {
+            journal: journal.clone(),
+            settlement: Arc::clone(&settlement),
+            models: models.clone(),
+            sketches: Arc::clone(&sketches),
+        };
+        let deferred = Deferred::start(tools, options.deferred_max_size_bytes, waiting);
         let inner = Inner {
+            deferred: deferred.map_err(StartError::Thread)?,
+            sketch_queue: Semaphore::new(options.n_sketches_max + options.n_sketches_waiting_max),
             requests: Arc::new(Semaphore::new(options.n_requests_max)),
-            sketches: Arc::new(Semaphore::new(options.n_sketches_max)),
+            sketches,
             receipts: Receipts::new(
                 Arc::clone(&chain),
                 objects,
@@ -303,7 +341,14 @@ impl Gateway {
         &self.inner.backend
     }
 
-    /// The receipt with this id: settled, refused or pending. Blocks.
+    /// Answers that wait for their query sketch.
+    #[must_use]
+    pub fn n_deferred(&self) -> usize {
+        self.inner.deferred.n_waiting()
+    }
+
+    /// The receipt with this id, or of the request with this id: settled,
+    /// refused or pending. Blocks.
     ///
     /// # Errors
     /// [`ReceiptError`] if the chain or the objects cannot be read.
@@ -343,6 +388,8 @@ impl Gateway {
         let _ = self.inner.requests.acquire_many(n_requests).await;
         let inner = Arc::clone(&self.inner);
         let stop = move || {
+            // What waits for a sketch waits on.
+            inner.deferred.stop();
             inner.settlement.stop();
             inner.meter.write(true);
         };
@@ -386,9 +433,6 @@ impl Inner {
         request: AnswerRequest,
         permit: OwnedSemaphorePermit,
     ) -> Result<Start, RequestError> {
-        if self.settlement.n_owed() >= PENDING_MAX {
-            return Err(RequestError::Overloaded);
-        }
         let Some(served) = self.models.get(&request.model).cloned() else {
             return Err(RequestError::UnknownModel {
                 model: request.model,
@@ -412,6 +456,10 @@ impl Inner {
             request.max_tokens,
         )?;
         let tokens_in = prompt_tokens.len();
+        // What is begun can be kept, whatever time its sketch takes.
+        let n_tokens = tokens_in.saturating_add(max_tokens);
+        let room = self.deferred.reserve(n_tokens, self.settlement.n_owed());
+        let room = room.ok_or(RequestError::Overloaded)?;
 
         let model = self.chain.model(name_id(&served.name))?;
         let model = model.ok_or_else(|| RequestError::UnknownModel {
@@ -440,7 +488,7 @@ impl Inner {
             Some(earlier) => {
                 earlier.check(&prompt_tokens, model.id, served.adapter.hash())?;
                 // What was paid for, and no more.
-                let n_paid = usize::try_from(earlier.pending.receipt.tokens_out);
+                let n_paid = usize::try_from(earlier.owed.receipt().tokens_out);
                 let n_paid = n_paid.map_err(|_| RequestError::Internal)?;
                 (n_paid.max(1), Charge::Earlier(Box::new(earlier)))
             }
@@ -485,6 +533,7 @@ impl Inner {
             max_tokens,
             request_id,
             charge,
+            room,
             running,
             answer,
             permit,

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use ol_runtime::Clock;
 use ol_serve::{
     AdapterError, AdapterRef, AdapterStore, Answer, Event, GenerateError, GenerateRequest,
+    RegisterOptions,
 };
 use ol_types::B256;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -35,6 +36,9 @@ pub struct PlainOptions {
     pub is_open: bool,
     /// What the base model is called; adapters have their own names.
     pub base_name: String,
+    /// Whether a name that is not registered is looked for as a folder below the
+    /// roots of the adapters, and registered from there. Default false.
+    pub loads_on_demand: bool,
     /// Tokens of an answer when the request does not say. Default 256.
     pub max_tokens_default: usize,
     /// Most requests at once. Default 512.
@@ -50,6 +54,7 @@ impl PlainOptions {
         Self {
             dir,
             is_open: false,
+            loads_on_demand: false,
             base_name: base_name.to_owned(),
             max_tokens_default: 256,
             n_requests_max: 512,
@@ -219,6 +224,18 @@ impl Inner {
         }
         match self.adapters.resolve(name) {
             Ok(adapter) => Ok(Some(adapter)),
+            Err(AdapterError::Unknown { name }) if self.options.loads_on_demand => {
+                let found = self
+                    .adapters
+                    .register(&name, &name, RegisterOptions::default());
+                // Another request may have registered it in between.
+                let found = found.or_else(|error| self.adapters.resolve(&name).map_err(|_| error));
+                found.map(Some).map_err(|error| {
+                    // That it is not there is nobody's fault but who asks.
+                    tracing::debug!(name, %error, "no adapter below the roots");
+                    RequestError::UnknownModel { model: name }
+                })
+            }
             Err(AdapterError::Unknown { name }) => Err(RequestError::UnknownModel { model: name }),
             Err(error) => Err(error.into()),
         }

@@ -4,6 +4,8 @@
 //! settlements and nothing else; only the settlement thread uses it, so its
 //! nonces are in order.
 
+use std::sync::mpsc::{self, Receiver};
+
 use alloy_consensus::{SignableTransaction as _, TxEip1559, TxEnvelope};
 use alloy_eips::eip2718::Encodable2718 as _;
 use alloy_primitives::{Bytes, TxKind, U256};
@@ -15,7 +17,8 @@ use ol_contracts::bindings::InferenceSettlement::{self, InferenceSettlementError
 use ol_contracts::bindings::{DatanetRegistry, ModelRegistry, SketchStore};
 use ol_contracts::settlement::{LogError, Settlement};
 use ol_node::{
-    BlockRef, CallRequest, CallStatus, LogFilter, Node, PRIORITY_FEE_WEI, QueryError, SubmitError,
+    BlockRef, CallRequest, CallStatus, Inclusion, LogFilter, Node, PRIORITY_FEE_WEI, QueryError,
+    SubmitError,
 };
 use ol_poa::{Index, IndexError};
 use ol_types::{Address, B256, Receipt};
@@ -29,6 +32,9 @@ const VERSIONS_MAX: usize = 1_000;
 /// Gas on top of what a settlement used when it was tried: an account that gets
 /// its first credit in between costs a new storage slot.
 const GAS_MARGIN: u64 = 100_000;
+
+/// How sending a transaction ended.
+type Included = Result<Inclusion, SubmitError>;
 
 /// A model as registered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -261,8 +267,39 @@ impl Chain {
         }
     }
 
-    /// Charges a receipt that is not settled, and returns when its block is on disk.
-    pub(super) fn settle(&self, pending: &PendingReceipt) -> Result<(), SettleError> {
+    /// Charges receipts, and returns what became of each when the blocks are on
+    /// disk. Their transactions are sent one after the other without waiting, so
+    /// that one block takes many; one that fails does not touch the others.
+    pub(super) fn settle_many(&self, owed: &[&PendingReceipt]) -> Vec<Result<(), SettleError>> {
+        let mut results: Vec<Result<(), SettleError>> = Vec::with_capacity(owed.len());
+        let mut sent = Vec::new();
+        let mut nonce = None;
+        for (n, pending) in owed.iter().enumerate() {
+            match self.send(pending, &mut nonce) {
+                Ok(None) => results.push(Ok(())),
+                Ok(Some(inclusion)) => {
+                    results.push(Ok(()));
+                    sent.push((n, inclusion));
+                }
+                Err(error) => results.push(Err(error)),
+            }
+        }
+        for (n, inclusion) in sent {
+            results[n] = self.included(owed[n], &inclusion);
+        }
+        results
+    }
+
+    /// Sends the settlement of a receipt; `None` if it is settled already.
+    fn send(
+        &self,
+        pending: &PendingReceipt,
+        nonce: &mut Option<u64>,
+    ) -> Result<Option<Receiver<Included>>, SettleError> {
+        // A crash, or a repeated receipt: the chain knows.
+        if self.settled_at(pending.receipt.id())?.is_some() {
+            return Ok(None);
+        }
         let receipt = (&pending.receipt).into();
         let query = pending.query.to_bytes().to_vec().into();
         let input: Bytes = InferenceSettlement::settleCall { receipt, query }
@@ -279,7 +316,7 @@ impl Chain {
         let tried = self.node.call(&request, BlockRef::Latest)?;
         match tried.status {
             CallStatus::Success => {}
-            CallStatus::Revert => return self.refused(pending, &tried.output),
+            CallStatus::Revert => return self.refused(pending, &tried.output).map(|()| None),
             CallStatus::Halt { reason, .. } => {
                 return Err(ChainError::Reverted {
                     function: "settle",
@@ -292,9 +329,13 @@ impl Chain {
             .saturating_add(GAS_MARGIN)
             .min(self.node.head().header.gas_limit);
         let tip_wei = u128::from(PRIORITY_FEE_WEI);
+        let next = match *nonce {
+            Some(nonce) => nonce,
+            None => self.node.nonce(operator, BlockRef::Latest)?,
+        };
         let tx = TxEip1559 {
             chain_id: self.node.chain_id(),
-            nonce: self.node.nonce(operator, BlockRef::Latest)?,
+            nonce: next,
             gas_limit,
             max_fee_per_gas: u128::from(self.node.next_base_fee_wei()) * 2 + tip_wei,
             max_priority_fee_per_gas: tip_wei,
@@ -306,7 +347,23 @@ impl Chain {
         let signature = self.operator.sign_hash_sync(&tx.signature_hash());
         let signature = signature.map_err(ChainError::Sign)?;
         let raw = TxEnvelope::from(tx.into_signed(signature)).encoded_2718();
-        let tx_hash = self.node.submit_and_wait(&raw)?.transaction_hash;
+        let (done, included) = mpsc::sync_channel(1);
+        self.node.submit_then(&raw, move |outcome| {
+            // The receiver waits in `included`.
+            let _ = done.send(outcome);
+        })?;
+        *nonce = Some(next + 1);
+        Ok(Some(included))
+    }
+
+    /// Waits for a settlement that was sent.
+    fn included(
+        &self,
+        pending: &PendingReceipt,
+        included: &Receiver<Included>,
+    ) -> Result<(), SettleError> {
+        let outcome = included.recv().map_err(|_| SubmitError::Stopped)?;
+        let tx_hash = outcome?.transaction_hash;
         // A withdrawal may have come in between.
         match self.settled_at(pending.receipt.id())? {
             Some(_) => Ok(()),

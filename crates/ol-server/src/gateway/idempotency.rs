@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ol_types::{Address, B256, keccak256};
 
-use super::journal::PendingReceipt;
+use super::journal::Owed;
 use super::session::hash_tokens;
 use super::settlement::Status;
 use crate::answer::RequestError;
@@ -33,7 +33,7 @@ pub(super) fn seed(request_id: B256) -> u64 {
 /// The receipt that an earlier request with the same key got.
 #[derive(Debug, Clone)]
 pub(super) struct Earlier {
-    pub(super) pending: PendingReceipt,
+    pub(super) owed: Owed,
     pub(super) status: Status,
 }
 
@@ -46,7 +46,7 @@ impl Earlier {
         model_id: B256,
         adapter: B256,
     ) -> Result<(), RequestError> {
-        let receipt = &self.pending.receipt;
+        let receipt = self.owed.receipt();
         let is_same = receipt.prompt_hash == hash_tokens(prompt_tokens)
             && receipt.model_id == model_id
             && receipt.adapter_hash == adapter;

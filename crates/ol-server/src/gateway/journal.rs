@@ -1,9 +1,11 @@
 //! Receipts that are owed: on disk before they are sent to the chain, gone when
 //! the chain has them.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use alloy_primitives::hex;
 use ol_poa::QuerySketch;
@@ -11,7 +13,17 @@ use ol_types::{B256, RECEIPT_SIZE_BYTES, Receipt};
 
 use super::durable;
 
+pub(super) use self::answered::AnsweredRequest;
+
+mod answered;
+
 const SUFFIX: &str = ".receipt";
+
+/// Ends the name of an answer that is still to be sketched.
+const ANSWER_SUFFIX: &str = ".answer";
+
+/// Largest file of an answer: far more than a context holds.
+const ANSWER_MAX_SIZE_BYTES: u64 = 64 << 20;
 
 /// Folder of the receipts that the chain refused.
 const REFUSED: &str = "refused";
@@ -58,9 +70,48 @@ impl PendingReceipt {
 /// The folder of receipts that are owed, one file each, named by the receipt's
 /// id and holding the encoded receipt and the query sketch. A file is complete
 /// or not there; its name and the hashes in it vouch for its bytes.
+///
+/// Beside them are the answers that are still to be sketched, named by the id of
+/// their request: they hold the tokens, are readable by their owner alone, and
+/// go when the receipt is there.
 #[derive(Debug, Clone)]
 pub struct Journal {
     dir: PathBuf,
+    /// Receipts that are owed or were refused, by request.
+    by_request: Arc<Mutex<BTreeMap<B256, B256>>>,
+}
+
+/// What is owed for an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Owed {
+    /// Its receipt.
+    Receipt(Box<PendingReceipt>),
+    /// A receipt that waits for its query sketch.
+    Answer(Box<AnsweredRequest>),
+}
+
+impl Owed {
+    /// The receipt; its query hash is zero if it waits for its sketch.
+    pub(super) const fn receipt(&self) -> &Receipt {
+        match self {
+            Self::Receipt(pending) => &pending.receipt,
+            Self::Answer(answered) => &answered.draft,
+        }
+    }
+
+    /// The query sketch, if it is computed.
+    pub(super) const fn query(&self) -> Option<&QuerySketch> {
+        match self {
+            Self::Receipt(pending) => Some(&pending.query),
+            Self::Answer(_) => None,
+        }
+    }
+}
+
+impl From<PendingReceipt> for Owed {
+    fn from(pending: PendingReceipt) -> Self {
+        Self::Receipt(Box::new(pending))
+    }
 }
 
 /// Why the journal cannot be used.
@@ -95,6 +146,7 @@ impl Journal {
     pub fn open(dir: &Path) -> Result<Self, JournalError> {
         let journal = Self {
             dir: dir.to_owned(),
+            by_request: Arc::default(),
         };
         let io_error = |source| JournalError::Io {
             path: dir.to_owned(),
@@ -106,7 +158,133 @@ impl Journal {
                 durable::remove(dir, &name).map_err(io_error)?;
             }
         }
+        // What is damaged is named by who reads it.
+        for owed in [&journal, &journal.refused()] {
+            for name in owed.names()? {
+                if let Ok(Some(pending)) = owed.read(&name) {
+                    let receipt = pending.receipt;
+                    journal.lock().insert(receipt.request_id, receipt.id());
+                }
+            }
+        }
         Ok(journal)
+    }
+
+    /// The receipts that the chain refused, and the answers that have no sketch.
+    fn refused(&self) -> Self {
+        Self {
+            dir: self.dir.join(REFUSED),
+            by_request: Arc::clone(&self.by_request),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<B256, B256>> {
+        self.by_request
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The receipt of a request, if it is owed or was refused.
+    pub(super) fn receipt_of(&self, request_id: B256) -> Option<B256> {
+        self.lock().get(&request_id).copied()
+    }
+
+    /// Puts an answer on the disk that is still to be sketched; it is there when
+    /// this returns.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`]; it may or may not be there then.
+    pub(super) fn add_answer(&self, answered: &AnsweredRequest) -> Result<(), JournalError> {
+        let name = answer_name(answered.draft.request_id);
+        durable::write(&self.dir, &name, &answered.encode()).map_err(|source| JournalError::Io {
+            path: self.dir.join(name),
+            source,
+        })
+    }
+
+    /// The answer to this request, if it is still to be sketched.
+    ///
+    /// # Errors
+    /// [`JournalError`] if its file cannot be read or is damaged.
+    pub(super) fn answer(&self, request_id: B256) -> Result<Option<AnsweredRequest>, JournalError> {
+        let name = answer_name(request_id);
+        let path = self.dir.join(&name);
+        let bytes = match durable::read(&path, ANSWER_MAX_SIZE_BYTES) {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => return Ok(None),
+            Err(source) => return Err(JournalError::Io { path, source }),
+        };
+        let damaged = |reason| JournalError::Damaged {
+            path: path.clone(),
+            reason,
+        };
+        let answered = AnsweredRequest::decode(&bytes).map_err(damaged)?;
+        if answered.draft.request_id != request_id {
+            return Err(damaged(format!(
+                "it is of request {}",
+                answered.draft.request_id
+            )));
+        }
+        Ok(Some(answered))
+    }
+
+    /// The answer to this request, if it turned out to have no sketch.
+    ///
+    /// # Errors
+    /// [`JournalError`] if its file cannot be read or is damaged.
+    pub(super) fn refused_answer(
+        &self,
+        request_id: B256,
+    ) -> Result<Option<AnsweredRequest>, JournalError> {
+        self.refused().answer(request_id)
+    }
+
+    /// All answers that are still to be sketched, oldest first.
+    ///
+    /// # Errors
+    /// [`JournalError`] if a file cannot be read or is damaged.
+    pub(super) fn answers(&self) -> Result<Vec<AnsweredRequest>, JournalError> {
+        let mut all = Vec::new();
+        for name in self.names()? {
+            let id = name.strip_suffix(ANSWER_SUFFIX);
+            if let Some(id) = id.and_then(|id| id.parse::<B256>().ok()) {
+                all.extend(self.answer(id)?);
+            }
+        }
+        all.sort_by_key(|answered| (answered.draft.answered_at_s, answered.draft.request_id));
+        Ok(all)
+    }
+
+    /// Forgets an answer whose receipt is there; fine if it is not there.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`]; it may come back at the next start then.
+    pub(super) fn remove_answer(&self, request_id: B256) -> Result<(), JournalError> {
+        self.remove_file(&answer_name(request_id))
+    }
+
+    /// Moves an answer that has no sketch to the folder `refused`.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`]; it is tried again then.
+    pub(super) fn refuse_answer(&self, request_id: B256) -> Result<(), JournalError> {
+        self.refuse_file(&answer_name(request_id))
+    }
+
+    fn remove_file(&self, name: &str) -> Result<(), JournalError> {
+        durable::remove(&self.dir, name).map_err(|source| JournalError::Io {
+            path: self.dir.join(name),
+            source,
+        })
+    }
+
+    fn refuse_file(&self, name: &str) -> Result<(), JournalError> {
+        durable::rename(&self.dir, &self.dir.join(REFUSED), name).map_err(|source| {
+            JournalError::Io {
+                path: self.dir.join(name),
+                source,
+            }
+        })
     }
 
     /// Puts a receipt on the disk; it is there when this returns.
@@ -114,7 +292,9 @@ impl Journal {
     /// # Errors
     /// [`JournalError::Io`]; it may or may not be there then.
     pub fn add(&self, pending: &PendingReceipt) -> Result<(), JournalError> {
-        let name = file_name(pending.receipt.id());
+        let id = pending.receipt.id();
+        let name = file_name(id);
+        self.lock().insert(pending.receipt.request_id, id);
         durable::write(&self.dir, &name, &pending.encode()).map_err(|source| JournalError::Io {
             path: self.dir.join(name),
             source,
@@ -150,11 +330,9 @@ impl Journal {
     /// # Errors
     /// [`JournalError::Io`]; it may come back at the next start then.
     pub fn remove(&self, id: B256) -> Result<(), JournalError> {
-        let name = file_name(id);
-        durable::remove(&self.dir, &name).map_err(|source| JournalError::Io {
-            path: self.dir.join(name),
-            source,
-        })
+        self.remove_file(&file_name(id))?;
+        self.lock().retain(|_, owed| *owed != id);
+        Ok(())
     }
 
     /// Moves a receipt that the chain refused for good to the folder `refused`,
@@ -163,13 +341,7 @@ impl Journal {
     /// # Errors
     /// [`JournalError::Io`]; it is tried again then.
     pub fn refuse(&self, id: B256) -> Result<(), JournalError> {
-        let name = file_name(id);
-        durable::rename(&self.dir, &self.dir.join(REFUSED), &name).map_err(|source| {
-            JournalError::Io {
-                path: self.dir.join(name),
-                source,
-            }
-        })
+        self.refuse_file(&file_name(id))
     }
 
     /// The receipt with this id, if the chain refused it.
@@ -177,10 +349,7 @@ impl Journal {
     /// # Errors
     /// [`JournalError`] if its file cannot be read or is damaged.
     pub fn get_refused(&self, id: B256) -> Result<Option<PendingReceipt>, JournalError> {
-        Self {
-            dir: self.dir.join(REFUSED),
-        }
-        .get(id)
+        self.refused().get(id)
     }
 
     fn read(&self, name: &str) -> Result<Option<PendingReceipt>, JournalError> {
@@ -223,6 +392,10 @@ impl Journal {
 
 fn file_name(id: B256) -> String {
     format!("{}{SUFFIX}", hex::encode(id))
+}
+
+fn answer_name(request_id: B256) -> String {
+    format!("{}{ANSWER_SUFFIX}", hex::encode(request_id))
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::chain::{Chain, ChainError, Model, Settled};
 use super::idempotency::Earlier;
-use super::journal::{Journal, JournalError, PendingReceipt};
+use super::journal::{Journal, JournalError, Owed, PendingReceipt};
 use super::labels::Labels;
 use super::settlement::{Status, chain_of};
 use crate::verify::{self, Difference, Payout};
@@ -27,8 +27,9 @@ const INDEXES_MAX: usize = 32;
 /// decimal strings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ReceiptView {
-    /// The receipt's id: keccak256 of its encoding.
-    pub id: B256,
+    /// The receipt's id: keccak256 of its encoding. Absent while its query sketch
+    /// is still to be computed; its request's id finds it then, and later too.
+    pub id: Option<B256>,
     /// `settled`, `refused` or `pending`. Only a settled receipt was charged.
     pub status: &'static str,
     /// Chain it settles on.
@@ -57,10 +58,10 @@ pub struct ReceiptView {
     pub prompt_hash: B256,
     /// Hash of the answer's tokens.
     pub response_hash: B256,
-    /// Hash of the query sketch.
-    pub query_hash: B256,
+    /// Hash of the query sketch, once it is computed.
+    pub query_hash: Option<B256>,
     /// The query sketch itself: its codes as bytes, in hexadecimal.
-    pub query_sketch: String,
+    pub query_sketch: Option<String>,
     /// Names of the datanets the model learned from.
     pub datanets: Vec<String>,
     /// What a contributor's net score must exceed.
@@ -182,50 +183,78 @@ impl Receipts {
         }
     }
 
-    /// The receipt with this id, wherever it is; `None` if there is none.
+    /// The receipt with this id, or of the request with this id, wherever it is;
+    /// `None` if there is none.
     ///
     /// # Errors
     /// [`ReceiptError`].
     pub fn get(&self, id: B256) -> Result<Option<ReceiptView>, ReceiptError> {
-        let (pending, status) = if self.chain.settled_at(id)?.is_some() {
-            (self.settled(id)?, Status::Settled)
-        } else if let Some(pending) = self.journal.get(id)? {
-            (pending, Status::Pending)
-        } else if let Some(pending) = self.journal.get_refused(id)? {
-            (pending, Status::Refused)
+        if let Some((owed, status)) = self.find(id)? {
+            return self.try_view(&owed, status).map(Some);
+        }
+        // In the order in which a receipt moves on: it is never missed.
+        let found = if let Some(answered) = self.journal.answer(id)? {
+            Some((Owed::Answer(Box::new(answered)), Status::Pending))
+        } else if let Some(receipt) = self.journal.receipt_of(id)
+            && let Some(found) = self.find(receipt)?
+        {
+            Some(found)
+        } else if let Some(receipt) = self.chain.receipt_of(id)? {
+            Some((self.settled(receipt)?.into(), Status::Settled))
         } else {
-            return Ok(None);
+            let refused = self.journal.refused_answer(id)?;
+            refused.map(|answered| (Owed::Answer(Box::new(answered)), Status::Refused))
         };
-        self.try_view(&pending, status).map(Some)
+        found
+            .map(|(owed, status)| self.try_view(&owed, status))
+            .transpose()
+    }
+
+    /// The receipt with this id.
+    fn find(&self, id: B256) -> Result<Option<(Owed, Status)>, ReceiptError> {
+        Ok(if self.chain.settled_at(id)?.is_some() {
+            Some((self.settled(id)?.into(), Status::Settled))
+        } else if let Some(pending) = self.journal.get(id)? {
+            Some((pending.into(), Status::Pending))
+        } else {
+            let refused = self.journal.get_refused(id)?;
+            refused.map(|pending| (pending.into(), Status::Refused))
+        })
     }
 
     /// The receipt of a request that was answered before, settled or owed. A
     /// refused one does not count: nothing was charged for it.
     pub(super) fn of_request(&self, request_id: B256) -> Result<Option<Earlier>, ReceiptError> {
-        if let Some(id) = self.chain.receipt_of(request_id)? {
-            let pending = self.settled(id)?;
-            return Ok(Some(Earlier {
-                pending,
-                status: Status::Settled,
-            }));
-        }
-        let owed = self.journal.all()?;
-        let pending = owed
-            .into_iter()
-            .find(|owed| owed.receipt.request_id == request_id);
-        Ok(pending.map(|pending| Earlier {
-            pending,
+        let pending = |owed| Earlier {
+            owed,
             status: Status::Pending,
+        };
+        if let Some(answered) = self.journal.answer(request_id)? {
+            return Ok(Some(pending(Owed::Answer(Box::new(answered)))));
+        }
+        let owed = match self.journal.receipt_of(request_id) {
+            Some(id) => self.journal.get(id)?,
+            None => None,
+        };
+        if let Some(owed) = owed {
+            return Ok(Some(pending(owed.into())));
+        }
+        let Some(id) = self.chain.receipt_of(request_id)? else {
+            return Ok(None);
+        };
+        Ok(Some(Earlier {
+            owed: self.settled(id)?.into(),
+            status: Status::Settled,
         }))
     }
 
     /// The receipt as a reply shows it. Never fails: the answer was paid for, so
     /// it is sent even if its shares cannot be read now.
-    pub(super) fn view(&self, pending: &PendingReceipt, status: Status) -> ReceiptView {
-        self.try_view(pending, status).unwrap_or_else(|error| {
-            let (receipt, error) = (pending.receipt.id(), chain_of(&error));
-            tracing::warn!(%receipt, %error, "receipt shown without its shares");
-            bare(pending, status)
+    pub(super) fn view(&self, owed: &Owed, status: Status) -> ReceiptView {
+        self.try_view(owed, status).unwrap_or_else(|error| {
+            let (request, error) = (owed.receipt().request_id, chain_of(&error));
+            tracing::warn!(%request, %error, "receipt shown without its shares");
+            bare(owed, status)
         })
     }
 
@@ -248,17 +277,19 @@ impl Receipts {
         Ok(PendingReceipt { receipt, query })
     }
 
-    fn try_view(
-        &self,
-        pending: &PendingReceipt,
-        status: Status,
-    ) -> Result<ReceiptView, ReceiptError> {
-        let PendingReceipt { receipt, query } = pending;
+    fn try_view(&self, owed: &Owed, status: Status) -> Result<ReceiptView, ReceiptError> {
+        let receipt = owed.receipt();
         let id = receipt.id();
         let model = self
             .chain
             .model_of(receipt)?
             .ok_or(ReceiptError::UnknownModel { id })?;
+        let mut view = bare(owed, status);
+        let Some(query) = owed.query() else {
+            // Who is paid follows from the sketch.
+            describe(&mut view, model);
+            return Ok(view);
+        };
         let index = self.index(receipt.sketch_root)?;
         let settled = match status {
             Status::Settled => self.chain.settled(id)?,
@@ -269,8 +300,8 @@ impl Receipts {
             None => verify::payout(receipt, query, &index, &model.params)
                 .map_err(|difference| ReceiptError::Terms { id, difference })?,
         };
-        let mut view = bare(pending, status);
-        fill(&mut view, model, &payout, settled.as_ref());
+        describe(&mut view, model);
+        fill(&mut view, &payout, settled.as_ref());
         view.shares = shares(&payout, &index, query, &self.labels);
         Ok(view)
     }
@@ -291,10 +322,10 @@ impl Receipts {
 }
 
 /// What the receipt itself says.
-fn bare(pending: &PendingReceipt, status: Status) -> ReceiptView {
-    let PendingReceipt { receipt, query } = pending;
+fn bare(owed: &Owed, status: Status) -> ReceiptView {
+    let (receipt, query) = (owed.receipt(), owed.query());
     ReceiptView {
-        id: receipt.id(),
+        id: query.map(|_| receipt.id()),
         status: status.as_str(),
         chain_id: receipt.chain_id,
         settlement: receipt.settlement,
@@ -309,8 +340,8 @@ fn bare(pending: &PendingReceipt, status: Status) -> ReceiptView {
         sketch_root: receipt.sketch_root,
         prompt_hash: receipt.prompt_hash,
         response_hash: receipt.response_hash,
-        query_hash: receipt.query_hash,
-        query_sketch: hex::encode_prefixed(query.to_bytes()),
+        query_hash: query.map(|_| receipt.query_hash),
+        query_sketch: query.map(|query| hex::encode_prefixed(query.to_bytes())),
         datanets: Vec::new(),
         null_threshold: String::new(),
         tokens_in: receipt.tokens_in,
@@ -326,11 +357,16 @@ fn bare(pending: &PendingReceipt, status: Status) -> ReceiptView {
     }
 }
 
-fn fill(view: &mut ReceiptView, model: Model, payout: &Payout, settled: Option<&Settled>) {
+/// What the model's registration says.
+fn describe(view: &mut ReceiptView, model: Model) {
     view.model = model.name;
     view.model_version = Some(model.version);
     view.datanets = model.datanets;
     view.null_threshold = model.params.nullThreshold.to_string();
+}
+
+/// Where the fee goes.
+fn fill(view: &mut ReceiptView, payout: &Payout, settled: Option<&Settled>) {
     view.split = SplitView {
         platform: payout.split.platform_wei.to_string(),
         model: payout.split.model_wei.to_string(),

@@ -8,9 +8,11 @@ use ol_types::{Address, B256, Receipt, keccak256};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::chain::Model;
+use super::deferred::Room;
 use super::holds::Hold;
 use super::idempotency::{Earlier, RunningGuard};
-use super::journal::PendingReceipt;
+use super::journal::{AnsweredRequest, Owed, PendingReceipt};
+use super::receipts::ReceiptView;
 use super::settlement::{Job, Status};
 use super::{Inner, ServedModel, chain_of, count};
 use crate::answer::{Finished, Frame, SessionError, Token};
@@ -25,6 +27,8 @@ pub(super) struct Start {
     pub(super) max_tokens: usize,
     pub(super) request_id: B256,
     pub(super) charge: Charge,
+    /// For the answer, should there be no time to sketch it.
+    pub(super) room: Room,
     pub(super) running: Option<RunningGuard>,
     pub(super) answer: Answer,
     pub(super) permit: OwnedSemaphorePermit,
@@ -174,6 +178,7 @@ impl Task {
             prompt_tokens,
             request_id,
             charge,
+            room,
             running,
             answer,
             permit,
@@ -191,15 +196,15 @@ impl Task {
         let tokens_cached = count(tokens_cached).ok_or(SessionError::Account)?;
         let counts = count(prompt_tokens.len()).zip(count(token_ids.len()));
         let (tokens_in, tokens_out) = counts.ok_or(SessionError::Account)?;
-        let (mut hold, mut admission) = match charge {
+        let (mut hold, admission) = match charge {
             Charge::New(hold, admission) => (hold, admission),
             Charge::Earlier(earlier) => {
-                let Earlier { pending, status } = *earlier;
-                if pending.receipt.response_hash != hash_tokens(&token_ids) {
+                let Earlier { owed, status } = *earlier;
+                if owed.receipt().response_hash != hash_tokens(&token_ids) {
                     return Err(SessionError::KeyReused);
                 }
                 let view =
-                    tokio::task::spawn_blocking(move || gateway.receipts.view(&pending, status));
+                    tokio::task::spawn_blocking(move || gateway.receipts.view(&owed, status));
                 let receipt = view.await.map_err(|_| SessionError::Account)?;
                 return Ok(Finished {
                     finish_reason,
@@ -216,21 +221,13 @@ impl Task {
             .fee_wei(tokens_in, tokens_out)
             .ok_or(SessionError::Account)?;
 
-        let turn = gateway
-            .sketches
-            .acquire()
-            .await
-            .map_err(|_| SessionError::Account)?;
         if frames.is_closed() && !is_delivered.load(Ordering::Acquire) {
             return Err(SessionError::Account);
         }
-        let recorder = Arc::clone(&gateway);
-        let recorded = tokio::task::spawn_blocking(move || {
-            let query = served.sketcher.sketch(&prompt_tokens, &token_ids);
-            let query = query.map_err(|error| chain_of(&*error))?;
-            let params = &model.params;
-            let receipt = Receipt {
-                chain_id: recorder.chain.chain_id(),
+        let params = &model.params;
+        let answered = AnsweredRequest {
+            draft: Receipt {
+                chain_id: gateway.chain.chain_id(),
                 settlement: ol_contracts::address::INFERENCE_SETTLEMENT,
                 payer,
                 request_id,
@@ -241,43 +238,46 @@ impl Task {
                 sketch_root: params.sketchRoot,
                 prompt_hash: hash_tokens(&prompt_tokens),
                 response_hash: hash_tokens(&token_ids),
-                query_hash: query.hash(),
+                query_hash: B256::ZERO,
                 tokens_in,
                 tokens_out,
                 fee_wei,
-                answered_at_s: recorder.clock.unix_s(),
-            };
-            let pending = PendingReceipt { receipt, query };
-            if let Err(error) = recorder.journal.add(&pending) {
-                // It may be on the disk all the same, and the client is told that
-                // nothing is charged.
-                let _ = recorder.journal.remove(pending.receipt.id());
-                return Err(chain_of(&error));
-            }
-            Ok::<_, String>(pending)
-        });
-        let pending = match recorded.await {
-            Ok(Ok(pending)) => pending,
-            Ok(Err(error)) => {
-                tracing::error!(request = %request_id, %error, "receipt could not be kept");
-                return Err(SessionError::Account);
-            }
-            Err(_) => {
-                tracing::error!(request = %request_id, "sketching the answer failed");
-                return Err(SessionError::Account);
-            }
+                answered_at_s: gateway.clock.unix_s(),
+            },
+            prompt_tokens,
+            answer_tokens: token_ids,
         };
-        drop(turn);
+        // Who finds a queue here does not make their client wait in it.
+        let Ok(place) = gateway.sketch_queue.try_acquire() else {
+            keep(&gateway, &answered).await?;
+            // From here on the fee is owed, whatever happens.
+            hold.shrink_to(fee_wei);
+            settle(admission, (tokens_in, tokens_out), fee_wei);
+            gateway.deferred.push(request_id, hold, room);
+            drop(permit);
+            let owed = Owed::Answer(Box::new(answered));
+            let receipt = view(&gateway, owed, Status::Pending).await?;
+            drop(running);
+            return Ok(Finished {
+                finish_reason,
+                text,
+                tokens_in,
+                tokens_cached,
+                tokens_out,
+                receipt: Some(receipt),
+            });
+        };
+        let turn = gateway
+            .sketches
+            .acquire()
+            .await
+            .map_err(|_| SessionError::Account)?;
+        let pending = record(&gateway, &served, answered).await?;
+        drop((turn, place, room));
 
         // From here on the fee is owed, whatever happens.
         hold.shrink_to(fee_wei);
-        if let Some(admission) = &mut admission {
-            admission.settle(Cost {
-                tokens: u64::from(tokens_in) + u64::from(tokens_out),
-                wei: fee_wei,
-            });
-        }
-        drop(admission);
+        settle(admission, (tokens_in, tokens_out), fee_wei);
         let (reply, settled) = oneshot::channel();
         gateway.settlement.submit(Job {
             pending: pending.clone(),
@@ -289,9 +289,7 @@ impl Task {
             Ok(Ok(status)) => status,
             Ok(Err(_)) | Err(_) => Status::Pending,
         };
-        let reader = Arc::clone(&gateway);
-        let view = tokio::task::spawn_blocking(move || reader.receipts.view(&pending, status));
-        let receipt = view.await.map_err(|_| SessionError::Account)?;
+        let receipt = view(&gateway, pending.into(), status).await?;
         // Until here a repeated request would not have found this receipt.
         drop(running);
         Ok(Finished {
@@ -303,6 +301,75 @@ impl Task {
             receipt: Some(receipt),
         })
     }
+}
+
+/// Counts what was used against the limits of its key.
+fn settle(admission: Option<Admission>, (tokens_in, tokens_out): (u32, u32), fee_wei: u128) {
+    if let Some(mut admission) = admission {
+        admission.settle(Cost {
+            tokens: u64::from(tokens_in) + u64::from(tokens_out),
+            wei: fee_wei,
+        });
+    }
+}
+
+/// Makes the receipt of an answer and puts it into the journal.
+async fn record(
+    gateway: &Arc<Inner>,
+    served: &Arc<ServedModel>,
+    answered: AnsweredRequest,
+) -> Result<PendingReceipt, SessionError> {
+    let (gateway, served) = (Arc::clone(gateway), Arc::clone(served));
+    let request_id = answered.draft.request_id;
+    let recorded = tokio::task::spawn_blocking(move || {
+        let pending = answered.sketched(&*served.sketcher)?;
+        if let Err(error) = gateway.journal.add(&pending) {
+            // It may be on the disk all the same, and the client is told that
+            // nothing is charged.
+            let _ = gateway.journal.remove(pending.receipt.id());
+            return Err(chain_of(&error));
+        }
+        Ok(pending)
+    });
+    match recorded.await {
+        Ok(Ok(pending)) => Ok(pending),
+        Ok(Err(error)) => {
+            tracing::error!(request = %request_id, %error, "receipt could not be kept");
+            Err(SessionError::Account)
+        }
+        Err(_) => {
+            tracing::error!(request = %request_id, "sketching the answer failed");
+            Err(SessionError::Account)
+        }
+    }
+}
+
+/// Puts an answer into the journal, to be sketched later.
+async fn keep(gateway: &Arc<Inner>, answered: &AnsweredRequest) -> Result<(), SessionError> {
+    let (gateway, answered) = (Arc::clone(gateway), answered.clone());
+    let kept = tokio::task::spawn_blocking(move || {
+        gateway.journal.add_answer(&answered).inspect_err(|error| {
+            let request = answered.draft.request_id;
+            tracing::error!(%request, error = chain_of(error), "an answer could not be kept");
+            // As with a receipt: nothing is charged, so nothing may be left.
+            let _ = gateway.journal.remove_answer(request);
+        })
+    });
+    match kept.await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) | Err(_) => Err(SessionError::Account),
+    }
+}
+
+/// The receipt as the reply shows it.
+async fn view(
+    gateway: &Arc<Inner>,
+    owed: Owed,
+    status: Status,
+) -> Result<ReceiptView, SessionError> {
+    let gateway = Arc::clone(gateway);
+    let view = tokio::task::spawn_blocking(move || gateway.receipts.view(&owed, status));
+    view.await.map_err(|_| SessionError::Account)
 }
 
 /// Hash of a prompt or an answer: keccak256 of the token ids, each as a

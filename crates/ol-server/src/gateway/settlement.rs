@@ -25,6 +25,9 @@ use super::journal::{Journal, JournalError, PendingReceipt};
 /// How long after a failure it is tried again, if nothing else wakes the thread.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
+/// Most receipts brought to the chain at once: some blocks' worth.
+const BATCH_MAX: usize = 64;
+
 /// What became of a receipt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
@@ -109,6 +112,20 @@ impl Settlement {
         }
     }
 
+    /// [`Settlement::submit`] for a thread that may wait until there is room.
+    pub(super) fn submit_waiting(&self, job: Job) {
+        let sender = {
+            let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+            jobs.clone()
+        };
+        let Some(sender) = sender else { return };
+        self.n_owed.fetch_add(1, Ordering::Relaxed);
+        if let Err(job) = sender.send(job) {
+            let receipt = job.0.pending.receipt.id();
+            tracing::warn!(%receipt, "receipt left for the next start");
+        }
+    }
+
     /// How many receipts are owed.
     pub(super) fn n_owed(&self) -> usize {
         self.n_owed.load(Ordering::Relaxed)
@@ -178,52 +195,64 @@ impl Worker {
         }
     }
 
-    /// Settles in order until one fails; those who wait learn that theirs are pending.
+    /// Settles in order, many in a block, until one fails; those who wait learn
+    /// that theirs are pending.
     fn settle_owed(&mut self) {
-        while let Some(job) = self.owed.pop_front() {
-            match self.settle(&job.pending) {
-                Ok(status) => {
-                    self.n_owed.fetch_sub(1, Ordering::Relaxed);
-                    // First the money is free again, then the client knows.
-                    drop(job.hold);
-                    job.reply.map(|reply| reply.send(status));
-                }
-                Err(error) => {
-                    let (receipt, error) = (job.pending.receipt.id(), chain_of(&error));
-                    tracing::warn!(%receipt, %error, "receipt not settled yet");
-                    self.owed.push_front(job);
-                    for job in &mut self.owed {
-                        job.reply.take().map(|reply| reply.send(Status::Pending));
+        while !self.owed.is_empty() {
+            let n_batch = self.owed.len().min(BATCH_MAX);
+            let batch: Vec<Job> = self.owed.drain(..n_batch).collect();
+            let receipts: Vec<&PendingReceipt> = batch.iter().map(|job| &job.pending).collect();
+            let results = self.chain.settle_many(&receipts);
+            let mut failed = Vec::new();
+            for (job, result) in batch.into_iter().zip(results) {
+                match self.record(&job.pending, result) {
+                    Ok(status) => {
+                        self.n_owed.fetch_sub(1, Ordering::Relaxed);
+                        // First the money is free again, then the client knows.
+                        drop(job.hold);
+                        job.reply.map(|reply| reply.send(status));
                     }
-                    return;
+                    Err(error) => {
+                        let (receipt, error) = (job.pending.receipt.id(), chain_of(&error));
+                        tracing::warn!(%receipt, %error, "receipt not settled yet");
+                        failed.push(job);
+                    }
                 }
+            }
+            if !failed.is_empty() {
+                for job in failed.into_iter().rev() {
+                    self.owed.push_front(job);
+                }
+                for job in &mut self.owed {
+                    job.reply.take().map(|reply| reply.send(Status::Pending));
+                }
+                return;
             }
         }
     }
 
-    fn settle(&self, pending: &PendingReceipt) -> Result<Status, RetryError> {
+    /// Keeps what became of a receipt.
+    fn record(
+        &self,
+        pending: &PendingReceipt,
+        settled: Result<(), SettleError>,
+    ) -> Result<Status, RetryError> {
         let id = pending.receipt.id();
-        let status = if self.chain.settled_at(id)?.is_some() {
-            Status::Settled
-        } else {
-            match self.chain.settle(pending) {
-                Ok(()) => Status::Settled,
-                Err(SettleError::Refused { reason }) => {
-                    tracing::warn!(receipt = %id, %reason, "receipt refused by the chain");
-                    Status::Refused
-                }
-                Err(SettleError::Retry(error)) => return Err(error.into()),
+        match settled {
+            Ok(()) => {
+                // Both before the journal forgets: whoever sees the settlement can verify it.
+                self.objects.put(pending.receipt.encode().to_vec())?;
+                self.objects.put(pending.query.to_bytes().to_vec())?;
+                self.journal.remove(id)?;
+                Ok(Status::Settled)
             }
-        };
-        if status == Status::Refused {
-            self.journal.refuse(id)?;
-        } else {
-            // Both before the journal forgets: whoever sees the settlement can verify it.
-            self.objects.put(pending.receipt.encode().to_vec())?;
-            self.objects.put(pending.query.to_bytes().to_vec())?;
-            self.journal.remove(id)?;
+            Err(SettleError::Refused { reason }) => {
+                tracing::warn!(receipt = %id, %reason, "receipt refused by the chain");
+                self.journal.refuse(id)?;
+                Ok(Status::Refused)
+            }
+            Err(SettleError::Retry(error)) => Err(error.into()),
         }
-        Ok(status)
     }
 }
 

@@ -10,7 +10,9 @@
 
 mod answers;
 mod bad_input;
+mod deferred;
 mod eth;
+mod fleet;
 mod follow;
 mod idempotency;
 mod money;

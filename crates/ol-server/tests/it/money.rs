@@ -14,7 +14,7 @@ use crate::support::{
 };
 
 /// All credit that receipts have given.
-fn credits_wei(world: &World) -> u128 {
+pub(crate) fn credits_wei(world: &World) -> u128 {
     let accounts = [
         signer(PLATFORM).address(),
         signer(OWNER).address(),
@@ -194,7 +194,7 @@ fn open_long(world: &World, is_stream: bool) -> TcpStream {
     stream
 }
 
-fn wait_for(what: impl Fn() -> bool) {
+pub(crate) fn wait_for(what: impl Fn() -> bool) {
     while !what() {
         std::thread::yield_now();
     }

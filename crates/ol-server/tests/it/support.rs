@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 
 use alloy_consensus::{SignableTransaction as _, TxEip1559, TxEnvelope};
 use alloy_eips::eip2718::Encodable2718 as _;
@@ -18,9 +18,9 @@ use ol_node::{BlockRef, CallRequest, CallStatus, Node};
 use ol_poa::{Entry, Index, K, QuerySketch};
 use ol_runtime::{ManualClock, Objects, Shutdown};
 use ol_serve::{AdapterComponents, AdapterStore, AdapterStoreOptions, EngineHandle, EngineOptions};
-use ol_server::Access;
 use ol_server::api::{self, ApiState};
 use ol_server::gateway::{AnswerSketcher, Chain, Gateway, GatewayOptions, ServedModel};
+use ol_server::{Access, Backend};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -115,8 +115,9 @@ struct SilentSketcher;
 /// Finds no sketch at all.
 struct BrokenSketcher;
 
-fn sketcher(model: &str) -> Arc<dyn AnswerSketcher> {
+fn sketcher(model: &str, gate: &Arc<Gate>) -> Arc<dyn AnswerSketcher> {
     match model {
+        SLOW => Arc::new(SlowSketcher(Arc::clone(gate))),
         BROKEN => Arc::new(BrokenSketcher),
         "silent" => Arc::new(SilentSketcher),
         _ => Arc::new(HashSketcher),
@@ -160,7 +161,45 @@ fn index(name: &str) -> Index {
 /// The model whose answers cannot be sketched.
 pub(crate) const BROKEN: &str = "broken";
 
-pub(crate) const MODELS: [&str; 4] = [BROKEN, "defi-exploits", "legal", "silent"];
+pub(crate) const MODELS: [&str; 5] = [BROKEN, "defi-exploits", "legal", "silent", SLOW];
+
+/// The model whose answers are sketched when the gate is open.
+pub(crate) const SLOW: &str = "slow";
+
+/// Keeps sketches of [`SLOW`] waiting while it is closed.
+#[derive(Debug, Default)]
+pub(crate) struct Gate {
+    /// Whether it is closed, and how many wait.
+    state: Mutex<(bool, usize)>,
+    changed: Condvar,
+}
+
+impl Gate {
+    pub(crate) fn set_closed(&self, is_closed: bool) {
+        self.state.lock().unwrap().0 = is_closed;
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn n_waiting(&self) -> usize {
+        self.state.lock().unwrap().1
+    }
+
+    fn pass(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.1 += 1;
+        let mut state = self.changed.wait_while(state, |state| state.0).unwrap();
+        state.1 -= 1;
+    }
+}
+
+struct SlowSketcher(Arc<Gate>);
+
+impl AnswerSketcher for SlowSketcher {
+    fn sketch(&self, prompt_tokens: &[u32], answer_tokens: &[u32]) -> Sketched {
+        self.0.pass();
+        HashSketcher.sketch(prompt_tokens, answer_tokens)
+    }
+}
 
 /// Sends a transaction, which must succeed.
 pub(crate) fn send(node: &Node, account: usize, to: Address, value_wei: u128, input: Vec<u8>) {
@@ -270,9 +309,19 @@ pub(crate) fn deposit(node: &Node, account: usize, amount_wei: u128) {
     );
 }
 
+/// An engine over the base model.
+pub(crate) fn engine() -> EngineHandle {
+    let options = EngineOptions {
+        n_kv_tokens_max: 2 * CONTEXT_TOKENS,
+        ..Default::default()
+    };
+    EngineHandle::start(base(), tokenizer(), 1, options).unwrap()
+}
+
 /// What is on the disk, through restarts.
 pub(crate) struct Disk {
     dir: TempDir,
+    pub(crate) gate: Arc<Gate>,
 }
 
 impl Disk {
@@ -280,6 +329,7 @@ impl Disk {
     pub(crate) fn new() -> Self {
         let disk = Self {
             dir: tempfile::tempdir().unwrap(),
+            gate: Arc::default(),
         };
         let node = disk.node();
         register(&node);
@@ -326,35 +376,46 @@ impl Disk {
 
     /// [`Disk::start_with`] for at most `n_requests_max` requests at once.
     pub(crate) fn start_limited(&self, operator: usize, n_requests_max: usize) -> World {
-        let node = self.node();
-        let options = EngineOptions {
-            n_kv_tokens_max: 2 * CONTEXT_TOKENS,
-            ..Default::default()
+        let options = GatewayOptions {
+            n_requests_max,
+            ..self.options()
         };
-        let engine = EngineHandle::start(base(), tokenizer(), 1, options).unwrap();
-        let models = (1..).zip(MODELS).map(|(n, name)| ServedModel {
-            name: name.to_owned(),
-            adapter: adapter(n),
-            sketcher: sketcher(name),
-        });
-        let objects = Objects::local(&self.path().join("objects")).unwrap();
-        let gateway = Gateway::start(
-            GatewayOptions {
-                n_requests_max,
-                ..GatewayOptions::new(self.path().join("gateway"))
-            },
-            Chain::new(node.clone(), signer(operator)),
-            engine,
-            objects.clone(),
-            Arc::new(ManualClock::new(1_700_000_000)),
-            models.collect(),
-        )
-        .unwrap();
+        self.start_as(operator, options, |_| engine().into())
+    }
+
+    /// The gateway's limits when nothing else is said.
+    pub(crate) fn options(&self) -> GatewayOptions {
+        GatewayOptions::new(self.path().join("gateway"))
+    }
+
+    /// Starts everything over the backend that `backend` makes.
+    pub(crate) fn start_as(
+        &self,
+        operator: usize,
+        options: GatewayOptions,
+        backend: impl FnOnce(&Runtime) -> Backend,
+    ) -> World {
+        let node = self.node();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
             .build()
             .unwrap();
+        let models = (1..).zip(MODELS).map(|(n, name)| ServedModel {
+            name: name.to_owned(),
+            adapter: adapter(n),
+            sketcher: sketcher(name, &self.gate),
+        });
+        let objects = Objects::local(&self.path().join("objects")).unwrap();
+        let gateway = Gateway::start(
+            options,
+            Chain::new(node.clone(), signer(operator)),
+            backend(&runtime),
+            objects.clone(),
+            Arc::new(ManualClock::new(1_700_000_000)),
+            models.collect(),
+        )
+        .unwrap();
         let listener = runtime
             .block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))
             .unwrap();

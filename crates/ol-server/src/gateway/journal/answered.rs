@@ -1,0 +1,104 @@
+//! Answers that are owed a receipt whose query sketch is still to be computed.
+
+use ol_types::{B256, RECEIPT_SIZE_BYTES, Receipt, keccak256};
+
+use super::super::session::hash_tokens;
+use super::super::settlement::chain_of;
+use super::super::sketch::AnswerSketcher;
+use super::PendingReceipt;
+
+const CHECK_SIZE_BYTES: usize = 32;
+
+/// An answer that was delivered and not sketched yet: all that its receipt and
+/// its settlement need.
+#[derive(Clone, PartialEq, Eq)]
+pub(in crate::gateway) struct AnsweredRequest {
+    /// The receipt as it will be, but with a query hash of zero.
+    pub(in crate::gateway) draft: Receipt,
+    /// The prompt.
+    pub(in crate::gateway) prompt_tokens: Vec<u32>,
+    /// The answer.
+    pub(in crate::gateway) answer_tokens: Vec<u32>,
+}
+
+// Prompts and answers are private: they stay out of logs.
+impl std::fmt::Debug for AnsweredRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AnsweredRequest")
+            .field("draft", &self.draft)
+            .finish_non_exhaustive()
+    }
+}
+
+impl AnsweredRequest {
+    /// The receipt, with the sketch that follows from the tokens.
+    ///
+    /// # Errors
+    /// Why there is no sketch, in words.
+    pub(in crate::gateway) fn sketched(
+        self,
+        sketcher: &dyn AnswerSketcher,
+    ) -> Result<PendingReceipt, String> {
+        let query = sketcher.sketch(&self.prompt_tokens, &self.answer_tokens);
+        let query = query.map_err(|error| chain_of(&*error))?;
+        let receipt = Receipt {
+            query_hash: query.hash(),
+            ..self.draft
+        };
+        Ok(PendingReceipt { receipt, query })
+    }
+
+    /// Size of the file of an answer with so many tokens.
+    pub(in crate::gateway) const fn size_bytes(n_tokens: usize) -> usize {
+        RECEIPT_SIZE_BYTES + 4 * n_tokens + CHECK_SIZE_BYTES
+    }
+
+    /// The draft, the tokens of prompt and answer as big-endian `u32`, and the
+    /// keccak256 of all before.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let tokens = self.prompt_tokens.iter().chain(&self.answer_tokens);
+        let mut bytes = self.draft.encode().to_vec();
+        bytes.extend(tokens.flat_map(|id| id.to_be_bytes()));
+        let check = keccak256(&bytes);
+        bytes.extend_from_slice(check.as_slice());
+        bytes
+    }
+
+    /// Reads what [`AnsweredRequest::encode`] wrote.
+    ///
+    /// # Errors
+    /// What is wrong with the bytes.
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, String> {
+        let short = || format!("it has only {} bytes", bytes.len());
+        let n_content = bytes
+            .len()
+            .checked_sub(CHECK_SIZE_BYTES)
+            .ok_or_else(short)?;
+        let (content, check) = bytes.split_at(n_content);
+        if keccak256(content).as_slice() != check {
+            return Err("its checksum is another".to_owned());
+        }
+        let (draft, tokens) = content
+            .split_at_checked(RECEIPT_SIZE_BYTES)
+            .ok_or_else(short)?;
+        let draft = Receipt::decode(draft).map_err(|error| error.to_string())?;
+        let (tokens, rest) = tokens.as_chunks::<4>();
+        let n_expected = u64::from(draft.tokens_in) + u64::from(draft.tokens_out);
+        if !rest.is_empty() || tokens.len() as u64 != n_expected {
+            return Err(format!("it has not the {n_expected} tokens it speaks of"));
+        }
+        let mut prompt_tokens: Vec<u32> = tokens.iter().map(|id| u32::from_be_bytes(*id)).collect();
+        let answer_tokens = prompt_tokens.split_off(draft.tokens_in as usize);
+        let is_whole = draft.query_hash == B256::ZERO
+            && draft.prompt_hash == hash_tokens(&prompt_tokens)
+            && draft.response_hash == hash_tokens(&answer_tokens);
+        if !is_whole {
+            return Err("its tokens are not those of its receipt".to_owned());
+        }
+        Ok(Self {
+            draft,
+            prompt_tokens,
+            answer_tokens,
+        })
+    }
+}
