@@ -6,9 +6,11 @@ use clap::{Args, Parser, Subcommand};
 use ol_server::Access;
 
 mod node;
+mod serve;
 mod train;
 
 pub(crate) use node::{BlockTime, DoctorArgs, NodeCommand, NodeRunArgs, StatusArgs};
+pub(crate) use serve::{FleetArgs, FleetCommand, ServeArgs, WorkersArgs};
 pub(crate) use train::{
     AdapterArgs, AdapterCommand, JobArgs, MergeFormat, TrainArgs, TrainCommand, WorkerArgs,
 };
@@ -109,6 +111,11 @@ impl AccessArgs {
 pub(crate) enum Command {
     /// Start the chain, the demo datanets and models, and serve them until Ctrl-C
     Up(UpArgs),
+    /// Serve a base model and its adapters over the OpenAI API, without chain and payments
+    Serve(Box<ServeArgs>),
+    /// Look after the workers of a running gateway
+    #[command(subcommand)]
+    Fleet(FleetCommand),
     /// Run a node: the chain without models
     #[command(subcommand)]
     Node(NodeCommand),
@@ -155,6 +162,8 @@ pub(crate) struct UpArgs {
     /// Train the demo adapters again instead of using the shipped ones
     #[arg(long)]
     pub(crate) retrain: bool,
+    #[command(flatten)]
+    pub(crate) fleet: WorkersArgs,
     #[command(flatten)]
     pub(crate) access: AccessArgs,
 }

@@ -46,6 +46,18 @@ pub(crate) fn get(url: &str) -> anyhow::Result<Value> {
     read(url, agent().get(url).call())
 }
 
+/// Reads JSON from the API with a key.
+///
+/// # Errors
+/// The API's own message where it refuses the request.
+pub(crate) fn get_with_key(url: &str, key: &str) -> anyhow::Result<Value> {
+    let bearer = format!("Bearer {key}");
+    read(
+        url,
+        agent().get(url).header("Authorization", &bearer).call(),
+    )
+}
+
 fn read(
     url: &str,
     reply: Result<ureq::http::Response<ureq::Body>, ureq::Error>,

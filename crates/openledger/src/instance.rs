@@ -59,6 +59,21 @@ impl Layout {
         self.root.join("gateway")
     }
 
+    /// Keys of a server without chain.
+    pub(crate) fn serve(&self) -> PathBuf {
+        self.root.join("serve")
+    }
+
+    /// The operator's key of a server without chain.
+    pub(crate) fn serve_admin_key(&self) -> PathBuf {
+        self.serve().join("admin-key")
+    }
+
+    /// Adapters for workers to read, each under the hash of its content.
+    pub(crate) fn published_adapters(&self) -> PathBuf {
+        self.root.join("fleet-adapters")
+    }
+
     /// The genesis of a chain that is not the development chain.
     pub(crate) fn genesis(&self) -> PathBuf {
         self.root.join("genesis.json")

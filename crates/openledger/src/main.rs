@@ -68,6 +68,8 @@ fn run(cli: &Cli, out: output::Out<'_>) -> anyhow::Result<()> {
     let json = cli.global.json;
     match &cli.command {
         Command::Up(args) => command::up::run(&layout, args, out),
+        Command::Serve(args) => command::serve::run(&layout, args, json, out),
+        Command::Fleet(command) => command::fleet::run(&layout, command, json, out),
         Command::Node(command) => command::node::run(&layout, command, json, out),
         Command::Doctor(args) => command::doctor::run(&layout, args, json, out),
         Command::Key(command) => command::key::run(&layout, command, json, out),

@@ -52,10 +52,10 @@ pub(crate) fn run(layout: &Layout, args: &AskArgs, json: bool, out: Out<'_>) -> 
         .context("a reply without answer")?;
     writeln!(out, "{}\n", answer.trim())?;
     show_payment(&reply["openledger"], out)?;
-    let id = reply["openledger"]["receipt_id"]
-        .as_str()
-        .unwrap_or_default();
-    writeln!(out, "\nCheck it: openledger receipt verify {id}")?;
+    match reply["openledger"]["receipt_id"].as_str() {
+        Some(id) => writeln!(out, "\nCheck it: openledger receipt verify {id}")?,
+        None => writeln!(out, "\nWho is paid is computed later.")?,
+    }
     Ok(())
 }
 
@@ -64,6 +64,8 @@ pub(crate) fn show_payment(payment: &Value, out: Out<'_>) -> anyhow::Result<()> 
     let id = payment["receipt_id"]
         .as_str()
         .or_else(|| payment["id"].as_str())
+        // While the receipt waits for its sketch, its request's id finds it.
+        .or_else(|| payment["request_id"].as_str())
         .unwrap_or("?");
     writeln!(
         out,

@@ -12,13 +12,15 @@ use ol_attribution::query::QuerySketcher;
 use ol_contracts::address::INFERENCE_SETTLEMENT;
 use ol_contracts::bindings::InferenceSettlement;
 use ol_datanet::{AddOptions, Datanets};
-use ol_model::{Lora, Model, Pool};
+use ol_model::{Lora, Model, Pool, Tokenizer};
 use ol_node::Node;
 use ol_poa::QuerySketch;
 use ol_runtime::{DataDir, Shutdown, SystemClock};
 use ol_serve::{EngineHandle, EngineOptions, EngineParts};
+use ol_server::Backend;
 use ol_server::api::{self, ApiState};
 use ol_server::eth::{self, ServeConfig};
+use ol_server::fleet::{Fleet, FleetOptions};
 use ol_server::gateway::{AnswerSketcher, Chain, Gateway, GatewayOptions, ServedModel};
 use ol_server::metrics::{Exporter, ServingObserver};
 use ol_types::WEI_PER_OPEN;
@@ -29,6 +31,7 @@ use crate::assets::{self, DEMOS};
 use crate::chain::open_node;
 use crate::cli::UpArgs;
 use crate::command::datanet::{self, contributor_address};
+use crate::command::serve::workers;
 use crate::factory::{Base, Recipe, TrainedModel, model_folders, publish_objects, train_model};
 use crate::instance::{Instance, Layout, lock};
 use crate::output::{Out, note};
@@ -99,7 +102,7 @@ pub(crate) fn run(layout: &Layout, args: &UpArgs, out: Out<'_>) -> anyhow::Resul
         };
         register_model(&rpc, &facts)?;
     }
-    let gateway = start_gateway(layout, args, node, models, &datanets, &data)?;
+    let gateway = start_gateway(&runtime, layout, args, node, models, &datanets, &data)?;
     dev_key(layout, &gateway, &rpc)?;
     let names: Vec<String> = gateway.models().map(str::to_owned).collect();
     state.set_ready(gateway.clone());
@@ -240,7 +243,39 @@ impl AnswerSketcher for Sketcher {
     }
 }
 
+/// Where tokens come from: an engine here, or workers. Sketches are computed
+/// here either way: money is bit-identical, so it stays on one kind of machine.
+fn backend(
+    runtime: &Runtime,
+    layout: &Layout,
+    args: &UpArgs,
+    base: &Arc<Model>,
+    tokenizer: Arc<Tokenizer>,
+    n_threads: usize,
+) -> anyhow::Result<Backend> {
+    let workers = workers(&args.fleet)?;
+    if workers.is_empty() {
+        let n_threads = args.threads.unwrap_or(n_threads);
+        let parts = EngineParts {
+            observer: Arc::new(ServingObserver),
+            ..EngineParts::new(Arc::clone(base), tokenizer, n_threads)
+        };
+        return Ok(EngineHandle::start_with(parts, EngineOptions::default())?.into());
+    }
+    let config = base.config();
+    let options = FleetOptions::new(
+        workers,
+        base.hash(),
+        tokenizer,
+        (config.vocab_size, config.max_position_embeddings),
+        layout.published_adapters(),
+    );
+    let clock = Arc::new(SystemClock::new());
+    Ok(runtime.block_on(Fleet::start(options, clock))?.into())
+}
+
 fn start_gateway(
+    runtime: &Runtime,
     layout: &Layout,
     args: &UpArgs,
     node: Node,
@@ -254,12 +289,14 @@ fn start_gateway(
         Arc::new(base.tokenizer),
         Arc::new(base.pool),
     );
-    let n_threads = args.threads.unwrap_or_else(|| pool.threads());
-    let parts = EngineParts {
-        observer: Arc::new(ServingObserver),
-        ..EngineParts::new(Arc::clone(&base_model), tokenizer, n_threads)
-    };
-    let engine = EngineHandle::start_with(parts, EngineOptions::default())?;
+    let backend = backend(
+        runtime,
+        layout,
+        args,
+        &base_model,
+        tokenizer,
+        pool.threads(),
+    )?;
     let served = trained
         .into_iter()
         .map(|model| {
@@ -287,7 +324,7 @@ fn start_gateway(
     Ok(Gateway::start(
         options,
         chain,
-        engine,
+        backend,
         data.objects()?,
         clock,
         served,
