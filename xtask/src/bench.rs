@@ -4,7 +4,9 @@
 //! stdout (`work, unit, ours, peer, peer_name, ratio, rounds,
 //! spread, command`; medians; a ratio above 1 means ours is better; `spread` is
 //! the least and the most of ours and of the peer; `roofline` the share of the
-//! machine's peak, where that was measured).
+//! machine's peak, `ttft_ms` and `token_ms` the
+//! median and 99th percentile of the time to the first token and between two,
+//! where those were measured).
 
 use std::fs;
 use std::path::Path;
@@ -47,6 +49,11 @@ const ROOMS: &[Room] = &[
         with_contracts: false,
     },
     Room {
+        name: "serve",
+        benches: &[("ol-serve", "serving")],
+        with_contracts: false,
+    },
+    Room {
         name: "soak",
         benches: &[("ol-serve", "soak")],
         with_contracts: false,
@@ -54,7 +61,7 @@ const ROOMS: &[Room] = &[
 ];
 
 /// In the order of the table; one that no row has is left out.
-const COLUMNS: [&str; 10] = [
+const COLUMNS: [&str; 12] = [
     "work",
     "unit",
     "ours",
@@ -63,6 +70,8 @@ const COLUMNS: [&str; 10] = [
     "ratio",
     "rounds",
     "spread",
+    "ttft_ms",
+    "token_ms",
     "roofline",
     "command",
 ];

@@ -34,7 +34,7 @@ Usage: cargo xtask <task>
   clients            drive viem, ethers, cast, forge and OpenAI's clients
   clients --update   the same, and rewrite the table of docs/rpc.md
   bench ROOM         run the benchmarks of a room (attribution, chain, model,
-                     soak: ten minutes of mixed traffic with faults), write
+                     serve; soak: ten minutes of mixed traffic with faults), write
                      docs/benchmarks/ROOM.json and docs/benchmarks.md
 ";
 

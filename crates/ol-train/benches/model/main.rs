@@ -26,6 +26,8 @@ use ol_train::AdamW;
 use peer::Peer;
 use roofline::Roofline;
 
+/// Names the Python in which the peers are installed.
+const PYTHON: &str = "OPENLEDGER_BENCH_PYTHON";
 const ROUNDS: usize = 7;
 const RANK: usize = 8;
 /// Ranks of the adapters in a batch, which take turns.
@@ -152,8 +154,8 @@ struct Peers {
 impl Peers {
     fn start(dir: &Path) -> Self {
         Self {
-            torch: Peer::start("torch", dir),
-            llama_cpp: Peer::start("llama.cpp", dir),
+            torch: Peer::start("model", PYTHON, "torch", dir),
+            llama_cpp: Peer::start("model", PYTHON, "llama.cpp", dir),
         }
     }
 }

@@ -14,14 +14,16 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// Starts `kind` on the model in `dir`; says on stderr why it cannot be had.
-    pub(crate) fn start(kind: &str, dir: &Path) -> Option<Self> {
-        let python =
-            std::env::var("OPENLEDGER_BENCH_PYTHON").unwrap_or_else(|_| "python3".to_owned());
-        let benches = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/model");
+    /// Starts `kind` of `benches/NAME/peer.py` on the model in `dir`, with the
+    /// Python that `variable` names; says on stderr why it cannot be had.
+    pub(crate) fn start(name: &str, variable: &str, kind: &str, dir: &Path) -> Option<Self> {
+        let python = std::env::var(variable).unwrap_or_else(|_| "python3".to_owned());
+        let benches = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("benches")
+            .join(name);
         let absent = |reason: &str| {
             eprintln!(
-                "{kind} is left out ({reason}): install {} and name that Python in OPENLEDGER_BENCH_PYTHON",
+                "{kind} is left out ({reason}): install {} and name that Python in {variable}",
                 benches.join("requirements.txt").display()
             );
         };
