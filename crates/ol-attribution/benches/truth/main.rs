@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! cargo bench -p ol-attribution --bench truth -- retrain FOLDER [--setting JSON] [--runs N] [--only NAME]
-//! cargo bench -p ol-attribution --bench truth -- reliability FOLDER [--setting JSON]
+//! cargo bench -p ol-attribution --bench truth -- reliability [FOLDER] [--setting JSON]
 //! cargo bench -p ol-attribution --bench truth -- pack FOLDER [--setting JSON]
 //! cargo bench -p ol-attribution --bench truth -- table [FOLDER] [--setting JSON] [--json]
 //! ```
@@ -234,7 +234,7 @@ fn table(machine: &Machine, domains: &[Domain], arguments: &Arguments) -> anyhow
 /// Whether what was measured is more than chance.
 fn reliability(machine: &Machine, domains: &[Domain], arguments: &Arguments) -> anyhow::Result<()> {
     for domain in domains {
-        let truth = Truth::read(&arguments.folder, &arguments.setting, domain)?;
+        let truth = Truth::read(&arguments.measured, &arguments.setting, domain)?;
         let halves = truth.halves();
         let before = retrain::losses(machine, None, domain)?;
         println!("{}: {} halves", domain.name, halves.len());
