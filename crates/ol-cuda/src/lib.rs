@@ -35,4 +35,4 @@ pub use cuda::{DeviceInfo, Gpu, devices};
 pub use error::GpuError;
 pub use kernels::{Kernel, THREADS};
 pub use learner::GpuLearner;
-pub use model::{GpuModel, GpuModelOptions, Precision};
+pub use model::{GpuModel, GpuModelOptions, Precision, supports};

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use ol_model::{KvPool, Model, ModelConfig, PAGE_TOKENS, Projection, StoredTensor};
+use ol_model::{KvPool, LoraConfig, Model, ModelConfig, PAGE_TOKENS, Projection, StoredTensor};
 
 use crate::adapters::Slots;
 use crate::backend::{Backend, Operand};
@@ -122,7 +122,11 @@ pub(crate) fn floats_to_bytes(x: &[f32]) -> Vec<u8> {
     x.iter().flat_map(|v| v.to_le_bytes()).collect()
 }
 
-fn refuse_what_is_not_done(config: &ModelConfig) -> Result<(), GpuError> {
+/// Whether models of this shape, and adapters like this, are done on a GPU.
+///
+/// # Errors
+/// [`GpuError::Unsupported`] names what is not.
+pub fn supports(config: &ModelConfig, adapter: Option<&LoraConfig>) -> Result<(), GpuError> {
     let unsupported = |what: &str| Err(GpuError::Unsupported(what.to_owned()));
     if config.mla.is_some() {
         return unsupported("latent attention (DeepSeek V2 and V3)");
@@ -133,7 +137,17 @@ fn refuse_what_is_not_done(config: &ModelConfig) -> Result<(), GpuError> {
     if config.head_dim > 2 * THREADS {
         return unsupported("a head wider than 256");
     }
-    Ok(())
+    let Some(adapter) = adapter else {
+        return Ok(());
+    };
+    if adapter.use_dora {
+        return unsupported("DoRA");
+    }
+    let other = |p: &&Projection| !PROJECTIONS.contains(p);
+    match adapter.target_modules.iter().find(other) {
+        Some(projection) => unsupported(projection.name()),
+        None => Ok(()),
+    }
 }
 
 /// The memory of vectors while it is collected: small beside the matrices.
@@ -156,8 +170,25 @@ impl<B: Backend> GpuModel<B> {
     /// [`GpuError::Unsupported`] for latent attention and experts,
     /// [`GpuError::Memory`] when the device is too small.
     pub fn new(device: B, model: &Model, options: GpuModelOptions) -> Result<Self, GpuError> {
-        let config = model.config().clone();
-        refuse_what_is_not_done(&config)?;
+        Self::with_layers(device, model, model.config().num_hidden_layers, options)
+    }
+
+    /// A model of `layers` blocks that have the weights of `model`'s, over and over:
+    /// the shape of a large model for measurements, without its memory on the host.
+    ///
+    /// # Errors
+    /// As [`GpuModel::new`].
+    pub fn with_layers(
+        device: B,
+        model: &Model,
+        layers: usize,
+        options: GpuModelOptions,
+    ) -> Result<Self, GpuError> {
+        let config = ModelConfig {
+            num_hidden_layers: layers,
+            ..model.config().clone()
+        };
+        supports(&config, None)?;
         let kv_slots = options
             .kv_pages
             .checked_mul(PAGE_TOKENS)
@@ -179,7 +210,8 @@ impl<B: Backend> GpuModel<B> {
         let embedding = matrix("model.embed_tokens.weight")?;
         let mut places = Vec::with_capacity(config.num_hidden_layers);
         for layer in 0..config.num_hidden_layers {
-            let at = |name: &str| format!("model.layers.{layer}.{name}");
+            let from = layer % model.config().num_hidden_layers;
+            let at = |name: &str| format!("model.layers.{from}.{name}");
             let of = |p: Projection, kind: &str| at(&format!("{}.{}.{kind}", p.module(), p.name()));
             let matrices: Vec<_> = PROJECTIONS
                 .iter()

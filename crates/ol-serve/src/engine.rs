@@ -55,10 +55,16 @@ impl EngineParts {
     #[must_use]
     pub fn new(base: Arc<Model>, tokenizer: Arc<Tokenizer>, n_pool_threads: usize) -> Self {
         let executor = CpuExecutor::new(Arc::clone(&base), Pool::new(n_pool_threads));
+        Self::on(Box::new(executor), base, tokenizer)
+    }
+
+    /// The same with what computes, which was made for this base.
+    #[must_use]
+    pub fn on(executor: Box<dyn Executor>, base: Arc<Model>, tokenizer: Arc<Tokenizer>) -> Self {
         Self {
             base,
             tokenizer,
-            executor: Box::new(executor),
+            executor,
             clock: Arc::new(SystemClock::new()),
             observer: Arc::new(Unobserved),
         }

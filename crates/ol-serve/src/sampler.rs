@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ol_model::{Draw, Drawn};
+
 use crate::constraint::{Constraint, ConstraintError};
 
 /// Most entries of [`Sampling::logit_bias`].
@@ -304,6 +306,38 @@ impl Sampler {
             self.accept(id)?;
         }
         Ok(id)
+    }
+
+    /// How an executor may draw the next token where the logits are; `None` where
+    /// they have to be changed first.
+    #[must_use]
+    pub fn wish(&self) -> Option<Draw> {
+        let sampling = &self.sampling;
+        (!sampling.changes_logits()).then(|| Draw {
+            temperature: sampling.temperature,
+            top_k: sampling.top_k as usize,
+            top_p: sampling.top_p,
+            min_p: sampling.min_p,
+            uniform: unit_draw(sampling.seed, self.n_drawn),
+            n_top: sampling.n_logprobs.unwrap_or(0) as usize,
+        })
+    }
+
+    /// Takes the token that an executor drew as [`Self::wish`] says; gives its
+    /// log-probabilities, if they are asked for.
+    ///
+    /// # Errors
+    /// [`ConstraintError`]; never where a wish was given.
+    pub fn take(&mut self, drawn: Drawn) -> Result<Option<TokenLogprobs>, ConstraintError> {
+        self.n_drawn += 1;
+        if !self.is_end(drawn.token) {
+            self.accept(drawn.token)?;
+        }
+        Ok(self.sampling.n_logprobs.map(|_| TokenLogprobs {
+            logprob: drawn.logprob,
+            rank: drawn.rank,
+            top: drawn.top,
+        }))
     }
 
     /// How likely the token was.

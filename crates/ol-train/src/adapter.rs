@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use ol_model::{
-    ForwardError, GradientOptions, Labels, Lora, LoraConfig, LoraError, Model, PeftError, Pool,
-    Random, Sequence, Tokenizer, TokenizerError, WeightsError,
+    CpuLearner, ForwardError, Learner, Lora, LoraConfig, LoraError, Model, PeftError, Pool, Random,
+    Sequence, Tokenizer, TokenizerError, WeightsError,
 };
 use ol_runtime::Clock;
 use ol_types::B256;
@@ -50,6 +50,8 @@ pub struct LoraObjective<'a> {
     pub adapter: Lora,
     /// Threads it runs on.
     pub pool: &'a Pool,
+    /// What computes losses and gradients; without, the CPU engine on `pool`.
+    pub learner: Option<&'a dyn Learner>,
 }
 
 impl Objective for LoraObjective<'_> {
@@ -77,16 +79,15 @@ impl Objective for LoraObjective<'_> {
         recompute: bool,
         gradient: &mut [f32],
     ) -> Result<Vec<f64>, ForwardError> {
-        let options = GradientOptions {
-            labels: Labels::Given,
-            recompute,
-        };
-        self.model
-            .add_lora_gradient(self.pool, &self.adapter, seqs, options, gradient)
+        let cpu = CpuLearner::new(self.model, self.pool);
+        let learner = self.learner.unwrap_or(&cpu);
+        learner.add_gradient(&self.adapter, seqs, recompute, None, gradient)
     }
 
     fn measure(&self, seqs: &[Sequence]) -> Result<Vec<Measurement>, ForwardError> {
-        let losses = self.model.losses(self.pool, Some(&self.adapter), seqs)?;
+        let cpu = CpuLearner::new(self.model, self.pool);
+        let learner = self.learner.unwrap_or(&cpu);
+        let losses = learner.losses(Some(&self.adapter), seqs)?;
         Ok(Measurement::of_losses(losses))
     }
 }
@@ -222,6 +223,7 @@ pub fn train_adapter<'a>(
         model: job.model,
         adapter,
         pool,
+        learner: None,
     };
     // B is zero at first: the fresh adapter is the base.
     let held_out_before = mean_loss(&objective, &measuring)?;

@@ -20,7 +20,7 @@ mod store;
 
 pub use engine::{JobEngine, Worked};
 pub use folder::{RunFolder, RunPhase, RunState};
-pub use local::{LocalRunner, NoSources, Plan, Sources};
+pub use local::{Accelerator, LocalRunner, NoSources, Plan, Sources};
 pub(crate) use manifest::sha256_of;
 pub use manifest::{DataUse, JobManifest};
 pub use metrics::{MAX_METRICS_SIZE_BYTES, MetricsFollower, MetricsLine};

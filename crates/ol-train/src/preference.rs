@@ -6,7 +6,7 @@
 //! sigmoid(-z)`, `s` being the label smoothing (Mitchell, 2023). The reference is
 //! the base without the adapter; its likelihoods are computed once.
 
-use ol_model::{ForwardError, GradientOptions, Labels, Lora, Model, Pool, Sequence};
+use ol_model::{CpuLearner, ForwardError, Learner, Lora, Model, Pool, Sequence};
 
 use ol_types::{B256, keccak256};
 
@@ -36,8 +36,8 @@ impl ScoredPair {
     ///
     /// # Errors
     /// [`ForwardError`] when a sequence does not fit the model.
-    pub fn score(model: &Model, pool: &Pool, pairs: &[Pair]) -> Result<Vec<Self>, ForwardError> {
-        let losses = model.losses(pool, None, &sequences(pairs.iter()))?;
+    pub fn score(learner: &dyn Learner, pairs: &[Pair]) -> Result<Vec<Self>, ForwardError> {
+        let losses = learner.losses(None, &sequences(pairs.iter()))?;
         let pairs = pairs.iter().zip(losses.as_chunks::<2>().0);
         Ok(pairs
             .map(|(pair, &[chosen, rejected])| Self {
@@ -88,6 +88,8 @@ pub struct PreferenceObjective<'a> {
     pub adapter: Lora,
     /// Threads it runs on.
     pub pool: &'a Pool,
+    /// What computes likelihoods and gradients; without, the CPU engine on `pool`.
+    pub learner: Option<&'a dyn Learner>,
     /// How far the adapter may go from the reference: the larger, the nearer.
     pub beta: f64,
     /// Part of the preferences that are taken to be wrong, below a half.
@@ -122,6 +124,7 @@ impl<'a> PreferenceObjective<'a> {
             model,
             adapter,
             pool,
+            learner: None,
             beta: f64::from(options.dpo_beta),
             label_smoothing: f64::from(options.dpo_label_smoothing),
         }
@@ -193,19 +196,16 @@ impl Objective for PreferenceObjective<'_> {
         recompute: bool,
         gradient: &mut [f32],
     ) -> Result<Vec<f64>, ForwardError> {
-        let options = GradientOptions {
-            labels: Labels::Given,
-            recompute,
-        };
+        let cpu = CpuLearner::new(self.model, self.pool);
+        let learner = self.learner.unwrap_or(&cpu);
         let mut losses = Vec::with_capacity(pairs.len());
         // Both answers of a pair are in one pass.
         for part in parts(pairs, Some(PASS_ROWS)) {
-            let nlls = self.model.add_scaled_lora_gradient(
-                self.pool,
+            let nlls = learner.add_gradient(
                 &self.adapter,
                 &sequences(part.iter().map(ScoredPair::pair)),
-                options,
-                &|nlls| self.factors(part, nlls),
+                recompute,
+                Some(&|nlls| self.factors(part, nlls)),
                 gradient,
             )?;
             losses.extend(self.verdicts(part, &nlls).iter().map(|v| v.loss));
@@ -215,7 +215,9 @@ impl Objective for PreferenceObjective<'_> {
 
     fn measure(&self, pairs: &[ScoredPair]) -> Result<Vec<Measurement>, ForwardError> {
         let seqs = sequences(pairs.iter().map(ScoredPair::pair));
-        let losses = self.model.losses(self.pool, Some(&self.adapter), &seqs)?;
+        let cpu = CpuLearner::new(self.model, self.pool);
+        let learner = self.learner.unwrap_or(&cpu);
+        let losses = learner.losses(Some(&self.adapter), &seqs)?;
         let verdicts = self.verdicts(pairs, &losses).into_iter().zip(pairs);
         Ok(verdicts
             .map(|(verdict, pair)| Measurement {

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use ol_server::Access;
 
+use crate::device::Device;
+
 mod node;
 mod serve;
 mod train;
@@ -159,6 +161,10 @@ pub(crate) struct UpArgs {
     /// Threads for models [default: all cores]
     #[arg(long)]
     pub(crate) threads: Option<usize>,
+    /// Where answers are computed; sketches for payouts are always the CPU's.
+    /// `receipt verify --rerun` can only repeat what the CPU answered
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) device: Device,
     /// Train the demo adapters again instead of using the shipped ones
     #[arg(long)]
     pub(crate) retrain: bool,

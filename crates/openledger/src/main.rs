@@ -5,6 +5,7 @@ mod assets;
 mod chain;
 mod cli;
 mod command;
+mod device;
 mod factory;
 mod genesis;
 mod http;

@@ -80,6 +80,7 @@ pub(crate) fn train_on(
         model: &machine.model,
         adapter: Lora::init(machine.model.config(), config, plan::adapter_seed(seed))?,
         pool: &machine.pool,
+        learner: None,
     };
     // The loop wants something to measure at its end; the smallest will do.
     let probe = passes.iter().min_by_key(|s| s.tokens.len()).cloned();

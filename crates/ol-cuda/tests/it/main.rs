@@ -6,3 +6,4 @@
 mod emulator;
 mod passes;
 mod serving;
+mod training;

@@ -1,6 +1,6 @@
 //! Forward and backward passes.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use ol_cuda::{Backend, Gpu, GpuError, GpuLearner, GpuModel, GpuModelOptions, Precision, devices};
 use ol_model::{
@@ -9,6 +9,7 @@ use ol_model::{
 };
 
 use crate::emulator::Emulator;
+use crate::serving::serves;
 
 /// Longer than a tile of keys.
 const LONG: usize = 150;
@@ -225,21 +226,30 @@ fn gradients_agree_with_the_cpu() {
 /// whose CPU results are held to transformers' in `ol-model`.
 #[test]
 fn every_dense_family_agrees_with_the_cpu() {
+    families_agree(|| Emulator);
+}
+
+fn families_agree<B: Backend + Send>(open: impl Fn() -> B)
+where
+    B::Memory: Send,
+{
     for name in ["llama3", "llama-yarn", "mistral", "qwen2", "qwen3"] {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("../ol-model/fixtures/families")
-            .join(name)
-            .join("base");
-        let cpu = Model::load(&folder).unwrap();
-        generation_agrees(Emulator, &cpu, Precision::F32, 40, 1e-4);
-        gradients_agree(Emulator, &cpu, Precision::F32, 40, 1e-4);
+        let cpu = Model::load(&families().join(name).join("base")).unwrap();
+        generation_agrees(open(), &cpu, Precision::F32, 40, 1e-4);
+        gradients_agree(open(), &cpu, Precision::F32, 40, 1e-4);
     }
+}
+
+/// The fixtures; found where the tests run, which may not be where they were built.
+fn families() -> PathBuf {
+    let here = std::env::var_os("CARGO_MANIFEST_DIR");
+    let here = here.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    PathBuf::from(here).join("../ol-model/fixtures/families")
 }
 
 #[test]
 fn what_only_the_cpu_does_is_refused_by_name() {
-    let families = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ol-model/fixtures/families");
-    let latent = Model::load(&families.join("deepseek-v2/base")).unwrap();
+    let latent = Model::load(&families().join("deepseek-v2/base")).unwrap();
     let error = GpuModel::new(Emulator, &latent, options(Precision::F32)).unwrap_err();
     assert!(error.to_string().contains("latent attention"), "{error}");
     let cpu = model(small(), 3);
@@ -263,6 +273,13 @@ fn bf16_stays_near() {
 /// the same values held in f32.
 #[test]
 fn quantised_bases_stay_as_they_are_stored() {
+    blocks_are_expanded(|| Emulator);
+}
+
+fn blocks_are_expanded<B: Backend + Send>(open: impl Fn() -> B)
+where
+    B::Memory: Send,
+{
     let config = ModelConfig {
         hidden_size: 256,
         intermediate_size: 256,
@@ -290,7 +307,7 @@ fn quantised_bases_stay_as_they_are_stored() {
                 workspace_bytes,
                 ..options(Precision::F32)
             };
-            let mut gpu = GpuModel::new(Emulator, &stored, limits).unwrap();
+            let mut gpu = GpuModel::new(open(), &stored, limits).unwrap();
             let mut caches = [KvCache::in_pool(&gpu.kv_pool(), 20)];
             let got = logits(&mut gpu, &mut segments(&parts, &mut caches, &choice)).unwrap();
             close(&got, &expected, 1e-4, &format!("{format:?}"));
@@ -376,6 +393,10 @@ fn a_real_device_agrees_or_is_absent() {
                 generation_agrees(open(), &model(small(), 7), Precision::F32, LONG, 1e-4);
                 gradients_agree(open(), &model(small(), 7), Precision::F32, LONG, 1e-5);
                 generation_agrees(open(), &model(small(), 7), Precision::Bf16, 40, 0.05);
+                gradients_agree(open(), &model(small(), 7), Precision::Bf16, 40, 0.02);
+                families_agree(open);
+                blocks_are_expanded(open);
+                serves(open);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ol_cuda::{GpuModel, GpuModelOptions, Precision};
+use ol_cuda::{Backend, GpuModel, GpuModelOptions, Precision};
 use ol_model::{CpuExecutor, Draw, Drawn, Executor, KvCache, Lora, Model, Pool, Random, Segment};
 
 use crate::emulator::Emulator;
@@ -10,8 +10,10 @@ use crate::passes::{adapter, close, logits, model, options, segments, small, tok
 
 /// Many adapters of different ranks through few slots, in random batches, some
 /// with more adapters than slots: always the weights of the one asked for.
-#[test]
-fn a_slot_never_serves_another_adapter() {
+fn slots_hold<B: Backend + Send>(device: B)
+where
+    B::Memory: Send,
+{
     let config = small();
     let cpu = model(config.clone(), 7);
     let pool = Pool::new(1);
@@ -23,7 +25,7 @@ fn a_slot_never_serves_another_adapter() {
         adapter_bytes: 2 * largest,
         ..options(Precision::F32)
     };
-    let mut gpu = GpuModel::new(Emulator, &cpu, limits).unwrap();
+    let mut gpu = GpuModel::new(device, &cpu, limits).unwrap();
     let remote = gpu.kv_pool();
     let mut random = Random::new(1);
     for round in 0..8 {
@@ -55,8 +57,10 @@ fn a_slot_never_serves_another_adapter() {
 }
 
 /// An adapter that exceeds the budget runs, alone.
-#[test]
-fn an_adapter_larger_than_the_budget_runs_alone() {
+fn a_large_adapter_runs<B: Backend + Send>(device: B)
+where
+    B::Memory: Send,
+{
     let config = small();
     let cpu = model(config.clone(), 7);
     let (large, small) = (adapter(&config, 8, 1), adapter(&config, 1, 2));
@@ -64,7 +68,7 @@ fn an_adapter_larger_than_the_budget_runs_alone() {
         adapter_bytes: small.n_params() * 4,
         ..options(Precision::F32)
     };
-    let mut gpu = GpuModel::new(Emulator, &cpu, limits).unwrap();
+    let mut gpu = GpuModel::new(device, &cpu, limits).unwrap();
     let remote = gpu.kv_pool();
     let parts = vec![vec![1, 2], vec![3], vec![4]];
     let choice = [Some(&small), Some(&large), Some(&small)];
@@ -79,12 +83,14 @@ fn an_adapter_larger_than_the_budget_runs_alone() {
 }
 
 /// Sequences that share pages, and part in the middle of one.
-#[test]
-fn shared_pages_are_copied_before_they_are_written() {
+fn pages_are_copied<B: Backend + Send>(device: B)
+where
+    B::Memory: Send,
+{
     let config = small();
     let cpu = model(config.clone(), 7);
     let pool = Pool::new(1);
-    let mut gpu = GpuModel::new(Emulator, &cpu, options(Precision::F32)).unwrap();
+    let mut gpu = GpuModel::new(device, &cpu, options(Precision::F32)).unwrap();
     let prompt = vec![tokens(21, config.vocab_size, 1)];
     let mut host = vec![KvCache::new(&config, 64)];
     let mut remote = vec![KvCache::in_pool(&gpu.kv_pool(), 64)];
@@ -148,11 +154,11 @@ fn pick(kept: &[(u32, f64)], total: f64, uniform: f64) -> (u32, f64) {
 }
 
 fn one_drawn(
-    gpu: &mut GpuModel<Emulator>,
+    gpu: &mut (impl Executor + Sized),
     prompt: &[u32],
     draws: &[Option<Draw>],
 ) -> Vec<Option<Drawn>> {
-    let remote = gpu.kv_pool();
+    let remote = gpu.kv_pool(0);
     let mut caches: Vec<KvCache> = draws
         .iter()
         .map(|_| KvCache::in_pool(&remote, 16))
@@ -164,11 +170,13 @@ fn one_drawn(
         .drawn
 }
 
-#[test]
-fn tokens_are_drawn_as_their_limits_say() {
+fn tokens_are_drawn<B: Backend + Send>(device: B)
+where
+    B::Memory: Send,
+{
     let config = small();
     let cpu = model(config.clone(), 5);
-    let mut gpu = GpuModel::new(Emulator, &cpu, options(Precision::F32)).unwrap();
+    let mut gpu = GpuModel::new(device, &cpu, options(Precision::F32)).unwrap();
     let prompt = tokens(4, config.vocab_size, 8);
     let mut cache = KvCache::in_pool(&gpu.kv_pool(), 16);
     let all = logits(
@@ -260,12 +268,14 @@ fn tokens_are_drawn_as_their_limits_say() {
 }
 
 /// Equal logits: the lower token first, whoever asks.
-#[test]
-fn equal_logits_are_told_apart_by_number() {
+fn equals_are_told_apart<B: Backend + Send>(device: B)
+where
+    B::Memory: Send,
+{
     let config = small();
     let params = vec![0.0; model(config.clone(), 1).parameters().len()];
     let cpu = Model::from_parameters(config.clone(), &params).unwrap();
-    let mut gpu = GpuModel::new(Emulator, &cpu, options(Precision::F32)).unwrap();
+    let mut gpu = GpuModel::new(device, &cpu, options(Precision::F32)).unwrap();
     let n = config.vocab_size as f64;
     for (uniform, top_k, token) in [
         (0.0, 0, 0),
@@ -321,4 +331,41 @@ fn executors_are_exchangeable() {
         all
     });
     close(&answers[1], &answers[0], 1e-4, "logits");
+}
+
+#[test]
+fn a_slot_never_serves_another_adapter() {
+    slots_hold(Emulator);
+}
+
+#[test]
+fn an_adapter_larger_than_the_budget_runs_alone() {
+    a_large_adapter_runs(Emulator);
+}
+
+#[test]
+fn shared_pages_are_copied_before_they_are_written() {
+    pages_are_copied(Emulator);
+}
+
+#[test]
+fn tokens_are_drawn_as_their_limits_say() {
+    tokens_are_drawn(Emulator);
+}
+
+#[test]
+fn equal_logits_are_told_apart_by_number() {
+    equals_are_told_apart(Emulator);
+}
+
+/// All of this on a device.
+pub(crate) fn serves<B: Backend + Send>(open: impl Fn() -> B)
+where
+    B::Memory: Send,
+{
+    slots_hold(open());
+    a_large_adapter_runs(open());
+    pages_are_copied(open());
+    tokens_are_drawn(open());
+    equals_are_told_apart(open());
 }

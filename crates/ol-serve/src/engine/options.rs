@@ -70,7 +70,8 @@ impl EngineOptions {
 
     /// Pages of the pool: each running request may leave its last one partly
     /// empty.
-    pub(super) fn n_pages(&self) -> usize {
+    #[must_use]
+    pub fn n_pages(&self) -> usize {
         let n_pages = self.n_kv_tokens_max.div_ceil(PAGE_TOKENS);
         n_pages.saturating_add(self.n_rows_max)
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Wake;
 
-use ol_model::{KvCache, PAGE_TOKENS, TokenStream};
+use ol_model::{Drawn, KvCache, PAGE_TOKENS, TokenStream};
 use ol_types::B256;
 use tokio::sync::mpsc;
 
@@ -13,7 +13,7 @@ use super::prefix::{Chain, PrefixCache, Root};
 use super::signal::Signal;
 use crate::adapters::{AdapterLease, AdapterRef};
 use crate::request::{Completion, Event, FinishReason, GenerateError};
-use crate::sampler::Sampler;
+use crate::sampler::{DrawError, Sampler, TokenLogprobs};
 use crate::stop::StopFilter;
 
 /// A request apart from its place in memory: what survives a preemption.
@@ -52,6 +52,14 @@ pub(super) struct Job {
 pub(super) struct Ended {
     pub(super) reason: FinishReason,
     pub(super) tokens_out: usize,
+}
+
+/// What a pass says of a row's last token.
+pub(super) enum Last<'a> {
+    /// The next token is to be drawn from these.
+    Logits(&'a [f32]),
+    /// The executor drew it.
+    Drawn(Drawn),
 }
 
 /// A request's wish for its adapter: told by the store when there is news.
@@ -118,11 +126,22 @@ impl Job {
         self.priority.aged(now_s - self.arrived_s, aging_s)
     }
 
+    /// The next token and, if asked for, how likely it was.
+    fn next_token(&mut self, last: Last<'_>) -> Result<(u32, Option<TokenLogprobs>), DrawError> {
+        match last {
+            Last::Logits(logits) => {
+                let id = self.sampler.next(logits)?;
+                Ok((id, self.sampler.logprobs(logits, id)))
+            }
+            Last::Drawn(drawn) => Ok((drawn.token, self.sampler.take(drawn)?)),
+        }
+    }
+
     /// Draws a token and sends it; an error if the answer is over, and how it
     /// ended unless it failed.
-    pub(super) fn advance(&mut self, logits: &[f32]) -> Result<(), Option<Ended>> {
-        let id = match self.sampler.next(logits) {
-            Ok(id) => id,
+    pub(super) fn advance(&mut self, last: Last<'_>) -> Result<(), Option<Ended>> {
+        let (id, logprobs) = match self.next_token(last) {
+            Ok(next) => next,
             Err(error) => {
                 self.send(Event::Failed(error.into()));
                 return Err(None);
@@ -137,7 +156,7 @@ impl Job {
         let event = Event::Token {
             id,
             text_delta: filtered.text,
-            logprobs: self.sampler.logprobs(logits, id).map(Box::new),
+            logprobs: logprobs.map(Box::new),
         };
         // Whose client has left ends before the next pass.
         self.send(event);

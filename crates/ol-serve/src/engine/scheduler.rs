@@ -5,7 +5,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 
-use ol_model::{Executor, ForwardError, KvCache, KvPool, Model, PAGE_TOKENS, Segment};
+use ol_model::{
+    Draw, Executor, ForwardError, Forwarded, KvCache, KvPool, Model, PAGE_TOKENS, Segment,
+};
 use ol_runtime::Clock;
 
 use super::EngineParts;
@@ -13,7 +15,7 @@ use super::observe::{EngineStats, Observation, Observer};
 use super::options::EngineOptions;
 use super::policy::{COST_IN, COST_OUT, share_prefill};
 use super::prefix::{Chain, PrefixCache};
-use super::row::{Job, Row};
+use super::row::{Job, Last, Row};
 use super::shared::{Shared, State};
 use crate::adapters::{AdapterError, AdapterLease};
 use crate::request::{Event, GenerateError};
@@ -329,12 +331,14 @@ impl Scheduler {
     /// The forward pass and what comes of it.
     fn pass(&mut self) {
         let started_s = self.clock.monotonic_s();
-        let logits = match self.forward() {
-            Ok(logits) => logits,
+        let forwarded = match self.forward() {
+            Ok(forwarded) => forwarded,
             Err(error) => return self.fail(&error),
         };
         let now_s = self.clock.monotonic_s();
-        let mut logits = logits.chunks_exact(self.base.config().vocab_size);
+        let vocab_size = self.base.config().vocab_size;
+        let mut logits = forwarded.logits.chunks_exact(vocab_size);
+        let mut drawn = forwarded.drawn.into_iter();
         let shared = Arc::clone(&self.shared);
         let mut state = shared.lock();
         let mut ended = Vec::new();
@@ -348,9 +352,13 @@ impl Scheduler {
             n_rows += 1;
             n_tokens += row.n_taken;
             adapters.extend(row.job.adapter_hash());
-            let logits = logits
-                .next()
-                .expect("the model gives logits for every segment");
+            let last = drawn.next().flatten().map_or_else(
+                || {
+                    let logits = logits.next();
+                    Last::Logits(logits.expect("logits for every segment that has no token"))
+                },
+                Last::Drawn,
+            );
             row.share_pages(&mut self.prefix);
             account_prompt(&mut row, &mut state);
             if !row.pending().is_empty() {
@@ -358,7 +366,7 @@ impl Scheduler {
                 continue;
             }
             let n_out = row.job.n_out();
-            let end = row.job.advance(logits);
+            let end = row.job.advance(last);
             let is_drawn = match &end {
                 Ok(()) => true,
                 Err(end) => end.is_some_and(|end| end.tokens_out > n_out),
@@ -397,23 +405,25 @@ impl Scheduler {
         });
     }
 
-    /// `[n rows that take part, vocab]`
-    fn forward(&mut self) -> Result<Vec<f32>, ForwardError> {
-        let mut segments: Vec<Segment<'_>> = self
-            .rows
-            .iter_mut()
-            .filter(|row| row.n_taken > 0)
-            .map(|row| {
-                let from = row.cache.len();
-                Segment {
-                    tokens: &row.job.tokens[from..from + row.n_taken],
-                    cache: &mut row.cache,
-                    adapter: row.lease.as_deref(),
-                }
-            })
-            .collect();
-        let draws = vec![None; segments.len()];
-        Ok(self.executor.forward(&mut segments, &draws)?.logits)
+    /// Of the rows that take part, in order: tokens where they may be drawn where
+    /// the logits are, else logits.
+    fn forward(&mut self) -> Result<Forwarded, ForwardError> {
+        let (mut segments, mut draws) = (Vec::new(), Vec::new());
+        for row in self.rows.iter_mut().filter(|row| row.n_taken > 0) {
+            let from = row.cache.len();
+            draws.push(if from + row.n_taken < row.job.tokens.len() {
+                // Nobody asks what comes after a part of a prompt.
+                Some(Draw::GREEDY)
+            } else {
+                row.job.sampler.wish()
+            });
+            segments.push(Segment {
+                tokens: &row.job.tokens[from..from + row.n_taken],
+                cache: &mut row.cache,
+                adapter: row.lease.as_deref(),
+            });
+        }
+        self.executor.forward(&mut segments, &draws)
     }
 
     /// Ends every row: requests were checked when they came, so a pass that is

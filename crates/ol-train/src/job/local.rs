@@ -1,11 +1,12 @@
 //! The runner that trains in this process.
 
+use std::fmt::Debug;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ol_model::Pool;
+use ol_model::{CpuLearner, Learner, LoraConfig, Model, ModelConfig, Pool};
 use ol_runtime::Clock;
 
 use super::folder::{RunFolder, RunPhase, RunState};
@@ -23,12 +24,34 @@ mod finish;
 mod prepare;
 
 use finish::Trained;
-use prepare::prepare;
 pub use prepare::{NoSources, Plan, Sources};
+use prepare::{Prepared, prepare};
 
-/// Trains jobs on this machine's processors.
+/// A device that can train in the place of the processors.
+pub trait Accelerator: Debug + Send + Sync {
+    /// Asked before anything is read.
+    ///
+    /// # Errors
+    /// Why this base or this adapter is not trained there, for people.
+    fn check(&self, base: &ModelConfig, adapter: &LoraConfig) -> Result<(), String>;
+
+    /// The base on the device; `None` if the processors shall train after all.
+    /// What there is to know goes to `log`.
+    ///
+    /// # Errors
+    /// Why it cannot be had, for people.
+    fn learner(
+        &self,
+        base: &Model,
+        adapter: &LoraConfig,
+        log: &mut dyn FnMut(&str),
+    ) -> Result<Option<Box<dyn Learner>>, String>;
+}
+
+/// Trains jobs on this machine's processors, or on its accelerator.
 #[derive(Debug)]
 pub struct LocalRunner {
+    accelerator: Option<Box<dyn Accelerator>>,
     pool: Pool,
     sources: Box<dyn Sources>,
     clock: Arc<dyn Clock>,
@@ -39,10 +62,27 @@ impl LocalRunner {
     #[must_use]
     pub fn new(threads: usize, sources: Box<dyn Sources>, clock: Arc<dyn Clock>) -> Self {
         Self {
+            accelerator: None,
             pool: Pool::new(threads),
             sources,
             clock,
         }
+    }
+
+    /// The same with gradients and losses from `accelerator`. The adapter is still
+    /// measured, written and compared by the processors.
+    #[must_use]
+    pub fn on(mut self, accelerator: Option<Box<dyn Accelerator>>) -> Self {
+        self.accelerator = accelerator;
+        self
+    }
+
+    fn refuse_what_is_not_done(&self, prepared: &Prepared) -> Result<(), RunError> {
+        let checked = match &self.accelerator {
+            Some(device) => device.check(&prepared.config, &prepared.lora),
+            None => Ok(()),
+        };
+        checked.map_err(|why| RunError::Refused(vec![Problem::new("the device", why)]))
     }
 
     /// What a job would do, and what it would need: the data is read, nothing is
@@ -52,13 +92,10 @@ impl LocalRunner {
     /// As [`Runner::run`], but for too little memory, which the plan names.
     pub fn plan(&self, spec: &JobSpec) -> Result<Plan, RunError> {
         check(spec)?;
-        Ok(prepare(
-            spec,
-            self.sources.as_ref(),
-            self.pool.threads(),
-            &mut |_| (),
-        )?
-        .plan)
+        let sources = self.sources.as_ref();
+        let prepared = prepare(spec, sources, self.pool.threads(), &mut |_| ())?;
+        self.refuse_what_is_not_done(&prepared)?;
+        Ok(prepared.plan)
     }
 
     fn execute(
@@ -77,7 +114,15 @@ impl LocalRunner {
         for line in prepared.plan.lines() {
             log.line(&line);
         }
+        self.refuse_what_is_not_done(&prepared)?;
         let model = prepared.load(&self.pool)?;
+        let learner = match &self.accelerator {
+            Some(device) => device
+                .learner(&model, &prepared.lora, &mut |line| log.line(line))
+                .map_err(RunError::Failed)?,
+            None => None,
+        };
+        let learner = learner.as_deref();
         let adapter = model
             .fresh_adapter(&self.pool, prepared.lora.clone(), prepared.options.seed)
             .map_err(failed)?;
@@ -93,18 +138,21 @@ impl LocalRunner {
                     model: &model,
                     adapter,
                     pool: &self.pool,
+                    learner,
                 };
                 let outcome = run.train(&mut objective, training, held_out)?;
                 (objective.adapter, outcome, held_out.clone())
             }
             (Examples::Preferences(training), Examples::Preferences(held_out)) => {
-                let score = |pairs: &[Pair]| ScoredPair::score(&model, &self.pool, pairs);
+                let cpu = CpuLearner::new(&model, &self.pool);
+                let score = |pairs: &[Pair]| ScoredPair::score(learner.unwrap_or(&cpu), pairs);
                 let (scored, scored_held) = (
                     score(training).map_err(failed)?,
                     score(held_out).map_err(failed)?,
                 );
                 let mut objective =
                     PreferenceObjective::new(&model, adapter, &self.pool, &prepared.options);
+                objective.learner = learner;
                 let outcome = run.train(&mut objective, &scored, &scored_held)?;
                 // The answers wanted are what the adapter shall make likelier.
                 let chosen = held_out.iter().map(|pair| pair.chosen.clone());

@@ -1,4 +1,4 @@
-use ol_model::{LoraConfig, ModelConfig, Random};
+use ol_model::{CpuLearner, LoraConfig, ModelConfig, Random};
 use ol_runtime::ManualClock;
 
 use super::*;
@@ -64,7 +64,7 @@ fn loss(objective: &PreferenceObjective<'_>, pairs: &[ScoredPair]) -> f64 {
 fn the_gradient_agrees_with_finite_differences() {
     let (model, adapter, pairs) = setting();
     let pool = Pool::new(2);
-    let pairs = ScoredPair::score(&model, &pool, &pairs).unwrap();
+    let pairs = ScoredPair::score(&CpuLearner::new(&model, &pool), &pairs).unwrap();
     for label_smoothing in [0.0, 0.2] {
         let options = TrainOptions {
             dpo_beta: 0.5,
@@ -108,7 +108,7 @@ fn the_gradient_agrees_with_finite_differences() {
 fn the_loss_is_that_of_the_paper() {
     let (model, adapter, pairs) = setting();
     let pool = Pool::new(1);
-    let pairs = ScoredPair::score(&model, &pool, &pairs).unwrap();
+    let pairs = ScoredPair::score(&CpuLearner::new(&model, &pool), &pairs).unwrap();
     let fresh = Lora::init(model.config(), adapter.config().clone(), 1).unwrap();
     let options = TrainOptions::default();
     // A fresh adapter is the reference: every margin is zero, every loss ln 2.
@@ -141,7 +141,7 @@ fn the_loss_is_that_of_the_paper() {
 fn preferences_are_learnt_and_reported() {
     let (model, adapter, pairs) = setting();
     let pool = Pool::new(2);
-    let pairs = ScoredPair::score(&model, &pool, &pairs).unwrap();
+    let pairs = ScoredPair::score(&CpuLearner::new(&model, &pool), &pairs).unwrap();
     let options = TrainOptions {
         steps: 60,
         batch_sequences: Some(4),
@@ -176,7 +176,7 @@ fn a_pair_without_an_answer_has_no_part() {
     let pool = Pool::new(1);
     pairs.truncate(2);
     pairs[1].rejected.weights.fill(0.0);
-    let pairs = ScoredPair::score(&model, &pool, &pairs).unwrap();
+    let pairs = ScoredPair::score(&CpuLearner::new(&model, &pool), &pairs).unwrap();
     assert_eq!(pairs[1].weight(), 0.0);
     let objective = PreferenceObjective::new(&model, adapter, &pool, &TrainOptions::default());
     let gradient = |pairs: &[ScoredPair]| {

@@ -222,6 +222,7 @@ fn adapter_run(
         model: &base,
         adapter: Lora::init(&config(), LoraConfig::all_linear(2), 1).unwrap(),
         pool: &pool,
+        learner: None,
     };
     let outcome = run(
         &mut objective,
@@ -512,6 +513,7 @@ fn an_adapter_learns_and_the_base_stays() {
         model: &base,
         adapter,
         pool: &pool,
+        learner: None,
     };
     let held_out = sequences(8, 2);
     let fresh = mean_loss(&objective, &held_out).unwrap();
@@ -649,6 +651,7 @@ fn a_plain_run_keeps_the_bits_it_always_had() {
         model: &model,
         adapter: Lora::init(&config(), LoraConfig::all_linear(3), 1).unwrap(),
         pool: &pool,
+        learner: None,
     };
     let mut base = BaseObjective {
         model: Model::random(config(), 3).unwrap(),

@@ -89,6 +89,7 @@ fn train_case(case: &str, config: &ModelConfig) -> usize {
         model: &base,
         adapter,
         pool: &pool,
+        learner: None,
     };
     let outcome = train(
         &mut objective,

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use ol_model::{Lora, Model, Pool, Sequence};
+use ol_model::{CpuLearner, Lora, Model, Pool, Sequence};
 use ol_train::{Objective as _, Pair, PreferenceObjective, ScoredPair, TrainOptions};
 use safetensors::SafeTensors;
 use serde::Deserialize;
@@ -70,7 +70,7 @@ fn preferences_have_the_loss_and_gradient_of_the_reference() {
         })
         .collect();
     let pool = Pool::new(2);
-    let pairs = ScoredPair::score(&model, &pool, &pairs).unwrap();
+    let pairs = ScoredPair::score(&CpuLearner::new(&model, &pool), &pairs).unwrap();
     let options = TrainOptions {
         dpo_beta: dpo.beta,
         ..TrainOptions::default()

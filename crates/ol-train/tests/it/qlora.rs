@@ -27,6 +27,7 @@ fn run(base: &Model, options: &TrainOptions) -> (Outcome, Vec<f32>) {
         model: base,
         adapter: Lora::init(base.config(), lora, 1).unwrap(),
         pool: &pool,
+        learner: None,
     };
     let outcome = train(
         &mut objective,

@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 
-use ol_model::{Pool, Random, Sequence};
+use ol_model::{CpuLearner, Pool, Random, Sequence};
 use ol_runtime::ManualClock;
 use ol_train::{
     LoraObjective, Objective, Observer, Optimizer, Outcome, Pair, PreferenceObjective, Progress,
@@ -84,7 +84,7 @@ fn run_scenario(
                 },
             })
             .collect();
-        let pairs = ScoredPair::score(&base, &pool, &pairs).unwrap();
+        let pairs = ScoredPair::score(&CpuLearner::new(&base, &pool), &pairs).unwrap();
         let mut objective = PreferenceObjective::new(&base, adapter(&config), &pool, &options);
         let (train_on, held_out) = pairs.split_at(9);
         let outcome = train(
@@ -102,6 +102,7 @@ fn run_scenario(
         model: &base,
         adapter: adapter(&config),
         pool: &pool,
+        learner: None,
     };
     let (train_on, held_out) = (sequences(40, 30, 1), sequences(8, 30, 2));
     let outcome = train(

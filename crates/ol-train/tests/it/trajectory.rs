@@ -113,6 +113,7 @@ pub(crate) fn check_run(dir: &Path, model: &Model) {
         model,
         adapter: start.clone(),
         pool: &pool,
+        learner: None,
     };
     let mut log = Log::default();
     let clock = ManualClock::new(0);

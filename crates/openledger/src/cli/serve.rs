@@ -31,6 +31,9 @@ pub(crate) struct ServeArgs {
     /// What clients call the base model [default: the last part of --base]
     #[arg(long)]
     pub(crate) name: Option<String>,
+    /// Where answers are computed
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) device: crate::device::Device,
     /// How weights are held: f32, stored, or quantised while loading: q8_0, q4_k, nf4
     /// [default: f32 for a folder, stored for GGUF]
     #[arg(long, value_name = "FORMAT")]

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use ol_train::job::JobId;
 
+use crate::device::Device;
+
 const EXAMPLES: &str = "\
 Examples:
   Look before you leap: what would be trained, and does it fit into memory?
@@ -92,6 +94,9 @@ pub(crate) enum TrainCommand {
         /// Threads [default: all cores]
         #[arg(long)]
         threads: Option<usize>,
+        /// Where to train
+        #[arg(long, value_enum, default_value_t)]
+        device: Device,
     },
 }
 
@@ -101,6 +106,9 @@ pub(crate) struct WorkerArgs {
     /// Threads [default: all cores]
     #[arg(long)]
     pub(crate) threads: Option<usize>,
+    /// Where to train; the adapter is measured and checked on the CPU
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) device: Device,
     /// Train by this program instead of the built-in trainer: called as
     /// PROGRAM SPEC FOLDER (specs/runner.md). Arguments after spaces
     #[arg(long, value_name = "PROGRAM")]

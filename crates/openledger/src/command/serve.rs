@@ -256,9 +256,11 @@ fn start_engine(
         n_waiting_max: args.max_waiting,
         ..EngineOptions::default()
     };
+    let model = Arc::new(model);
+    let executor = crate::device::executor(args.device, &model, n_threads, &options)?;
     let parts = EngineParts {
         observer: Arc::new(ServingObserver),
-        ..EngineParts::new(Arc::new(model), Arc::new(tokenizer), n_threads)
+        ..EngineParts::on(executor, model, Arc::new(tokenizer))
     };
     Ok(EngineHandle::start_with(parts, options)?)
 }

@@ -31,7 +31,8 @@ pub(crate) fn run(
             spec,
             folder,
             threads,
-        }) => jobs::run(layout, spec, folder, *threads),
+            device,
+        }) => jobs::run(layout, spec, folder, *threads, *device),
     }
 }
 

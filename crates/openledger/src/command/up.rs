@@ -32,6 +32,7 @@ use crate::chain::open_node;
 use crate::cli::UpArgs;
 use crate::command::datanet::{self, contributor_address};
 use crate::command::serve::workers;
+use crate::device;
 use crate::factory::{Base, Recipe, TrainedModel, model_folders, publish_objects, train_model};
 use crate::instance::{Instance, Layout, lock};
 use crate::output::{Out, note};
@@ -256,11 +257,13 @@ fn backend(
     let workers = workers(&args.fleet)?;
     if workers.is_empty() {
         let n_threads = args.threads.unwrap_or(n_threads);
+        let options = EngineOptions::default();
+        let executor = device::executor(args.device, base, n_threads, &options)?;
         let parts = EngineParts {
             observer: Arc::new(ServingObserver),
-            ..EngineParts::new(Arc::clone(base), tokenizer, n_threads)
+            ..EngineParts::on(executor, Arc::clone(base), tokenizer)
         };
-        return Ok(EngineHandle::start_with(parts, EngineOptions::default())?.into());
+        return Ok(EngineHandle::start_with(parts, options)?.into());
     }
     let config = base.config();
     let options = FleetOptions::new(

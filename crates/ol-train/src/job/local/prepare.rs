@@ -119,6 +119,7 @@ impl Plan {
 /// All that training needs, but for the base's weights.
 pub(super) struct Prepared {
     dir: PathBuf,
+    pub(super) config: ModelConfig,
     pub(super) base_name: String,
     format: WeightFormat,
     pub(super) tokenizer: Tokenizer,
@@ -210,6 +211,7 @@ pub(super) fn prepare(
     };
     Ok(Prepared {
         dir,
+        config,
         base_name,
         format,
         tokenizer,

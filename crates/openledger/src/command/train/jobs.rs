@@ -20,6 +20,7 @@ use super::sources::FolderSources;
 use super::spec::{from_args, named, refused};
 use crate::Exit;
 use crate::cli::{JobArgs, WorkerArgs};
+use crate::device::{Device, accelerator};
 use crate::instance::Layout;
 use crate::output::{Out, note, print};
 
@@ -39,25 +40,27 @@ fn engine(layout: &Layout) -> anyhow::Result<JobEngine> {
     )?)
 }
 
-fn local(layout: &Layout, threads: Option<usize>) -> LocalRunner {
+fn local(layout: &Layout, threads: Option<usize>, device: Device) -> anyhow::Result<LocalRunner> {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let sources = FolderSources {
         layout: layout.clone(),
     };
-    LocalRunner::new(
-        threads.unwrap_or(cores),
-        Box::new(sources),
-        Arc::new(SystemClock::new()),
-    )
+    let threads = threads.unwrap_or(cores);
+    let runner = LocalRunner::new(threads, Box::new(sources), Arc::new(SystemClock::new()));
+    Ok(runner.on(accelerator(device)?))
 }
 
 fn runner(layout: &Layout, worker: &WorkerArgs) -> anyhow::Result<Box<dyn Runner>> {
     let Some(command) = &worker.runner else {
-        return Ok(Box::new(local(layout, worker.threads)));
+        return Ok(Box::new(local(layout, worker.threads, worker.device)?));
     };
     ensure!(
         worker.threads.is_none(),
         "--threads is for the built-in trainer; give it to --runner as the program wants it"
+    );
+    ensure!(
+        worker.device == Device::Cpu,
+        "--device is for the built-in trainer; give it to --runner as the program wants it"
     );
     let mut words = command.split_whitespace();
     let program = words.next().context("--runner names no program")?;
@@ -93,7 +96,7 @@ pub(super) fn train(
         return Ok(());
     }
     if args.dry_run {
-        return dry_run(layout, &spec, args.worker.threads, json, out);
+        return dry_run(layout, &spec, &args.worker, json, out);
     }
     let engine = engine(layout)?;
     let job = match engine.submit(&spec) {
@@ -112,7 +115,7 @@ pub(super) fn train(
 fn dry_run(
     layout: &Layout,
     spec: &JobSpec,
-    threads: Option<usize>,
+    worker: &WorkerArgs,
     json: bool,
     out: Out<'_>,
 ) -> anyhow::Result<()> {
@@ -120,7 +123,7 @@ fn dry_run(
     if !problems.is_empty() {
         return Err(refused(&problems));
     }
-    let plan = local(layout, threads).plan(spec)?;
+    let plan = local(layout, worker.threads, worker.device)?.plan(spec)?;
     print(out, json, &serde_json::to_value(&plan)?, |out| {
         for line in plan.lines() {
             writeln!(out, "{line}")?;
@@ -468,9 +471,10 @@ pub(super) fn run(
     spec: &Path,
     folder: &Path,
     threads: Option<usize>,
+    device: Device,
 ) -> anyhow::Result<()> {
     let stop = Shutdown::on_signals().context("signals")?;
-    let runner = local(layout, threads);
+    let runner = local(layout, threads, device)?;
     let (code, said) = run_as_program(&runner, JobSpec::load(spec), folder.to_owned(), &stop);
     if code == ol_train::job::exit_code::DONE {
         return Ok(());

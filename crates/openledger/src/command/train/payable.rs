@@ -6,6 +6,7 @@ use serde_json::json;
 
 use crate::assets;
 use crate::cli::JobArgs;
+use crate::device::Device;
 use crate::factory::{Base, Recipe, train_model};
 use crate::instance::Layout;
 use crate::output::{Out, print};
@@ -64,6 +65,7 @@ fn recipe(args: &JobArgs) -> anyhow::Result<Recipe> {
         (args.batch_tokens.is_some(), "--batch-tokens"),
         (!args.set.is_empty(), "--set"),
         (args.worker.runner.is_some(), "--runner"),
+        (args.worker.device == Device::Cuda, "--device cuda"),
         (args.dry_run, "--dry-run"),
         (args.queue, "--queue"),
         (args.print_spec, "--print-spec"),
