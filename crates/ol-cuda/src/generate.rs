@@ -1,13 +1,15 @@
 //! New tokens of many sequences, each with its own adapter: a server's passes.
 
-use ol_model::{Draw, Drawn, Executor, ForwardError, Forwarded, KvPool, PAGE_TOKENS, Segment};
+use ol_model::{
+    Draw, Drawn, Executor, ForwardError, Forwarded, KvPool, Lora, PAGE_TOKENS, Segment,
+};
 
 use crate::adapters::AdapterSlot;
 use crate::backend::Backend;
 use crate::error::GpuError;
 use crate::forward::RowTable;
 use crate::kernels::{self, Arguments, DrawRow, Kernel};
-use crate::model::{GpuModel, MAX_ROWS, int};
+use crate::model::{GpuModel, MAX_ROWS, int, supports};
 
 /// Most likeliest tokens that are named beside a drawn one; who wants more gets
 /// the logits.
@@ -36,6 +38,10 @@ where
 {
     fn kv_pool(&self, _n_pages: usize) -> KvPool {
         self.pool.clone()
+    }
+
+    fn check_adapter(&self, adapter: &Lora) -> Result<(), String> {
+        supports(&self.config, Some(adapter.config())).map_err(|error| error.to_string())
     }
 
     fn forward(

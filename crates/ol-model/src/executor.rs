@@ -74,6 +74,15 @@ pub trait Executor: fmt::Debug + Send {
     /// pages lie on a device, it is the same pool every time.
     fn kv_pool(&self, n_pages: usize) -> KvPool;
 
+    /// Whether segments may have an adapter like this: asked once a request, so
+    /// that one adapter never fails a pass for the others.
+    ///
+    /// # Errors
+    /// What is not done here, for people.
+    fn check_adapter(&self, _adapter: &Lora) -> Result<(), String> {
+        Ok(())
+    }
+
     /// Feeds the new tokens of every segment. Draws the tokens for which there
     /// is a `draw` where it can; `draws` has one entry a segment.
     ///

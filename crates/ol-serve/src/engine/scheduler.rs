@@ -201,7 +201,13 @@ impl Scheduler {
                     Poll::Pending => return Err(Obstacle::Loading),
                     Poll::Ready(lease) => {
                         job.wish.is_answered();
-                        Some(lease.map_err(Obstacle::Failed)?)
+                        let lease = lease.map_err(Obstacle::Failed)?;
+                        if let Err(reason) = self.executor.check_adapter(&lease) {
+                            let location = adapter.hash().to_string();
+                            let refused = AdapterError::Refused { location, reason };
+                            return Err(Obstacle::Failed(refused));
+                        }
+                        Some(lease)
                     }
                 }
             }
