@@ -296,7 +296,7 @@ pub(crate) fn get_with(url: &str, headers: &[(&str, &str)]) -> (u16, String) {
 }
 
 /// Posts a body and reads status and JSON; null where the reply is not JSON.
-fn http(url: &str, key: Option<&str>, body: &[u8]) -> (u16, Value) {
+pub(crate) fn http(url: &str, key: Option<&str>, body: &[u8]) -> (u16, Value) {
     let config = ureq::Agent::config_builder()
         .timeout_global(Some(Duration::from_secs(120)))
         .http_status_as_error(false)

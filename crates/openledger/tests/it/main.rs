@@ -7,5 +7,6 @@ mod harness;
 mod node_alone;
 mod own_data;
 mod refusals;
+mod serve;
 mod the_loop;
 mod training;
