@@ -77,7 +77,7 @@ pub struct GatewayOptions {
     /// Most query sketches computed at once. Default 1: each uses all threads.
     pub n_sketches_max: usize,
     /// Most answers whose clients wait for a query sketch beside those computed
-    /// now; the next are sketched later, and their replies say `pending`. Default 4.
+    /// now; the next are sketched later, and their replies say `pending`. Default 16.
     pub n_sketches_waiting_max: usize,
     /// Most bytes of answers kept on disk to be sketched later. Default 256 MiB.
     pub deferred_max_size_bytes: u64,
@@ -96,7 +96,7 @@ impl GatewayOptions {
             max_tokens_default: 256,
             n_requests_max: 128,
             n_sketches_max: 1,
-            n_sketches_waiting_max: 4,
+            n_sketches_waiting_max: 16,
             deferred_max_size_bytes: 256 << 20,
             settle_wait: Duration::from_secs(30),
             labels: Arc::default(),
