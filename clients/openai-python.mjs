@@ -24,7 +24,7 @@ function python() {
 
 export default async function run({ test, server }) {
   await test("all of openai_client.py", async () => {
-    const env = { ...process.env, OPENLEDGER_API: `${server.api}/v1`, OPENLEDGER_API_KEY: server.key };
+    const env = { ...process.env, OPENLEDGER_API: server.api, OPENLEDGER_API_KEY: server.key };
     const { status, stdout, stderr } = spawnSync(python(), [join(here, "openai_client.py")], { env, encoding: "utf8" });
     if (status !== 0) throw new Error(`${stdout}${stderr}`);
   });

@@ -10,7 +10,7 @@ const SCHEMA = {
 };
 
 export default async function run({ test, server }) {
-  const client = new OpenAI({ baseURL: `${server.api}/v1`, apiKey: server.key, maxRetries: 0 });
+  const client = new OpenAI({ baseURL: server.api, apiKey: server.key, maxRetries: 0 });
   const model = server.models[0];
   const messages = [{ role: "user", content: "What is a contract?" }];
   const ask = (more = {}) =>
@@ -85,7 +85,7 @@ export default async function run({ test, server }) {
     await refused(ask({ model: "none" }), OpenAI.NotFoundError, { code: "model_not_found", param: "model" });
     await refused(ask({ temperature: 3 }), OpenAI.BadRequestError, { param: "temperature" });
     await refused(ask({ max_tokens: 1_000_000 }), OpenAI.BadRequestError, { code: "context_length_exceeded" });
-    const stranger = new OpenAI({ baseURL: `${server.api}/v1`, apiKey: "no", maxRetries: 0 });
+    const stranger = new OpenAI({ baseURL: server.api, apiKey: "no", maxRetries: 0 });
     await refused(stranger.chat.completions.create({ model, messages }), OpenAI.AuthenticationError, { status: 401 });
     const embeddings = client.embeddings.create({ model, input: "text" });
     await refused(embeddings, APIError, { code: "unsupported_parameter" });

@@ -31,9 +31,9 @@ pub const MAX_CHOICES: usize = 1024;
 /// Compiled grammars that are kept.
 const CACHE_MAX: usize = 32;
 
-/// What may stand between the parts of JSON. Without a bound a weak model can
-/// fill its answer with space.
-const WHITESPACE: &str = r"[ \n\r\t]{0,24}";
+/// What may stand between the parts of JSON: one space, or a new line and its
+/// indentation. Without a bound a weak model fills its answer with space.
+const WHITESPACE: &str = r"( |\r?\n[ \t]{0,16})?";
 
 /// What an answer has to look like.
 #[derive(Clone, PartialEq)]
