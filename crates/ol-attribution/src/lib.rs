@@ -12,6 +12,7 @@
 //! - [`method`], [`record`], [`query`]: the same for an adapter on a language
 //!   model: its records' sketches, and the sketch of an answer.
 //! - [`kronecker`]: curvature of adapters of any size, within a memory budget.
+//! - [`scorer`]: an answer's nets and best records among millions.
 //! - [`self_query`]: the acceptance measure.
 //!
 //! Synchronous and free of I/O.
@@ -30,4 +31,5 @@ mod random;
 pub mod record;
 pub mod reduce;
 pub mod rows;
+pub mod scorer;
 pub mod self_query;

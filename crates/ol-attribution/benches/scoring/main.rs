@@ -1,0 +1,268 @@
+//! Scores answers against 10^5, 10^6 and 10^7 records on two threads: what is
+//! paid (the nets of all contributors), the same from the records, and the 50
+//! records that count most; against numpy and faiss on the same sketches.
+//!
+//! `cargo bench -p ol-attribution --bench scoring -- --json`
+//! prints a JSON list, without `--json` a line for each row. The peers need
+//! `OPENLEDGER_FAISS_PYTHON`, a Python with `requirements.txt`; up to 8 GB of
+//! memory and 1.3 GB of disk.
+#![expect(clippy::print_stdout, reason = "a program that reports its figures")]
+#![expect(clippy::print_stderr, reason = "what is left out is said")]
+
+use std::fs::File;
+use std::hint::black_box;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+use std::time::Instant;
+
+use ol_attribution::scorer::{Instructions, Scorer};
+use ol_model::Pool;
+use ol_poa::{Entry, K, QuerySketch};
+use ol_types::{Address, B256};
+use serde_json::{Value, json};
+
+#[path = "../../../ol-train/benches/model/peer.rs"]
+mod peer;
+use peer::Peer;
+
+const COMMAND: &str = "cargo xtask bench scoring";
+const PYTHON: &str = "OPENLEDGER_FAISS_PYTHON";
+const THREADS: usize = 2;
+const N_BEST: usize = 50;
+const N_QUERIES: usize = 16;
+/// Measured rounds of ours for each of the peer's.
+const OURS_PER_PEER: usize = 8;
+
+fn main() {
+    let mut rows = Vec::new();
+    for (n_records, rounds) in [(100_000, 400), (1_000_000, 240), (10_000_000, 160)] {
+        bench(n_records, 1_000, Lengths::Equal, rounds, &mut rows);
+        if n_records == 10_000_000 {
+            bench(n_records, 1_000_000, Lengths::Spread, rounds, &mut rows);
+        }
+    }
+    if std::env::args().any(|arg| arg == "--json") {
+        println!("{:#}", Value::from(rows));
+        return;
+    }
+    for row in rows {
+        println!("{row}");
+    }
+}
+
+/// How the scales of the records are drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lengths {
+    /// All the same: no record can be left out by its length.
+    Equal,
+    /// Uniform in 1..=65535.
+    Spread,
+}
+
+impl Lengths {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Equal => "equal lengths",
+            Self::Spread => "lengths spread",
+        }
+    }
+}
+
+/// The sketches of `n` records, the same at every call.
+fn entries(n: usize, n_contributors: usize, lengths: Lengths) -> impl Iterator<Item = Entry> {
+    let mut next = random(7);
+    let n = u32::try_from(n).expect("at most 10^7");
+    (0..n).map(move |record| {
+        let contributor = u64::from(record) * n_contributors as u64 / u64::from(n);
+        Entry {
+            contributor: Address::left_padding_from(&contributor.to_be_bytes()),
+            record: B256::ZERO,
+            cluster: record,
+            scale: match lengths {
+                Lengths::Equal => 30_000,
+                Lengths::Spread => next().to_le_bytes().map(u16::from)[0].max(1) * 257,
+            },
+            codes: sketch(&mut next),
+        }
+    })
+}
+
+/// Codes spread like a normal distribution, a standard deviation of 37.
+fn sketch(next: &mut impl FnMut() -> u64) -> [i8; K] {
+    std::array::from_fn(|_| {
+        // Four uniform bytes less their mean.
+        let bytes = next().to_le_bytes();
+        let sum: i32 = bytes[..4].iter().map(|&byte| i32::from(byte)).sum();
+        i8::try_from(((sum - 510) / 4).clamp(-127, 127)).expect("clamped")
+    })
+}
+
+fn bench(
+    n_records: usize,
+    n_contributors: usize,
+    lengths: Lengths,
+    rounds: usize,
+    rows: &mut Vec<Value>,
+) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut next = random(99);
+    let queries: Vec<QuerySketch> = (0..N_QUERIES)
+        .map(|_| QuerySketch::new(sketch(&mut next)).expect("a code is never -128"))
+        .collect();
+    let all = || entries(n_records, n_contributors, lengths);
+    let (build_s, scorer) = timed(|| Scorer::new(all()).expect("the sample is well formed"));
+    let pool = Pool::new(THREADS);
+    let setting = format!(
+        "{n_records} records of {n_contributors} contributors, {}, {}",
+        lengths.name(),
+        Instructions::detect().name()
+    );
+    let mut report = |work: &str, unit: &str, ours: f64, theirs: Option<(&str, f64)>, rounds| {
+        rows.push(json!({
+            "work": format!("{work}: {setting}"),
+            "unit": unit,
+            "ours": rounded(ours),
+            "peer": theirs.map(|(_, theirs)| rounded(theirs)),
+            "peer_name": theirs.map(|(name, _)| name),
+            "ratio": theirs.map(|(_, theirs)| rounded(theirs / ours)),
+            "rounds": rounds,
+            "command": COMMAND,
+        }));
+    };
+    report("build", "s", build_s, None, 1);
+
+    write(folder.path(), &queries, all()).expect("room for the sample on the disk");
+    type Work = (
+        &'static str,
+        &'static [&'static str],
+        fn(&Scorer, &Pool, &QuerySketch),
+    );
+    let works: [Work; 3] = [
+        (
+            "nets of all contributors",
+            &["numpy"],
+            |scorer, pool, query| {
+                black_box(scorer.nets(pool, query));
+            },
+        ),
+        (
+            "nets from the records",
+            &["numpy"],
+            |scorer, pool, query| {
+                black_box(scorer.nets_of_records(pool, query));
+            },
+        ),
+        (
+            "50 best records, exact",
+            &["flat", "sq8"],
+            |scorer, pool, query| {
+                black_box(scorer.top(pool, query, N_BEST));
+            },
+        ),
+    ];
+    for query in &queries {
+        assert_eq!(
+            scorer.nets(&pool, query),
+            scorer.nets_of_records(&pool, query)
+        );
+    }
+    for (name, kinds, work) in works {
+        for &kind in kinds {
+            // 10^7 rows of f32 are 5 GB, twice that while an index grows.
+            let fits = kind != "flat" || n_records <= 1_000_000;
+            let peer = fits.then(|| Peer::start("scoring", PYTHON, kind, folder.path()));
+            let (ours, theirs) = race(&scorer, &pool, &queries, rounds, work, peer.flatten());
+            let (theirs, peer_name) = theirs.unzip();
+            for (p, of_hundred) in [("p50", 50), ("p99", 99)] {
+                let theirs = theirs
+                    .as_ref()
+                    .zip(peer_name.as_deref())
+                    .map(|(theirs, name)| (name, percentile(theirs, of_hundred)));
+                let work = format!("{name}, {p}");
+                report(&work, "ms", percentile(&ours, of_hundred), theirs, rounds);
+            }
+        }
+    }
+}
+
+/// Milliseconds of ours and of the peer, in turn, so that both see the same
+/// state of the machine.
+fn race(
+    scorer: &Scorer,
+    pool: &Pool,
+    queries: &[QuerySketch],
+    rounds: usize,
+    work: fn(&Scorer, &Pool, &QuerySketch),
+    mut peer: Option<Peer>,
+) -> (Vec<f64>, Option<(Vec<f64>, String)>) {
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for (at, query) in queries.iter().enumerate() {
+        work(scorer, pool, query);
+        if let Some(peer) = &mut peer {
+            let (_, best) = peer.ask(&format!("{at} {N_BEST}"));
+            if at == 0 {
+                let ours = scorer.top(pool, query, 1)[0].position;
+                eprintln!("{}: best record {best}, ours {ours}", peer.name);
+            }
+        }
+    }
+    for round in 0..rounds {
+        let at = round % queries.len();
+        let (seconds, ()) = timed(|| work(scorer, pool, &queries[at]));
+        ours.push(seconds * 1e3);
+        if round % OURS_PER_PEER == 0
+            && let Some(peer) = &mut peer
+        {
+            theirs.push(peer.ask(&format!("{at} {N_BEST}")).0 * 1e3);
+        }
+    }
+    (ours, peer.map(|peer| (theirs, peer.name.clone())))
+}
+
+/// The sample as the peers read it.
+fn write(
+    folder: &Path,
+    queries: &[QuerySketch],
+    entries: impl Iterator<Item = Entry>,
+) -> std::io::Result<()> {
+    let file = |name| File::create(folder.join(name)).map(BufWriter::new);
+    let (mut codes, mut scales) = (file("codes.i8")?, file("scales.u16")?);
+    for entry in entries {
+        codes.write_all(&entry.codes.map(i8::cast_unsigned))?;
+        scales.write_all(&entry.scale.to_le_bytes())?;
+    }
+    codes.flush()?;
+    scales.flush()?;
+    let queries: Vec<u8> = queries.iter().flat_map(QuerySketch::to_bytes).collect();
+    std::fs::write(folder.join("queries.i8"), queries)
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a benchmark measures the machine's time"
+)]
+fn timed<T>(work: impl FnOnce() -> T) -> (f64, T) {
+    let start = Instant::now();
+    let result = black_box(work());
+    (start.elapsed().as_secs_f64(), result)
+}
+
+fn percentile(values: &[f64], of_hundred: usize) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    values[(values.len() * of_hundred).div_ceil(100).max(1) - 1]
+}
+
+fn rounded(x: f64) -> f64 {
+    (x * 1e3).round() / 1e3
+}
+
+/// splitmix64.
+fn random(mut state: u64) -> impl FnMut() -> u64 {
+    move || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}

@@ -1,0 +1,305 @@
+//! Signed codes in two planes of four bits, and the inner products of a query
+//! with sixteen rows at a time.
+//!
+//! A code is `16 (h - 8) + l` with `h` and `l` in 0..=15. The plane of the `h`
+//! alone gives every inner product to within a bound that is known for each
+//! block, for half of the bytes; with the plane of the `l` it is exact.
+//!
+//! # Layout
+//! Sixteen rows are a block: sixteen lines of 64 bytes in each plane. Line `g`
+//! holds the dimensions `8g..8g+8`: byte `4·row + t` has dimension `8g + t` in
+//! its low half and `8g + 4 + t` in its high one. So a lane of 32 bits belongs
+//! to one row, and sums never cross lanes.
+//!
+//! # No overflow
+//! `|Σ u q|` of 128 halves `u <= 15` is at most `128 · 15 · 127 = 243,840`, in
+//! 32 bits. With AVX2 two products are at most `2 · 15 · 127 = 3,810` in 16
+//! bits without saturating, and eight of those `30,480 < 2¹⁵`.
+#![expect(unsafe_code, reason = "vector intrinsics for detected instructions")]
+
+use ol_poa::{K, QuerySketch};
+
+/// Rows of a block.
+pub(super) const LANES: usize = 16;
+
+/// Lines of a block, in each plane.
+const LINES: usize = K / 8;
+
+const _: () = assert!(8 * 2 * 15 * 127 < 1 << 15 && 32 * K * 15 * 127 < 1 << 31);
+
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+type Block = [Line; LINES];
+
+const ZEROS: Block = [Line([0; 64]); LINES];
+
+/// Rows of codes. Rows that fill up the last block are zero.
+#[derive(Default)]
+pub(super) struct Planes {
+    high: Vec<Block>,
+    low: Vec<Block>,
+    n_rows: usize,
+}
+
+impl Planes {
+    pub(super) fn with_capacity(n_rows: usize) -> Self {
+        let n_blocks = n_rows.div_ceil(LANES);
+        Self {
+            high: Vec::with_capacity(n_blocks),
+            low: Vec::with_capacity(n_blocks),
+            n_rows: 0,
+        }
+    }
+
+    pub(super) fn push(&mut self, codes: &[i8; K]) {
+        let lane = self.n_rows % LANES;
+        if lane == 0 {
+            // A code of 0 is `h = 8, l = 0`.
+            self.high.push([Line([0x88; 64]); LINES]);
+            self.low.push(ZEROS);
+        }
+        self.n_rows += 1;
+        let last = self.high.len() - 1;
+        let lines = self.high[last].iter_mut().zip(&mut self.low[last]);
+        for (dims, (high, low)) in codes.as_chunks::<8>().0.iter().zip(lines) {
+            for t in 0..4 {
+                let [a, b] = [dims[t], dims[4 + t]].map(halves);
+                high.0[4 * lane + t] = a.0 | b.0 << 4;
+                low.0[4 * lane + t] = a.1 | b.1 << 4;
+            }
+        }
+    }
+
+    pub(super) const fn n_rows(&self) -> usize {
+        self.n_rows
+    }
+
+    pub(super) const fn n_blocks(&self) -> usize {
+        self.high.len()
+    }
+
+    /// `<q, c>` of the rows of a block.
+    #[inline]
+    pub(super) fn dots(&self, query: &Query, block: usize) -> [i32; LANES] {
+        let high = query.multiply(&self.high[block]);
+        let low = query.multiply(&self.low[block]);
+        let offset = 128 * query.sum;
+        std::array::from_fn(|lane| 16 * high[lane] - offset + low[lane])
+    }
+
+    /// `2 <q, c>` of the rows of a block, each with an error of at most
+    /// `<q, 2l - 15>`: with `l = (15 + e) / 2`,
+    /// `2 <q, c> = 32 <q, h - 8> + 15 Σ q + <q, e>`.
+    #[inline]
+    pub(super) fn doubled_from_high(&self, query: &Query, block: usize) -> [i32; LANES] {
+        let offset = (15 - 256) * query.sum;
+        query
+            .multiply(&self.high[block])
+            .map(|high| 32 * high + offset)
+    }
+}
+
+/// The `h` and `l` of a code.
+const fn halves(code: i8) -> (u8, u8) {
+    let biased = code.cast_unsigned() ^ 0x80;
+    (biased >> 4, biased & 15)
+}
+
+/// `|2l - 15|²` summed over the codes: the square of the error that leaving
+/// out the low halves makes to twice the codes; at most 128 · 15² = 28,800.
+pub(super) fn rest_squared(codes: &[i8; K]) -> u16 {
+    let square = |&code: &i8| {
+        let twice = 2 * i16::from(halves(code).1) - 15;
+        (twice * twice).cast_unsigned()
+    };
+    codes.iter().map(square).sum()
+}
+
+/// A query as the products need it.
+pub(super) struct Query {
+    /// Four codes in each, in order.
+    words: [i32; K / 4],
+    sum: i32,
+    instructions: Instructions,
+}
+
+impl Query {
+    pub(super) fn new(query: &QuerySketch, instructions: Instructions) -> Self {
+        let bytes = query.to_bytes();
+        let (words, _) = bytes.as_chunks::<4>();
+        Self {
+            words: std::array::from_fn(|i| i32::from_le_bytes(words[i])),
+            sum: query.codes().iter().map(|&code| i32::from(code)).sum(),
+            instructions,
+        }
+    }
+
+    /// `Σ u q` of each row of a block of one plane.
+    #[inline]
+    fn multiply(&self, block: &Block) -> [i32; LANES] {
+        match self.instructions.0 {
+            Level::Scalar => multiply_scalar(&self.words, block),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `Instructions` exist only for what this CPU has.
+            Level::Avx2 => unsafe { x86::multiply_avx2(&self.words, block) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Level::Vnni => unsafe { x86::multiply_vnni(&self.words, block) },
+        }
+    }
+}
+
+/// The oracle.
+fn multiply_scalar(words: &[i32; K / 4], block: &Block) -> [i32; LANES] {
+    let mut sums = [0_i32; LANES];
+    for (line, words) in block.iter().zip(words.as_chunks::<2>().0) {
+        let [low, high] = words.map(i32::to_le_bytes);
+        for (sum, bytes) in sums.iter_mut().zip(line.0.as_chunks::<4>().0) {
+            for ((&byte, low), high) in bytes.iter().zip(low).zip(high) {
+                let [low, high] = [low, high].map(|byte| i32::from(byte.cast_signed()));
+                *sum += i32::from(byte & 15) * low + i32::from(byte >> 4) * high;
+            }
+        }
+    }
+    sums
+}
+
+/// Instructions that inner products run on. A value other than
+/// [`Instructions::SCALAR`] can only be had on a CPU that has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Instructions(Level);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Level {
+    Scalar,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Vnni,
+}
+
+impl Instructions {
+    /// Portable; what the others must equal.
+    pub const SCALAR: Self = Self(Level::Scalar);
+
+    /// All that this CPU has, slowest first.
+    #[must_use]
+    pub fn available() -> Vec<Self> {
+        let mut levels = vec![Self::SCALAR];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") {
+                levels.push(Self(Level::Avx2));
+            }
+            if is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vnni")
+            {
+                levels.push(Self(Level::Vnni));
+            }
+        }
+        levels
+    }
+
+    /// The fastest that this CPU has.
+    #[must_use]
+    pub fn detect() -> Self {
+        Self::available().pop().unwrap_or(Self::SCALAR)
+    }
+
+    /// Name for reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self.0 {
+            Level::Scalar => "scalar",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Level::Vnni => "avx512-vnni",
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::{
+        __m256i, __m512i, _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256, _mm256_load_si256,
+        _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_set1_epi8, _mm256_set1_epi16,
+        _mm256_set1_epi32, _mm256_setzero_si256, _mm256_srli_epi16, _mm256_storeu_si256,
+        _mm512_add_epi32, _mm512_and_si512, _mm512_dpbusd_epi32, _mm512_load_si512,
+        _mm512_set1_epi8, _mm512_set1_epi32, _mm512_setzero_si512, _mm512_srli_epi16,
+        _mm512_storeu_si512,
+    };
+
+    use ol_poa::K;
+
+    use super::{Block, LANES};
+
+    #[target_feature(enable = "avx2")]
+    pub(super) fn multiply_avx2(words: &[i32; K / 4], block: &Block) -> [i32; LANES] {
+        const GROUP: usize = 4;
+        let halves = _mm256_set1_epi8(15);
+        let ones = _mm256_set1_epi16(1);
+        let mut sums = [_mm256_setzero_si256(); 2];
+        let groups = block.as_chunks::<GROUP>().0.iter();
+        for (lines, words) in groups.zip(words.as_chunks::<{ 2 * GROUP }>().0) {
+            // Eight products of pairs fit 16 bits; see the module.
+            let mut pairs = [_mm256_setzero_si256(); 2];
+            for (line, words) in lines.iter().zip(words.as_chunks::<2>().0) {
+                let [first, second] = words.map(|word| _mm256_set1_epi32(word));
+                for (half, pairs) in pairs.iter_mut().enumerate() {
+                    // SAFETY: a line has 64 bytes and begins at a multiple of 64.
+                    let bytes =
+                        unsafe { _mm256_load_si256(line.0.as_ptr().cast::<__m256i>().add(half)) };
+                    let low = _mm256_and_si256(bytes, halves);
+                    let high = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), halves);
+                    let low = _mm256_maddubs_epi16(low, first);
+                    let high = _mm256_maddubs_epi16(high, second);
+                    *pairs = _mm256_add_epi16(*pairs, _mm256_add_epi16(low, high));
+                }
+            }
+            for (sum, pairs) in sums.iter_mut().zip(pairs) {
+                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, ones));
+            }
+        }
+        let mut out = [0; LANES];
+        for (out, sum) in out.as_chunks_mut::<8>().0.iter_mut().zip(sums) {
+            // SAFETY: eight numbers of 32 bits, at any address.
+            unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), sum) };
+        }
+        out
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    pub(super) fn multiply_vnni(words: &[i32; K / 4], block: &Block) -> [i32; LANES] {
+        let halves = _mm512_set1_epi8(15);
+        let mut sums: [__m512i; 4] = [_mm512_setzero_si512(); 4];
+        for (lines, words) in block
+            .as_chunks::<2>()
+            .0
+            .iter()
+            .zip(words.as_chunks::<4>().0)
+        {
+            for (i, line) in lines.iter().enumerate() {
+                // SAFETY: a line has 64 bytes and begins at a multiple of 64.
+                let bytes = unsafe { _mm512_load_si512(line.0.as_ptr().cast()) };
+                let low = _mm512_and_si512(bytes, halves);
+                let high = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), halves);
+                let [first, second] = [words[2 * i], words[2 * i + 1]];
+                sums[2 * i] = _mm512_dpbusd_epi32(sums[2 * i], low, _mm512_set1_epi32(first));
+                sums[2 * i + 1] =
+                    _mm512_dpbusd_epi32(sums[2 * i + 1], high, _mm512_set1_epi32(second));
+            }
+        }
+        let sum = _mm512_add_epi32(
+            _mm512_add_epi32(sums[0], sums[1]),
+            _mm512_add_epi32(sums[2], sums[3]),
+        );
+        let mut out = [0; LANES];
+        // SAFETY: sixteen numbers of 32 bits, at any address.
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), sum) };
+        out
+    }
+}
