@@ -25,11 +25,6 @@ struct Room {
 
 const ROOMS: &[Room] = &[
     Room {
-        name: "attribution",
-        benches: &[("ol-attribution", "scoring")],
-        with_contracts: false,
-    },
-    Room {
         name: "attribution-truth",
         benches: &[("ol-attribution", "truth")],
         with_contracts: false,
@@ -46,6 +41,11 @@ const ROOMS: &[Room] = &[
     Room {
         name: "model",
         benches: &[("ol-train", "model")],
+        with_contracts: false,
+    },
+    Room {
+        name: "scoring",
+        benches: &[("ol-attribution", "scoring"), ("ol-evm", "gas")],
         with_contracts: false,
     },
     Room {

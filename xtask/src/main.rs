@@ -10,6 +10,7 @@
 )]
 
 mod bench;
+mod exact;
 mod tidy;
 
 use std::env;
@@ -23,9 +24,12 @@ Usage: cargo xtask <task>
   test               everything CI runs: tidy, fmt, clippy, contracts, unit,
                      property and integration tests, documentation, the loop,
                      clients
-  test --nightly     the same, with the random tests at full length, and jobs
-                     of transformers + PEFT and answers of llama.cpp beside
-                     ours, which needs OPENLEDGER_PEFT_PYTHON
+  test --nightly     the same, with the random tests at full length, sketches
+                     to shares on other machines (see `exact`), and jobs of
+                     transformers + PEFT and answers of llama.cpp beside ours,
+                     which needs OPENLEDGER_PEFT_PYTHON
+  exact [CASES]      random cases from tokens to shares, with every instruction
+                     set of this machine and, under qemu, on AArch64 and RISC-V
   test --full DIR... every public test of Ethereum below these folders (see
                      docs/conformance.md)
   tidy               layering, file sizes, invariants that name no test
@@ -33,8 +37,8 @@ Usage: cargo xtask <task>
   contracts --check  run the Solidity tests, fail if the artifacts are stale
   clients            drive viem, ethers, cast, forge and OpenAI's clients
   clients --update   the same, and rewrite the table of docs/rpc.md
-  bench ROOM         run the benchmarks of a room (attribution, chain, model,
-                     serve; soak: ten minutes of mixed traffic with faults), write
+  bench ROOM         run the benchmarks of a room (chain, model, scoring, serve;
+                     attribution-truth; soak: ten minutes of mixed traffic with faults), write
                      docs/benchmarks/ROOM.json and docs/benchmarks.md
 ";
 
@@ -48,15 +52,17 @@ fn main() -> ExitCode {
     let root = root();
     let done = match words.as_slice() {
         ["test"] => test(&root, &[]),
-        ["test", "--nightly"] => {
-            test(&root, &[("OPENLEDGER_TEST_SCALE", NIGHTLY_SCALE)]).and_then(|()| peft(&root))
-        }
+        ["test", "--nightly"] => test(&root, &[("OPENLEDGER_TEST_SCALE", NIGHTLY_SCALE)])
+            .and_then(|()| step("exact", || exact::run(&root, exact::CASES)))
+            .and_then(|()| peft(&root)),
         ["test", "--full", folders @ ..] if !folders.is_empty() => conformance(&root, folders),
         ["tidy"] => tidy::check(&root),
         ["contracts"] => contracts(&root, false),
         ["contracts", "--check"] => contracts(&root, true),
         ["clients"] => clients(&root, &[]),
         ["clients", "--update"] => clients(&root, &["--update"]),
+        ["exact"] => exact::run(&root, exact::CASES),
+        ["exact", cases] => exact::run(&root, cases),
         ["bench", room] => bench::run(&root, room),
         _ => {
             eprint!("{USAGE}");

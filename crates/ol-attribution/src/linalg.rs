@@ -1,19 +1,14 @@
 //! The dense algebra that fitting needs, in `f64`, row-major.
 //!
-//! Fitting happens once per model and its result is committed, so speed comes
-//! before bit-equality here: products run through `gemm`, whose summation order
-//! depends on the machine. Nothing in this module is on the way of a query.
+//! A fit ends in money, so all of it has one order of operations: products are
+//! those of [`product`], everything else is written as loops of single IEEE
+//! operations, which the compiler may vectorise but not reorder.
 
-#![expect(
-    unsafe_code,
-    reason = "gemm takes raw pointers; the one call is wrapped with checked shapes"
-)]
-
-// The path is spelt out because the benchmark `truth` includes this file too.
+// The paths are spelt out because the benchmark `truth` includes this file too.
 #[path = "linalg/eigen.rs"]
 pub(crate) mod eigen;
-
-use gemm::Parallelism;
+#[path = "linalg/product.rs"]
+mod product;
 
 /// Edge of the blocks of the factorisation and the triangular solves.
 const BLOCK: usize = 64;
@@ -120,6 +115,19 @@ impl View<'_> {
         }
     }
 
+    fn at(&self, row: usize, col: usize) -> f64 {
+        self.data[row * self.row_stride + col * self.col_stride]
+    }
+
+    /// `rows` rows from `start` on.
+    fn rows_from(self, start: usize, rows: usize) -> Self {
+        Self {
+            data: &self.data[start * self.row_stride..],
+            rows,
+            ..self
+        }
+    }
+
     /// How long `data` must be for every element to be inside.
     fn span(&self) -> usize {
         if self.rows == 0 || self.cols == 0 {
@@ -136,7 +144,7 @@ pub(crate) fn multiply(a: View<'_>, b: View<'_>) -> Matrix {
     product
 }
 
-/// `into[row.., col..] += factor · a · b`.
+/// `into[row.., col..] += (factor · a) · b`.
 ///
 /// # Panics
 /// If the shapes do not fit; that is a bug in the caller.
@@ -154,36 +162,9 @@ pub(crate) fn add_product(
     if a.rows == 0 || b.cols == 0 || a.cols == 0 {
         return;
     }
-    let stride = |n: usize| isize::try_from(n).expect("a stride is at most a slice's length");
     let row_stride = into.cols;
-    let dst = &mut into.data[row * row_stride + col..];
-    // SAFETY: the asserts above hold every element of the three rectangles
-    // inside its slice: `span` for the operands; for the destination, its rows
-    // and columns are inside `into`, whose length is rows * cols. `dst` is
-    // borrowed mutably, so it overlaps neither operand.
-    unsafe {
-        gemm::gemm(
-            a.rows,
-            b.cols,
-            a.cols,
-            dst.as_mut_ptr(),
-            1,
-            stride(row_stride),
-            true,
-            a.data.as_ptr(),
-            stride(a.col_stride),
-            stride(a.row_stride),
-            b.data.as_ptr(),
-            stride(b.col_stride),
-            stride(b.row_stride),
-            1.0,
-            factor,
-            false,
-            false,
-            false,
-            Parallelism::Rayon(0),
-        );
-    }
+    let into = &mut into.data[row * row_stride + col..];
+    product::add(into, row_stride, factor, a, b);
 }
 
 /// The lower Cholesky factor of a symmetric positive definite matrix, or `None`
@@ -419,5 +400,33 @@ fn orthonormalise(basis: &mut Matrix, signs: &mut crate::random::SplitMix) {
             }
             row.iter_mut().for_each(|x| *x = signs.sign());
         }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    //! What the tests beside this module see of it.
+    use super::{Matrix, product};
+
+    /// `a · b` on every kind of instructions and one to three threads.
+    pub(crate) fn products(a: &Matrix, b: &Matrix) -> Vec<Matrix> {
+        let mut all = Vec::new();
+        for instructions in product::Instructions::available() {
+            for n_threads in 1..=3 {
+                let mut into = Matrix::zeros(a.rows, b.cols);
+                let (row_stride, a, b) = (into.cols, a.view(), b.view());
+                product::add_with(
+                    instructions,
+                    n_threads,
+                    &mut into.data,
+                    row_stride,
+                    1.0,
+                    a,
+                    b,
+                );
+                all.push(into);
+            }
+        }
+        all
     }
 }

@@ -88,7 +88,8 @@ impl std::fmt::Debug for Scorer {
 #[derive(Default)]
 struct Rows<W> {
     planes: Planes,
-    weights: Vec<W>,
+    /// Of each block; 0 for rows that fill up the last.
+    weights: Vec<[W; LANES]>,
     /// Where each contributor's rows begin, and the end.
     starts: Vec<u32>,
 }
@@ -264,18 +265,24 @@ impl Scorer {
     }
 }
 
-impl<W: Copy + Into<i64> + Sync> Rows<W> {
+impl<W: Copy + Default + Into<i64> + Sync> Rows<W> {
     fn with_capacity(n_rows: usize) -> Self {
         Self {
             planes: Planes::with_capacity(n_rows),
-            weights: Vec::with_capacity(n_rows),
+            weights: Vec::with_capacity(n_rows.div_ceil(LANES)),
             starts: Vec::new(),
         }
     }
 
     fn push(&mut self, codes: &[i8; K], weight: W) {
+        let lane = self.planes.n_rows() % LANES;
         self.planes.push(codes);
-        self.weights.push(weight);
+        if lane == 0 {
+            self.weights.push([W::default(); LANES]);
+        }
+        if let Some(weights) = self.weights.last_mut() {
+            weights[lane] = weight;
+        }
     }
 
     /// Ends the rows of one contributor and begins the next.
@@ -302,11 +309,7 @@ impl<W: Copy + Into<i64> + Sync> Rows<W> {
         let first = blocks.start * LANES;
         let end = self.planes.n_rows().min(blocks.end * LANES);
         for (block, scores) in blocks.zip(scores.as_chunks_mut::<LANES>().0) {
-            let dots = self.planes.dots(query, block);
-            let weights = &self.weights[block * LANES..self.weights.len().min((block + 1) * LANES)];
-            for ((score, dot), &weight) in scores.iter_mut().zip(dots).zip(weights) {
-                *score = i64::from(dot).wrapping_mul(weight.into());
-            }
+            *scores = self.planes.scores(query, block, &self.weights[block]);
         }
         let mut contributor = self
             .starts

@@ -3,11 +3,11 @@
 //! records that count most; against numpy and faiss on the same sketches.
 //!
 //! `cargo bench -p ol-attribution --bench scoring -- --json`
-//! prints a JSON list, without `--json` a line for each row. The peers need
+//! prints a JSON list on stdout; each row goes to stderr when it is there. The peers need
 //! `OPENLEDGER_FAISS_PYTHON`, a Python with `requirements.txt`; up to 8 GB of
 //! memory and 1.3 GB of disk.
 #![expect(clippy::print_stdout, reason = "a program that reports its figures")]
-#![expect(clippy::print_stderr, reason = "what is left out is said")]
+#![expect(clippy::print_stderr, reason = "what is left out, and progress")]
 
 use std::fs::File;
 use std::hint::black_box;
@@ -43,10 +43,6 @@ fn main() {
     }
     if std::env::args().any(|arg| arg == "--json") {
         println!("{:#}", Value::from(rows));
-        return;
-    }
-    for row in rows {
-        println!("{row}");
     }
 }
 
@@ -89,12 +85,16 @@ fn entries(n: usize, n_contributors: usize, lengths: Lengths) -> impl Iterator<I
 
 /// Codes spread like a normal distribution, a standard deviation of 37.
 fn sketch(next: &mut impl FnMut() -> u64) -> [i8; K] {
-    std::array::from_fn(|_| {
-        // Four uniform bytes less their mean.
+    let mut codes = [0; K];
+    for pair in codes.as_chunks_mut::<2>().0 {
+        // Four uniform bytes less their mean, each.
         let bytes = next().to_le_bytes();
-        let sum: i32 = bytes[..4].iter().map(|&byte| i32::from(byte)).sum();
-        i8::try_from(((sum - 510) / 4).clamp(-127, 127)).expect("clamped")
-    })
+        for (code, bytes) in pair.iter_mut().zip(bytes.as_chunks::<4>().0) {
+            let sum: i32 = bytes.iter().map(|&byte| i32::from(byte)).sum();
+            *code = i8::try_from(((sum - 510) / 4).clamp(-127, 127)).expect("clamped");
+        }
+    }
+    codes
 }
 
 fn bench(
@@ -118,7 +118,7 @@ fn bench(
         Instructions::detect().name()
     );
     let mut report = |work: &str, unit: &str, ours: f64, theirs: Option<(&str, f64)>, rounds| {
-        rows.push(json!({
+        let row = json!({
             "work": format!("{work}: {setting}"),
             "unit": unit,
             "ours": rounded(ours),
@@ -127,7 +127,9 @@ fn bench(
             "ratio": theirs.map(|(_, theirs)| rounded(theirs / ours)),
             "rounds": rounds,
             "command": COMMAND,
-        }));
+        });
+        eprintln!("{row}");
+        rows.push(row);
     };
     report("build", "s", build_s, None, 1);
 
@@ -168,8 +170,9 @@ fn bench(
     }
     for (name, kinds, work) in works {
         for &kind in kinds {
-            // 10^7 rows of f32 are 5 GB, twice that while an index grows.
-            let fits = kind != "flat" || n_records <= 1_000_000;
+            // 10^7 rows of f32 are 5 GB, twice that while an index grows; what
+            // the lengths are makes no difference to the peers.
+            let fits = (kind != "flat" || n_records <= 1_000_000) && lengths == Lengths::Equal;
             let peer = fits.then(|| Peer::start("scoring", PYTHON, kind, folder.path()));
             let (ours, theirs) = race(&scorer, &pool, &queries, rounds, work, peer.flatten());
             let (theirs, peer_name) = theirs.unzip();

@@ -95,18 +95,18 @@ fn tridiagonal(mut a: Matrix) -> (Vec<f64>, Vec<f64>, Matrix) {
 fn qr_step(diagonal: &mut [f64], off: &mut [f64], vectors: &mut Matrix, low: usize, high: usize) {
     let half = (diagonal[high - 1] - diagonal[high]) / 2.0;
     let last = off[high - 1];
-    let root = half.hypot(last).copysign(half);
+    let root = length(half, last).copysign(half);
     let shift = diagonal[high] - last * last / (half + root);
     let (mut x, mut z) = (diagonal[low] - shift, off[low]);
     for k in low..high {
-        let length = x.hypot(z);
-        let (c, s) = if length == 0.0 {
+        let size = length(x, z);
+        let (c, s) = if size == 0.0 {
             (1.0, 0.0)
         } else {
-            (x / length, z / length)
+            (x / size, z / size)
         };
         if k > low {
-            off[k - 1] = length;
+            off[k - 1] = size;
         }
         let (a, b, e) = (diagonal[k], diagonal[k + 1], off[k]);
         diagonal[k] = c * c * a + 2.0 * c * s * e + s * s * b;
@@ -123,4 +123,16 @@ fn qr_step(diagonal: &mut [f64], off: &mut [f64], vectors: &mut Matrix, low: usi
             (*x, *y) = (c * *x + s * *y, c * *y - s * *x);
         }
     }
+}
+
+/// `√(x² + y²)` by IEEE operations alone: that of the system's library differs
+/// between systems. Scaled, so that squares neither overflow nor vanish.
+fn length(x: f64, y: f64) -> f64 {
+    let (x, y) = (x.abs(), y.abs());
+    let (large, small) = if x > y { (x, y) } else { (y, x) };
+    if large == 0.0 {
+        return 0.0;
+    }
+    let ratio = small / large;
+    large * (1.0 + ratio * ratio).sqrt()
 }

@@ -2,6 +2,7 @@
 //! Method: random matrices of sizes around the block edge; residuals.
 
 use crate::linalg::eigen::symmetric_eigen;
+use crate::linalg::testing::products;
 use crate::linalg::{
     Matrix, add_product, cholesky, cholesky_solve, jacobi_eigen, multiply, top_eigen,
 };
@@ -169,4 +170,25 @@ fn all_eigenvectors_agree_with_jacobi() {
     }
     let infinite = Matrix::from_fn(2, 2, |_, _| f64::INFINITY);
     assert!(symmetric_eigen(infinite).is_none());
+}
+
+#[test]
+fn a_product_is_one_chain_for_each_element() {
+    // Around the edges of tiles, blocks and depths.
+    for (rows, inner, cols) in [
+        (1, 1, 1),
+        (3, 5, 23),
+        (4, 256, 24),
+        (97, 257, 25),
+        (9, 300, 770),
+    ] {
+        let (a, b) = (random(rows, inner, 1), random(inner, cols, 2));
+        let chain = |i: usize, j: usize| {
+            (0..inner).fold(0.0_f64, |sum, k| a.at(i, k).mul_add(b.at(k, j), sum))
+        };
+        let expected = Matrix::from_fn(rows, cols, chain);
+        for found in products(&a, &b) {
+            assert_eq!(found, expected, "{rows} x {inner} x {cols}");
+        }
+    }
 }

@@ -80,25 +80,89 @@ impl Planes {
         self.high.len()
     }
 
-    /// `<q, c>` of the rows of a block.
+    /// `weight <q, c>` of the rows of a block, modulo 2⁶⁴.
     #[inline]
-    pub(super) fn dots(&self, query: &Query, block: usize) -> [i32; LANES] {
-        let high = query.multiply(&self.high[block]);
-        let low = query.multiply(&self.low[block]);
-        let offset = 128 * query.sum;
-        std::array::from_fn(|lane| 16 * high[lane] - offset + low[lane])
+    pub(super) fn scores<W: Copy + Into<i64>>(
+        &self,
+        query: &Query,
+        block: usize,
+        weights: &[W; LANES],
+    ) -> [i64; LANES] {
+        let Query { words, sum, .. } = query;
+        let (high, low) = (&self.high[block], &self.low[block]);
+        match query.instructions.0 {
+            Level::Scalar => {
+                let (high, low) = (multiply(words, high), multiply(words, low));
+                weigh(*sum, high, low, weights)
+            }
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `Instructions` exist only for what this CPU has.
+            Level::Avx2 => unsafe { x86::avx2::scores(words, *sum, high, low, weights) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Level::Vnni => unsafe { x86::vnni::scores(words, *sum, high, low, weights) },
+        }
     }
 
-    /// `2 <q, c>` of the rows of a block, each with an error of at most
-    /// `<q, 2l - 15>`: with `l = (15 + e) / 2`,
+    /// Whether a row's score may be `least` or more, by the high halves. `rest`
+    /// bounds `|<q, 2l - 15>|`: with `l = (15 + e) / 2`,
     /// `2 <q, c> = 32 <q, h - 8> + 15 Σ q + <q, e>`.
     #[inline]
-    pub(super) fn doubled_from_high(&self, query: &Query, block: usize) -> [i32; LANES] {
-        let offset = (15 - 256) * query.sum;
-        query
-            .multiply(&self.high[block])
-            .map(|high| 32 * high + offset)
+    pub(super) fn may_reach(
+        &self,
+        query: &Query,
+        block: usize,
+        scales: &[u16; LANES],
+        rest: i32,
+        least: i64,
+    ) -> bool {
+        let words = &query.words;
+        let high = &self.high[block];
+        let offset = (15 - 256) * query.sum + rest;
+        match query.instructions.0 {
+            Level::Scalar => any_reaches(multiply(words, high), scales, offset, least),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Level::Avx2 => unsafe { x86::avx2::may_reach(words, high, scales, offset, least) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Level::Vnni => unsafe { x86::vnni::may_reach(words, high, scales, offset, least) },
+        }
     }
+}
+
+// Wrapping operations in the two below keep overflow checks, which would stop
+// the loops from being vectorised, out of them. 32-bit ones cannot wrap (see
+// the module); a product with a weight may, as `super` says.
+
+#[inline(always)]
+fn weigh<W: Copy + Into<i64>>(
+    sum: i32,
+    high: [i32; LANES],
+    low: [i32; LANES],
+    weights: &[W; LANES],
+) -> [i64; LANES] {
+    let offset = 128 * sum;
+    let mut scores = [0; LANES];
+    for lane in 0..LANES {
+        let dot = high[lane]
+            .wrapping_mul(16)
+            .wrapping_sub(offset)
+            .wrapping_add(low[lane]);
+        scores[lane] = i64::from(dot).wrapping_mul(weights[lane].into());
+    }
+    scores
+}
+
+#[inline(always)]
+fn any_reaches(high: [i32; LANES], scales: &[u16; LANES], offset: i32, least: i64) -> bool {
+    let twice_least = 2 * least;
+    let mut any = false;
+    for (high, &scale) in high.into_iter().zip(scales) {
+        let twice = high.wrapping_mul(32).wrapping_add(offset);
+        any |= i64::from(twice).wrapping_mul(i64::from(scale)) >= twice_least;
+    }
+    any
 }
 
 /// The `h` and `l` of a code.
@@ -135,24 +199,10 @@ impl Query {
             instructions,
         }
     }
-
-    /// `Σ u q` of each row of a block of one plane.
-    #[inline]
-    fn multiply(&self, block: &Block) -> [i32; LANES] {
-        match self.instructions.0 {
-            Level::Scalar => multiply_scalar(&self.words, block),
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: `Instructions` exist only for what this CPU has.
-            Level::Avx2 => unsafe { x86::multiply_avx2(&self.words, block) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            Level::Vnni => unsafe { x86::multiply_vnni(&self.words, block) },
-        }
-    }
 }
 
-/// The oracle.
-fn multiply_scalar(words: &[i32; K / 4], block: &Block) -> [i32; LANES] {
+/// `Σ u q` of each row of a block of one plane: the oracle.
+fn multiply(words: &[i32; K / 4], block: &Block) -> [i32; LANES] {
     let mut sums = [0_i32; LANES];
     for (line, words) in block.iter().zip(words.as_chunks::<2>().0) {
         let [low, high] = words.map(i32::to_le_bytes);
@@ -195,6 +245,7 @@ impl Instructions {
             }
             if is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vnni")
             {
                 levels.push(Self(Level::Vnni));
@@ -224,6 +275,41 @@ impl Instructions {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
+    /// What is done with the products, compiled for the same instructions.
+    macro_rules! with_products {
+        ($module:ident, $features:literal, $multiply:ident) => {
+            pub(super) mod $module {
+                use super::super::{Block, LANES, any_reaches, weigh};
+                use super::$multiply;
+                use ol_poa::K;
+
+                #[target_feature(enable = $features)]
+                pub(in super::super) fn scores<W: Copy + Into<i64>>(
+                    words: &[i32; K / 4],
+                    sum: i32,
+                    high: &Block,
+                    low: &Block,
+                    weights: &[W; LANES],
+                ) -> [i64; LANES] {
+                    weigh(sum, $multiply(words, high), $multiply(words, low), weights)
+                }
+
+                #[target_feature(enable = $features)]
+                pub(in super::super) fn may_reach(
+                    words: &[i32; K / 4],
+                    high: &Block,
+                    scales: &[u16; LANES],
+                    offset: i32,
+                    least: i64,
+                ) -> bool {
+                    any_reaches($multiply(words, high), scales, offset, least)
+                }
+            }
+        };
+    }
+    with_products!(avx2, "avx2", multiply_avx2);
+    with_products!(vnni, "avx512f,avx512bw,avx512dq,avx512vnni", multiply_vnni);
+
     use std::arch::x86_64::{
         __m256i, __m512i, _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256, _mm256_load_si256,
         _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_set1_epi8, _mm256_set1_epi16,
@@ -237,8 +323,9 @@ mod x86 {
 
     use super::{Block, LANES};
 
+    #[inline]
     #[target_feature(enable = "avx2")]
-    pub(super) fn multiply_avx2(words: &[i32; K / 4], block: &Block) -> [i32; LANES] {
+    fn multiply_avx2(words: &[i32; K / 4], block: &Block) -> [i32; LANES] {
         const GROUP: usize = 4;
         let halves = _mm256_set1_epi8(15);
         let ones = _mm256_set1_epi16(1);
@@ -272,8 +359,9 @@ mod x86 {
         out
     }
 
-    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    pub(super) fn multiply_vnni(words: &[i32; K / 4], block: &Block) -> [i32; LANES] {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vnni")]
+    fn multiply_vnni(words: &[i32; K / 4], block: &Block) -> [i32; LANES] {
         let halves = _mm512_set1_epi8(15);
         let mut sums: [__m512i; 4] = [_mm512_setzero_si512(); 4];
         for (lines, words) in block

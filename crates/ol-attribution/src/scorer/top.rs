@@ -103,19 +103,13 @@ impl Search<'_> {
         }
         let rest = root_up(u64::from(rests[block])) * u64::from(self.query_length);
         let rest = i32::try_from(rest).expect("at most 170 · 1437");
-        let doubled = records.planes.doubled_from_high(&self.query, block);
-        let first = block * LANES;
-        let scales = &records.weights[first..records.weights.len().min(first + LANES)];
-        let mut may_be = false;
-        for (twice, &scale) in doubled.into_iter().zip(scales) {
-            may_be |= i64::from(scale) * i64::from(twice + rest) >= 2 * least;
-        }
-        if !may_be {
+        let scales = &records.weights[block];
+        let planes = &records.planes;
+        if !planes.may_reach(&self.query, block, scales, rest, least) {
             return;
         }
-        let dots = records.planes.dots(&self.query, block);
-        for (row, (dot, &scale)) in (first..).zip(dots.into_iter().zip(scales)) {
-            let score = i64::from(scale) * i64::from(dot);
+        let scores = planes.scores(&self.query, block, scales);
+        for (row, score) in (block * LANES..).zip(scores) {
             if score >= self.best.least.load(Relaxed) && self.rows.contains(&row) {
                 self.best.offer(score, positions[row]);
             }

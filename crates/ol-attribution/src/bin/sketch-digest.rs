@@ -1,0 +1,175 @@
+//! Prints a digest of random cases from tokens to shares: small models and
+//! adapters, gradients, fits, sketches, scores, nets and the parts of a pot.
+//!
+//! `sketch-digest [CASES]` (default 1,000). Every kind of vector instructions of
+//! this CPU computes all of it; they must agree, and so must every machine:
+//! `cargo xtask test --nightly` compares this program on x86-64, and on AArch64
+//! and RISC-V under emulation.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program")]
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use ol_attribution::query::QuerySketcher;
+use ol_attribution::record::{RecordInput, SketchOptions, sketch_records};
+use ol_attribution::scorer::{Instructions, Scorer};
+use ol_model::{Family, Isa, Labels, Lora, LoraConfig, Model, ModelConfig, Pool, Random, Sequence};
+use ol_types::{Address, B256, Keccak256};
+
+/// Answers of each model.
+const CASES_PER_MODEL: usize = 40;
+const N_RECORDS: u32 = 10;
+const VOCAB: usize = 24;
+const POT_WEI: u128 = 1_000_000_000_000_000_007;
+
+fn main() -> ExitCode {
+    let n_cases = match std::env::args().nth(1).map(|cases| cases.parse()) {
+        None => 1_000,
+        Some(Ok(n_cases)) => n_cases,
+        Some(Err(error)) => {
+            eprintln!("usage: sketch-digest [CASES]: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let mut digests = Vec::new();
+    for isa in Isa::available() {
+        match digest(isa, n_cases) {
+            Ok(digest) => {
+                println!(
+                    "{} {} {n_cases} cases {digest}",
+                    std::env::consts::ARCH,
+                    isa.name()
+                );
+                digests.push(digest);
+            }
+            Err(error) => {
+                eprintln!("error: {}: {error}", isa.name());
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    if digests.iter().any(|digest| *digest != digests[0]) {
+        eprintln!("error: the instruction sets of this machine disagree");
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
+
+fn digest(isa: Isa, n_cases: usize) -> Result<B256, Box<dyn Error>> {
+    let pool = Pool::with_isa(1, isa);
+    let mut hasher = Keccak256::new();
+    let mut left = n_cases;
+    for seed in 0.. {
+        if left == 0 {
+            break;
+        }
+        let n_cases = left.min(CASES_PER_MODEL);
+        add_model(&pool, seed, n_cases, &mut hasher)?;
+        left -= n_cases;
+    }
+    Ok(hasher.finalize())
+}
+
+/// One model, its sketches, and what some answers pay.
+fn add_model(
+    pool: &Pool,
+    seed: u64,
+    n_cases: usize,
+    hasher: &mut Keccak256,
+) -> Result<(), Box<dyn Error>> {
+    let mut random = Random::new(seed);
+    let config = config(seed);
+    let model = Model::random(config.clone(), seed)?;
+    let mut adapter = Lora::init(&config, LoraConfig::all_linear(1 + random.below(2)), seed)?;
+    // Both factors random, as if trained.
+    let params = adapter.parameters().iter();
+    let params: Vec<f32> = params.map(|p| p + 0.1 * random.normal()).collect();
+    adapter.set_parameters(&params)?;
+
+    let records: Vec<RecordInput> = (0..N_RECORDS)
+        .map(|i| RecordInput {
+            tokens: tokens(&mut random),
+            answer_start: 3,
+            hash: B256::left_padding_from(&i.to_be_bytes()),
+            contributor: Address::left_padding_from(&(i % 4 + 1).to_be_bytes()),
+            cluster: i,
+        })
+        .collect();
+    let options = SketchOptions {
+        side: 2,
+        seed,
+        ..SketchOptions::default()
+    };
+    let sketches = sketch_records(&model, pool, &adapter, &records, &options, &mut |_| ())?;
+    hasher.update(sketches.map.to_bytes());
+    hasher.update(sketches.index.as_bytes());
+
+    let sketcher = QuerySketcher::new(sketches.map, &model, &adapter)?;
+    let scorers = Instructions::available().into_iter().map(|instructions| {
+        let entries = sketches.index.entries().map(|entry| entry.to_entry());
+        Scorer::new(entries).map(|scorer| scorer.with_instructions(instructions))
+    });
+    let scorers = scorers.collect::<Result<Vec<Scorer>, _>>()?;
+    for _ in 0..n_cases {
+        let tokens = tokens(&mut random);
+        let weights = sketcher.method().query_loss.weights(tokens.len(), 3);
+        let sequence = Sequence { tokens, weights };
+        let (prompt, answer) = sequence.tokens.split_at(3);
+        let query = sketcher.sketch(&model, pool, &adapter, prompt, answer)?;
+        let gradients = model.lora_gradients(
+            pool,
+            &adapter,
+            std::slice::from_ref(&sequence),
+            Labels::Given,
+        )?;
+        for gradient in gradients {
+            hasher.update(gradient.loss.to_bits().to_le_bytes());
+            for x in gradient.gradient {
+                hasher.update(x.to_bits().to_le_bytes());
+            }
+        }
+        hasher.update(query.to_bytes());
+        let weights = sketches.index.weights(0, &query);
+        for scorer in &scorers {
+            if scorer.weights(pool, 0, &query) != weights {
+                return Err("the scorer and the chain disagree".into());
+            }
+        }
+        for score in sketches.index.scores(&query) {
+            hasher.update(score.to_le_bytes());
+        }
+        let weights: Vec<u64> = weights.into_iter().map(|(_, weight)| weight).collect();
+        for share in ol_poa::shares(POT_WEI, &weights).unwrap_or_default() {
+            hasher.update(share.to_le_bytes());
+        }
+    }
+    Ok(())
+}
+
+/// Small models of several kinds and odd sizes.
+fn config(seed: u64) -> ModelConfig {
+    let base = ModelConfig::default_base();
+    let (heads, key_value_heads) = [(1, 1), (2, 1), (2, 2)][usize::from(seed.to_le_bytes()[0] % 3)];
+    ModelConfig {
+        family: if seed.is_multiple_of(2) {
+            base.family
+        } else {
+            Family::Qwen3
+        },
+        vocab_size: VOCAB,
+        hidden_size: 8 * heads,
+        intermediate_size: 20,
+        num_hidden_layers: 1,
+        num_attention_heads: heads,
+        num_key_value_heads: key_value_heads,
+        head_dim: 8,
+        max_position_embeddings: 16,
+        ..base
+    }
+}
+
+fn tokens(random: &mut Random) -> Vec<u32> {
+    let n = 6 + random.below(4);
+    let token = |_| u32::try_from(random.below(VOCAB)).expect("below the vocabulary");
+    (0..n).map(token).collect()
+}
