@@ -17,7 +17,6 @@ use ol_evm::{
     call,
 };
 use ol_poa::{Entry, Index, K};
-use serde_json::{Value, json};
 
 const COMMAND: &str = "cargo xtask bench scoring";
 const ROUNDS: usize = 41;
@@ -54,21 +53,19 @@ fn main() {
         }
     }
     let per_gas: Vec<f64> = nanoseconds.into_iter().map(median).collect();
+    // Names have no character that JSON would escape.
     let row = |at: usize| {
-        json!({
-            "work": format!("{}, {} gas", cases[at].work, gas[at]),
-            "unit": "ns/gas",
-            "ours": rounded(per_gas[at]),
-            "peer": rounded(per_gas[0]),
-            "peer_name": "ECRECOVER",
-            "ratio": rounded(per_gas[0] / per_gas[at]),
-            "rounds": ROUNDS,
-            "command": COMMAND,
-        })
+        let (work, ours, peer) = (&cases[at].work, per_gas[at], per_gas[0]);
+        let (gas, ratio) = (gas[at], peer / ours);
+        format!(
+            "{{\"work\": \"{work}, {gas} gas\", \"unit\": \"ns/gas\", \"ours\": {ours:.3}, \
+             \"peer\": {peer:.3}, \"peer_name\": \"ECRECOVER\", \"ratio\": {ratio:.3}, \
+             \"rounds\": {ROUNDS}, \"command\": \"{COMMAND}\"}}"
+        )
     };
-    let rows: Vec<Value> = (n_peers..cases.len()).chain(1..n_peers).map(row).collect();
+    let rows: Vec<String> = (n_peers..cases.len()).chain(1..n_peers).map(row).collect();
     if std::env::args().any(|argument| argument == "--json") {
-        println!("{:#}", Value::from(rows));
+        println!("[\n  {}\n]", rows.join(",\n  "));
         return;
     }
     for row in rows {
@@ -236,10 +233,6 @@ fn precompiles() -> MemoryState {
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
-}
-
-fn rounded(x: f64) -> f64 {
-    (x * 1e3).round() / 1e3
 }
 
 /// splitmix64.
