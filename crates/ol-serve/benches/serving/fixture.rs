@@ -4,12 +4,14 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use half::bf16;
 use ol_model::{Lora, LoraConfig, Model, ModelConfig, Projection, Random, Tokenizer};
 use ol_runtime::SystemClock;
 use ol_serve::{
     AdapterComponents, AdapterError, AdapterFiles, AdapterSource, AdapterStore,
     AdapterStoreOptions, EngineHandle, EngineOptions, RegisterOptions,
 };
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use tempfile::TempDir;
 
 use crate::{CLIENTS, THREADS};
@@ -45,11 +47,38 @@ pub(crate) fn random_adapter(model: &ModelConfig, rank: usize, seed: u64, is_all
     Lora::from_parameters(model, config, params).expect("the parameters fit")
 }
 
+/// What the adapters of a fixture are like.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Kind {
+    /// On every linear layer, or on q and v.
+    pub(crate) is_all: bool,
+    /// Stored in bf16, or in f32.
+    pub(crate) is_half: bool,
+}
+
 /// Makes an adapter when it is asked for; the store's folder keeps it.
 struct Made {
     model: ModelConfig,
     i: usize,
-    is_all: bool,
+    kind: Kind,
+}
+
+/// The same tensors in bf16.
+fn halved(weights: &[u8]) -> Vec<u8> {
+    let tensors = SafeTensors::deserialize(weights).expect("it was just written");
+    let halved: Vec<(String, Vec<usize>, Vec<u8>)> = tensors
+        .iter()
+        .map(|(name, tensor)| {
+            let values = tensor.data().as_chunks::<4>().0.iter();
+            let values = values.flat_map(|v| bf16::from_f32(f32::from_le_bytes(*v)).to_le_bytes());
+            (name.to_owned(), tensor.shape().to_vec(), values.collect())
+        })
+        .collect();
+    let views = halved.iter().map(|(name, shape, data)| {
+        let view = TensorView::new(Dtype::BF16, shape.clone(), data);
+        (name, view.expect("the bytes fit the shape"))
+    });
+    safetensors::serialize(views, None).expect("the header can be written")
 }
 
 impl fmt::Display for Made {
@@ -60,7 +89,10 @@ impl fmt::Display for Made {
 
 impl AdapterSource for Made {
     fn read(&self, _: u64) -> Result<AdapterFiles, AdapterError> {
-        let (config, weights) = adapter(&self.model, self.i, self.is_all).to_bytes("base");
+        let (config, mut weights) = adapter(&self.model, self.i, self.kind.is_all).to_bytes("base");
+        if self.kind.is_half {
+            weights = halved(&weights);
+        }
         Ok(AdapterFiles {
             config: config.into(),
             weights: weights.into(),
@@ -76,7 +108,7 @@ pub(crate) struct Fixture {
 
 impl Fixture {
     /// `n` adapters, and so much memory for them.
-    pub(crate) fn new(n: usize, is_all: bool, budget_bytes: u64) -> Self {
+    pub(crate) fn new(n: usize, kind: Kind, budget_bytes: u64) -> Self {
         let base = Model::load(&base_dir()).expect("the base is in the repository");
         let tokenizer = Tokenizer::load(&base_dir()).expect("the base is in the repository");
         let folder = TempDir::new().expect("there is a temporary directory");
@@ -92,7 +124,7 @@ impl Fixture {
             let made = Made {
                 model: base.config().clone(),
                 i,
-                is_all,
+                kind,
             };
             store
                 .register_from(&name(i), Arc::new(made), RegisterOptions::default())

@@ -7,8 +7,8 @@
 //! works whose name contains it. The peers live in `peer.py`; one that is
 //! not installed is named on stderr and its rows are left out.
 //!
-//! Adapters are on q and v (PEFT's default for these families) unless a row says
-//! otherwise, random, with ranks 8, 16, 32 and 64 in turn. Sixteen clients ask
+//! Adapters are on q and v (PEFT's default for these families), in f32 unless a
+//! row says otherwise, random, with ranks 8, 16, 32 and 64 in turn. Sixteen clients ask
 //! for one answer after the other. What is not in memory is in the store's
 //! folder, and that in the page cache. Prefixes are not shared.
 #![expect(
@@ -26,16 +26,20 @@ mod traffic;
 
 use std::time::Instant;
 
-use fixture::Fixture;
+use fixture::{Fixture, Kind};
 use traffic::{Measured, Popularity};
 
-const ROUNDS: usize = 3;
+/// Against ourselves, and against a peer.
+const ROUNDS: usize = 7;
+const ROUNDS_OF_PEERS: usize = 3;
 /// Tokens of each prompt and of each answer.
 const PROMPT: usize = 32;
 const ANSWER: usize = 32;
 /// Clients, and rows of the engine.
 const CLIENTS: usize = 16;
 const THREADS: usize = 2;
+/// For adapters.
+const MEMORY_MIB: u64 = 1200;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -60,31 +64,29 @@ fn main() {
 /// Throughput and latency by the number of adapters. The base alone is measured
 /// in the same round.
 fn by_number(report: &mut Report) {
-    const MODULES: [(&str, bool, u64); 2] = [("q and v", false, 1200), ("all linear", true, 1200)];
-    for (modules, is_all, budget_mib) in MODULES {
-        let works = |n: usize, popularity: Popularity, budget: &str| {
-            format!("{n} adapters r=8–64 on {modules}, {popularity:?}, {budget}")
-        };
-        let counts: &[usize] = if is_all {
-            &[16, 2000]
-        } else {
-            &[1, 10, 100, 1000, 2000]
+    const KINDS: [(&str, bool, bool, &[usize]); 4] = [
+        ("q and v", false, false, &[1, 10, 100, 1000, 2000]),
+        ("q and v, bf16", false, true, &[100, 2000]),
+        ("all linear", true, false, &[16, 2000]),
+        ("all linear, bf16", true, true, &[16, 2000]),
+    ];
+    for (what, is_all, is_half, counts) in KINDS {
+        let works = |n: usize, popularity: Popularity| {
+            format!("{n} adapters r=8–64 on {what}, {popularity:?}, memory {MEMORY_MIB} MiB")
         };
         let popularities = [Popularity::Zipf, Popularity::Uniform];
-        let label = format!("memory {budget_mib} MiB");
-        let is_wanted = counts.iter().any(|n| {
-            popularities
-                .iter()
-                .any(|p| report.wants(&works(*n, *p, &label)))
-        });
+        let is_wanted = counts
+            .iter()
+            .any(|n| popularities.iter().any(|p| report.wants(&works(*n, *p))));
         if !is_wanted {
             continue;
         }
         let n_max = counts.iter().copied().max().unwrap_or(1);
-        let fixture = Fixture::new(n_max, is_all, budget_mib << 20);
+        let kind = Kind { is_all, is_half };
+        let fixture = Fixture::new(n_max, kind, MEMORY_MIB << 20);
         for &n in counts {
             for popularity in popularities {
-                let work = works(n, popularity, &label);
+                let work = works(n, popularity);
                 if !report.wants(&work) {
                     continue;
                 }

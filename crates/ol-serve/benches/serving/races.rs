@@ -10,10 +10,10 @@ use ol_model::{Lora, Model, Tokenizer};
 use ol_serve::{AdapterRef, EngineHandle, EngineOptions, GenerateRequest};
 use tempfile::TempDir;
 
-use crate::fixture::{Fixture, adapter, base_dir, prompt};
+use crate::fixture::{Fixture, Kind, adapter, base_dir, prompt};
 use crate::peer::Peer;
 use crate::traffic::Popularity;
-use crate::{ANSWER, CLIENTS, PROMPT, ROUNDS, Report, THREADS, float, timed};
+use crate::{ANSWER, CLIENTS, PROMPT, ROUNDS_OF_PEERS, Report, THREADS, float, timed};
 
 /// Names the Python in which PEFT and llama.cpp are installed.
 pub(crate) const PYTHON: &str = "OPENLEDGER_BENCH_PYTHON";
@@ -46,7 +46,11 @@ pub(crate) fn bench(report: &mut Report) {
     if !wanted.any(|work| report.wants(work)) {
         return;
     }
-    let fixture = Fixture::new(N_OURS, false, 1200 << 20);
+    let kind = Kind {
+        is_all: false,
+        is_half: false,
+    };
+    let fixture = Fixture::new(N_OURS, kind, 1200 << 20);
     let folder = TempDir::new().expect("there is a temporary directory");
     let dir = folder.path();
     for name in [
@@ -73,22 +77,30 @@ pub(crate) fn bench(report: &mut Report) {
         let Some(mut peer) = Peer::start("serving", variable, kind, dir) else {
             continue;
         };
-        peer.ask(&format!("adapters 0 {N_PEERS}"));
+        if peer.try_ask(&format!("adapters 0 {N_PEERS}")).is_none() {
+            continue;
+        }
         let (mut our_rates, mut peer_rates) = (Vec::new(), Vec::new());
-        for round in 0..=ROUNDS {
+        for round in 0..=ROUNDS_OF_PEERS {
             let our_rate = ours(round);
             let first = round * CLIENTS;
-            let (seconds, tokens) = peer.ask(&match *kind {
+            let answered = peer.try_ask(&match *kind {
                 "torch" => format!("mixed {THREADS} {CLIENTS} {PROMPT} {ANSWER} {first}"),
                 "llama.cpp" => format!("swap {THREADS} {CLIENTS} {PROMPT} {ANSWER}"),
                 _ => format!("serve {THREADS} {N_PEERS} {PROMPT} {ANSWER}"),
             });
+            let Some((seconds, tokens)) = answered else {
+                peer_rates.clear();
+                break;
+            };
             if round > 0 {
                 our_rates.push(our_rate);
                 peer_rates.push(tokens / seconds);
             }
         }
-        report.add(work, "tokens/s", &our_rates, &peer_rates, &peer.name, None);
+        if !peer_rates.is_empty() {
+            report.add(work, "tokens/s", &our_rates, &peer_rates, &peer.name, None);
+        }
     }
     let bench = std::env::current_exe().expect("the benchmark is a file");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/serving/peer.py");
@@ -98,7 +110,7 @@ pub(crate) fn bench(report: &mut Report) {
         }
         let n = if is_peft { 2 } else { CLIENTS };
         let (mut our_rates, mut peer_rates) = (Vec::new(), Vec::new());
-        for round in 1..=if is_peft { 1 } else { ROUNDS } {
+        for round in 1..=if is_peft { 1 } else { ROUNDS_OF_PEERS } {
             our_rates.push(ours(round));
             let mut is_there = true;
             let seconds = timed(|| {

@@ -2,7 +2,13 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::Duration;
+
+/// How long a peer may take to start, or for one work.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// One running peer.
 pub(crate) struct Peer {
@@ -10,7 +16,7 @@ pub(crate) struct Peer {
     pub(crate) name: String,
     child: Child,
     orders: ChildStdin,
-    answers: BufReader<ChildStdout>,
+    answers: Receiver<String>,
 }
 
 impl Peer {
@@ -44,11 +50,20 @@ impl Peer {
         let (Some(orders), Some(answers)) = (child.stdin.take(), child.stdout.take()) else {
             return None;
         };
+        let (sender, lines) = channel();
+        // It ends with the peer's output, at the latest when `Drop` ends the peer.
+        thread::spawn(move || {
+            for line in BufReader::new(answers).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
         let mut peer = Self {
             name: String::new(),
             child,
             orders,
-            answers: BufReader::new(answers),
+            answers: lines,
         };
         let greeting = peer.line();
         if let Some(name) = greeting.strip_prefix("ready ") {
@@ -58,28 +73,33 @@ impl Peer {
         absent(
             greeting
                 .strip_prefix("absent ")
-                .unwrap_or("it did not start"),
+                .unwrap_or("it did not start in time"),
         );
         None
     }
 
     /// Has a work done; its seconds and tokens.
     pub(crate) fn ask(&mut self, order: &str) -> (f64, f64) {
-        writeln!(self.orders, "{order}").expect("the peer reads its orders");
-        let answer = self.line();
-        let mut numbers = answer.split_whitespace().map(str::parse);
-        match (numbers.next(), numbers.next()) {
-            (Some(Ok(seconds)), Some(Ok(count))) => (seconds, count),
-            _ => panic!("{} failed at `{order}`: {answer}", self.name),
-        }
+        self.try_ask(order).expect("the peer does its work")
     }
 
+    /// As [`Self::ask`]; says on stderr why there is nothing.
+    pub(crate) fn try_ask(&mut self, order: &str) -> Option<(f64, f64)> {
+        let answer = match writeln!(self.orders, "{order}") {
+            Ok(()) => self.line(),
+            Err(error) => error.to_string(),
+        };
+        let mut numbers = answer.split_whitespace().map(str::parse);
+        if let (Some(Ok(seconds)), Some(Ok(count))) = (numbers.next(), numbers.next()) {
+            return Some((seconds, count));
+        }
+        eprintln!("{} failed at `{order}`: {answer}", self.name);
+        None
+    }
+
+    /// The next line; empty if the peer ended or took too long.
     fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.answers
-            .read_line(&mut line)
-            .expect("the peer writes UTF-8");
-        line.trim_end().to_owned()
+        self.answers.recv_timeout(PATIENCE).unwrap_or_default()
     }
 }
 
