@@ -8,6 +8,7 @@
 //! - [`score`]: a query sketch against an index, netted by contributor.
 //! - [`mod@shares`]: a pot divided by weights, exact to the unit.
 //! - [`commit`]: the sketch root and proofs of single entries.
+//! - [`spans`]: what an answer's verbatim spans are worth, by contributor.
 //! - [`merkle`]: the padded binary tree below it; datanets use it too.
 //!
 //! Integers only, no floats, no I/O, no panic on any bytes.
@@ -21,6 +22,7 @@ pub mod index;
 pub mod merkle;
 pub mod score;
 pub mod shares;
+pub mod spans;
 
 pub use index::{CHUNK_ENTRIES, ENTRIES_MAX, ENTRY_SIZE_BYTES, Entry, Index, IndexError, K};
 pub use score::{QuerySketch, weights};
