@@ -58,6 +58,11 @@ const ROOMS: &[Room] = &[
         benches: &[("ol-serve", "soak")],
         with_contracts: false,
     },
+    Room {
+        name: "spans",
+        benches: &[("ol-spans", "spans")],
+        with_contracts: false,
+    },
 ];
 
 /// In the order of the table; one that no row has is left out.

@@ -27,6 +27,9 @@ const EDGES: &[(&str, &[&str])] = &[
     ("ol-cuda", &["ol-model", "ol-types"]),
     ("ol-train", &["ol-model", "ol-runtime", "ol-types"]),
     ("ol-attribution", &["ol-model", "ol-poa", "ol-types"]),
+    // Apart from ol-attribution: no model and no floats, but a builder in C and
+    // files; a watcher needs only this.
+    ("ol-spans", &["ol-poa", "ol-runtime", "ol-types"]),
     ("ol-serve", &["ol-model", "ol-runtime", "ol-types"]),
     (
         "ol-server",
