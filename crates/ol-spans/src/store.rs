@@ -24,6 +24,8 @@ const SMALL_SHARD_TOKENS: usize = 1 << 16;
 
 /// A folder with indexes of corpora. Corpora share the shards that hold their
 /// records, whatever datanets or versions they are.
+///
+/// Files are mapped into memory: no other program may change one in place.
 #[derive(Debug, Clone)]
 pub struct Store {
     dir: PathBuf,

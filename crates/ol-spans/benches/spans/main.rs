@@ -1,6 +1,7 @@
 //! Builds an index of 10⁷ and 10⁸ tokens of real text and finds the spans of
-//! answers of 512 tokens: 200 held out, 200 copied. At 10⁷ tokens infini-gram
-//! does the same on the same token file, and its spans are compared with ours.
+//! answers of 512 tokens: 200 held out, 200 copied, and 200 put together from
+//! pieces of 32 tokens. At 10⁷ tokens infini-gram does the same on the same token
+//! file, and its spans are compared with ours.
 //!
 //! `cargo bench -p ol-spans --bench spans -- --json` prints a JSON list, without
 //! `--json` a line for each row. `OPENLEDGER_BENCH_PYTHON` is a Python with
@@ -18,7 +19,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use ol_poa::spans::SpanRule;
+use ol_poa::spans::{SpanRule, UNITS_PER_MILLIBIT};
 use ol_spans::{BuildOptions, Corpus, RecordRef, SpanIndex, Store};
 use ol_types::{Address, B256, keccak256};
 use serde::Deserialize;
@@ -28,6 +29,7 @@ use text::{SEPARATOR, Text, VOCABULARY_SIZE};
 const COMMAND: &str = "cargo xtask bench spans";
 const PYTHON: &str = "OPENLEDGER_BENCH_PYTHON";
 const ANSWER_TOKENS: usize = 512;
+const PIECE_TOKENS: usize = 32;
 const N_ANSWERS: usize = 200;
 const ROUNDS: usize = 5;
 const PEER_ROUNDS: usize = 1;
@@ -44,8 +46,9 @@ fn main() {
     for n_tokens in [10_000_000, 100_000_000] {
         let text = all.head(n_tokens);
         let answers = [
-            ("held-out", windows(&held_out, 1)),
-            ("copied", windows(&text, 2)),
+            ("held-out", windows(&held_out, ANSWER_TOKENS, N_ANSWERS, 1)),
+            ("copied", windows(&text, ANSWER_TOKENS, N_ANSWERS, 2)),
+            ("patchwork", patchwork(&text, 3)),
         ];
         rows.extend(bench(&cache, &text, &answers, n_tokens));
     }
@@ -58,27 +61,29 @@ fn main() {
     }
 }
 
-/// Runs of [`ANSWER_TOKENS`] tokens within documents, at random.
-fn windows(text: &Text, seed: u64) -> Vec<Vec<u32>> {
-    let long: Vec<&[u16]> = text
-        .documents()
-        .filter(|document| document.len() >= ANSWER_TOKENS)
-        .collect();
+/// Runs of `len` tokens within documents, at random.
+fn windows(text: &Text, len: usize, n: usize, seed: u64) -> Vec<Vec<u32>> {
+    let long = text.documents().filter(|document| document.len() >= len);
+    let long: Vec<&[u16]> = long.collect();
     let mut next = random(seed);
     let mut below = |n: usize| usize::try_from(next() % n as u64).expect("below a usize");
     let window = |_| {
         let document = long[below(long.len())];
-        let start = below(document.len() - ANSWER_TOKENS + 1);
-        document[start..start + ANSWER_TOKENS]
-            .iter()
-            .copied()
-            .map(u32::from)
-            .collect()
+        let start = below(document.len() - len + 1);
+        let tokens = document[start..start + len].iter().copied();
+        tokens.map(u32::from).collect()
     };
-    (0..N_ANSWERS).map(window).collect()
+    (0..n).map(window).collect()
 }
 
-type Answers<'a> = [(&'a str, Vec<Vec<u32>>); 2];
+/// Answers put together from short pieces of as many documents.
+fn patchwork(text: &Text, seed: u64) -> Vec<Vec<u32>> {
+    let n_pieces = ANSWER_TOKENS / PIECE_TOKENS;
+    let pieces = windows(text, PIECE_TOKENS, N_ANSWERS * n_pieces, seed);
+    pieces.chunks(n_pieces).map(<[_]>::concat).collect()
+}
+
+type Answers<'a> = [(&'a str, Vec<Vec<u32>>); 3];
 
 fn bench(
     cache: &Path,
@@ -142,6 +147,9 @@ fn bench(
         }
         let what = work(&format!("units of contributors of a {kind} answer, p99"));
         rows.push(row(&what, "ms", quantile(&paid, 0.99), None, false, ROUNDS));
+        let what = work(&format!("information of {kind} answers that is paid"));
+        let paid = 100.0 * share_paid(&index, answers, &rule);
+        rows.push(row(&what, "%", paid, None, true, 1));
         if let Some(peer) = &peer {
             let equal = peer.equal_to(&index, number, answers, rule);
             let what = work(&format!("{kind} answers with the same spans and counts"));
@@ -180,6 +188,20 @@ fn build(store: &Store, corpus: &Corpus, documents: &HashMap<B256, Vec<u32>>) ->
         .expect("the corpus is within the limits")
 }
 
+/// Of all milli-bits of the answers, those that are in units.
+fn share_paid(index: &SpanIndex, answers: &[Vec<u32>], rule: &SpanRule) -> f64 {
+    let millibits = |answer: &Vec<u32>| {
+        let of_token = |token: &u32| index.unigrams().get(*token).map_or(0, u64::from);
+        answer.iter().map(of_token).sum::<u64>()
+    };
+    let paid = |answer: &Vec<u32>| {
+        let units = index.units(answer, rule).expect("short enough");
+        units.iter().map(|(_, units)| units).sum::<u64>() / UNITS_PER_MILLIBIT
+    };
+    let paid: u64 = answers.iter().map(paid).sum();
+    paid as f64 / answers.iter().map(millibits).sum::<u64>() as f64
+}
+
 /// Begin, end and occurrences of a span.
 type Found = (u32, u32, u64);
 
@@ -193,7 +215,7 @@ struct Peer {
 impl Peer {
     /// The times of one kind of answers, ascending.
     fn times_of(&self, kind: usize) -> Vec<f64> {
-        let of_kind = |(at, _): &(usize, &f64)| at / PEER_ANSWERS % 2 == kind;
+        let of_kind = |(at, _): &(usize, &f64)| at / PEER_ANSWERS % 3 == kind;
         let times = self.times_ms.iter().enumerate().filter(of_kind);
         sorted(times.map(|(_, ms)| *ms).collect())
     }
