@@ -339,22 +339,24 @@ fn row(
     row
 }
 
-/// Milliseconds of every answer in every round but a first one, ascending.
+/// Milliseconds of every answer, each the median of its rounds after a first
+/// one, ascending.
 fn sorted_times<T>(
     rounds: usize,
     answers: &[Vec<u32>],
     mut ask: impl FnMut(&[u32]) -> T,
 ) -> Vec<f64> {
-    let mut times = Vec::new();
+    let mut times = vec![Vec::with_capacity(rounds); answers.len()];
     for round in 0..=rounds {
-        for answer in answers {
+        for (answer, times) in answers.iter().zip(&mut times) {
             let (_, seconds) = timed(|| ask(answer));
             if round > 0 {
                 times.push(seconds * 1e3);
             }
         }
     }
-    sorted(times)
+    let median = |times| quantile(&sorted(times), 0.5);
+    sorted(times.into_iter().map(median).collect())
 }
 
 fn sorted(mut times: Vec<f64>) -> Vec<f64> {
