@@ -31,7 +31,7 @@ const PYTHON: &str = "OPENLEDGER_BENCH_PYTHON";
 const ANSWER_TOKENS: usize = 512;
 const PIECE_TOKENS: usize = 32;
 const N_ANSWERS: usize = 200;
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 15;
 const PEER_ROUNDS: usize = 1;
 const DOCUMENTS_PER_CONTRIBUTOR: u64 = 20;
 /// Share of the answers' spans that the peer is asked for: it is slow.

@@ -175,6 +175,25 @@ fn a_thousand_repeats_gain_less_than_a_twentieth() {
     }
 }
 
+/// The same attack on a rule that counted occurrences would take all.
+#[test]
+fn a_phrase_repeated_is_shared_by_clusters_and_not_by_occurrences() {
+    let (documents, _, _) = honest();
+    let once = share_of_attacker(&documents, &[vec![phrase()]], &phrase());
+    let repeated = share_of_attacker(&documents, &[vec![phrase(); 1_000]], &phrase());
+    assert!(
+        (once - 1.0 / 21.0).abs() < 1e-6 && (repeated - once).abs() < 1e-6,
+        "{once} {repeated}"
+    );
+
+    let dir = tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let attack = document(10_000, 10_000, 9, vec![phrase(); 1_000]);
+    let (id, _) = update(&store, &[documents, vec![attack]].concat(), 1_000, LARGE).unwrap();
+    let found = store.load(id).unwrap().spans(&phrase(), 8).unwrap();
+    assert_eq!(found[0].occurrences, 1_020);
+}
+
 #[test]
 fn boiler_plate_is_worth_little_to_the_one_who_adds_it() {
     let (documents, own, mut answer) = honest();
