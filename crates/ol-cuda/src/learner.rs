@@ -1,7 +1,6 @@
 //! Training an adapter on a device.
 
 use std::fmt;
-use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use ol_model::{ForwardError, Learner, Lora, Sequence};
@@ -10,9 +9,6 @@ use crate::adapters::AdapterSlot;
 use crate::backend::Backend;
 use crate::error::GpuError;
 use crate::model::GpuModel;
-
-/// Rows processed together, as by the CPU engine.
-const BATCH_ROWS: usize = 2048;
 
 /// A model on a device with the one adapter that is trained.
 pub struct GpuLearner<B: Backend> {
@@ -64,25 +60,6 @@ impl<B: Backend> GpuLearner<B> {
     }
 }
 
-/// Consecutive sequences of at most [`BATCH_ROWS`] tokens, or one longer one.
-fn batches(sequences: &[Sequence]) -> Vec<Range<usize>> {
-    let mut out: Vec<Range<usize>> = Vec::new();
-    let mut rows = 0;
-    for (i, s) in sequences.iter().enumerate() {
-        match out.last_mut() {
-            Some(last) if rows + s.tokens.len() <= BATCH_ROWS => {
-                last.end = i + 1;
-                rows += s.tokens.len();
-            }
-            _ => {
-                out.push(i..i + 1);
-                rows = s.tokens.len();
-            }
-        }
-    }
-    out
-}
-
 impl<B: Backend> Learner for GpuLearner<B> {
     fn losses(
         &self,
@@ -92,7 +69,7 @@ impl<B: Backend> Learner for GpuLearner<B> {
         self.with(|held| {
             let slot = adapter.map(|adapter| held.slot(adapter)).transpose()?;
             let mut losses = Vec::with_capacity(sequences.len());
-            for range in batches(sequences) {
+            for range in Sequence::batches(sequences) {
                 losses.extend(held.model.losses(slot, &sequences[range])?);
             }
             Ok(losses)
@@ -114,7 +91,7 @@ impl<B: Backend> Learner for GpuLearner<B> {
             // Factors see the losses of all.
             let parts = match factors {
                 Some(_) => std::iter::once(0..sequences.len()).collect(),
-                None => batches(sequences),
+                None => Sequence::batches(sequences),
             };
             let (mut losses, mut sum) = (Vec::new(), vec![0.0_f32; gradient.len()]);
             for range in parts {

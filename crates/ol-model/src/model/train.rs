@@ -13,10 +13,6 @@ use crate::lora::Lora;
 use crate::pool::{Parts, Pool};
 use crate::random::Random;
 
-/// Rows processed together: bounds the memory of a pass. One sequence longer
-/// than this is still one pass.
-const BATCH_ROWS: usize = 2048;
-
 /// Rows whose logits exist at the same time.
 const LOGIT_ROWS: usize = 256;
 
@@ -28,6 +24,32 @@ pub struct Sequence {
     /// `weights[t]` weighs the loss of predicting `tokens[t]` from the tokens
     /// before it; `weights[0]` is not used.
     pub weights: Vec<f32>,
+}
+
+impl Sequence {
+    /// Tokens that are processed together: bounds the memory of a pass.
+    const PASS_TOKENS: usize = 2048;
+
+    /// Cuts `sequences` into the passes in which they are processed: consecutive
+    /// ones of at most 2048 tokens together, or a single longer one.
+    #[must_use]
+    pub fn batches(sequences: &[Self]) -> Vec<Range<usize>> {
+        let mut batches: Vec<Range<usize>> = Vec::new();
+        let mut tokens = 0;
+        for (i, s) in sequences.iter().enumerate() {
+            match batches.last_mut() {
+                Some(last) if tokens + s.tokens.len() <= Self::PASS_TOKENS => {
+                    last.end = i + 1;
+                    tokens += s.tokens.len();
+                }
+                _ => {
+                    batches.push(i..i + 1);
+                    tokens = s.tokens.len();
+                }
+            }
+        }
+        batches
+    }
 }
 
 /// What the model is asked to predict.
@@ -135,25 +157,6 @@ impl Batch {
     }
 }
 
-/// Consecutive sequences of at most [`BATCH_ROWS`] tokens, or one longer one.
-fn batches(seqs: &[Sequence]) -> Vec<Range<usize>> {
-    let mut out: Vec<Range<usize>> = Vec::new();
-    let mut rows = 0;
-    for (i, s) in seqs.iter().enumerate() {
-        match out.last_mut() {
-            Some(last) if rows + s.tokens.len() <= BATCH_ROWS => {
-                last.end = i + 1;
-                rows += s.tokens.len();
-            }
-            _ => {
-                out.push(i..i + 1);
-                rows = s.tokens.len();
-            }
-        }
-    }
-    out
-}
-
 impl Model {
     /// Loss of every sequence: `sum_t weights[t] nll_t`, in nats.
     ///
@@ -167,7 +170,7 @@ impl Model {
     ) -> Result<Vec<f64>, ForwardError> {
         self.check_sequences(adapter, seqs)?;
         let mut losses = Vec::with_capacity(seqs.len());
-        for range in batches(seqs) {
+        for range in Sequence::batches(seqs) {
             let batch = Batch::new(&seqs[range], Labels::Given);
             let x = self.run(pool, adapter, &batch, None);
             losses.extend(self.loss(pool, &batch, &x, None).0);
@@ -190,7 +193,7 @@ impl Model {
         self.check_sequences(adapter, seqs)?;
         let h = self.config.hidden_size;
         let mut means = Vec::with_capacity(seqs.len());
-        for range in batches(seqs) {
+        for range in Sequence::batches(seqs) {
             let batch = Batch::new(&seqs[range], Labels::Given);
             let x = self.run(pool, adapter, &batch, None);
             let mut normed = vec![0.0_f32; x.len()];
@@ -232,7 +235,7 @@ impl Model {
         self.check_sequences(Some(adapter), seqs)?;
         let options = options.into();
         let mut out = Vec::with_capacity(seqs.len());
-        for range in batches(seqs) {
+        for range in Sequence::batches(seqs) {
             let batch = Batch::new(&seqs[range], options.labels);
             let mut gradients = vec![vec![0.0_f32; adapter.n_params()]; batch.spans.len()];
             let groups = batch
@@ -292,7 +295,7 @@ impl Model {
         self.check_sequences(Some(adapter), seqs)?;
         let options = options.into();
         let mut losses = Vec::with_capacity(seqs.len());
-        for range in batches(seqs) {
+        for range in Sequence::batches(seqs) {
             let batch = Batch::new(&seqs[range], options.labels);
             let groups = vec![(0..batch.tokens.len(), &mut *gradient)];
             let target = &mut Target::Lora { adapter, groups };
@@ -377,7 +380,7 @@ impl Model {
             recompute,
         };
         let mut losses = Vec::with_capacity(seqs.len());
-        for range in batches(seqs) {
+        for range in Sequence::batches(seqs) {
             let batch = Batch::new(&seqs[range], options.labels);
             let target = &mut Target::Full(gradient);
             losses.extend(self.gradients(pool, &batch, options, target, None));
