@@ -14,10 +14,12 @@
 #[path = "it/support.rs"]
 mod support;
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
+use arrow_array::{ArrayRef, RecordBatch, StringArray};
 use ol_model::{Lora, Model};
 use ol_runtime::SystemClock;
 use ol_train::job::{
@@ -55,7 +57,7 @@ fn metrics(folder: &RunFolder) -> Vec<MetricsLine> {
 }
 
 fn manifest(folder: &RunFolder) -> JobManifest {
-    let bytes = std::fs::read(folder.adapter().join(JobManifest::FILE)).unwrap();
+    let bytes = fs::read(folder.adapter().join(JobManifest::FILE)).unwrap();
     JobManifest::from_bytes(&bytes).unwrap()
 }
 
@@ -74,7 +76,7 @@ fn check(dir: &Path, spec: &JobSpec) {
 
     let theirs = RunFolder::new(dir.join("theirs"));
     let stop = || metrics(&theirs).len() >= 6;
-    let log = || std::fs::read_to_string(theirs.log()).unwrap_or_default();
+    let log = || fs::read_to_string(theirs.log()).unwrap_or_default();
     match peft().run(spec, &theirs, &stop) {
         Ok(RunEnd::Stopped) => {
             assert_eq!(peft().run(spec, &theirs, &|| false).unwrap(), RunEnd::Done);
@@ -152,11 +154,92 @@ fn peft_learns_preferences_on_the_same_path() {
         });
         row.to_string() + "\n"
     });
-    std::fs::write(&pairs, lines.collect::<String>()).unwrap();
+    fs::write(&pairs, lines.collect::<String>()).unwrap();
     spec.method = Method::Dpo;
     spec.data.files = vec![pairs];
     spec.evaluation.files.clone_from(&spec.data.files);
     spec.options.dpo_label_smoothing = 0.1;
+    check(dir.path(), &spec);
+}
+
+fn parquet_file(columns: [(&str, Vec<Option<String>>); 3]) -> Vec<u8> {
+    let arrays = columns.map(|(name, values)| {
+        let array: ArrayRef = Arc::new(StringArray::from(values));
+        (name, array, true)
+    });
+    let batch = RecordBatch::try_from_iter_with_nullable(arrays).unwrap();
+    let mut bytes = Vec::new();
+    let mut writer =
+        parquet::arrow::ArrowWriter::try_new(&mut bytes, batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    bytes
+}
+
+#[test]
+fn peft_reads_every_kind_of_file_and_example_as_we_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut spec = spec(dir.path());
+    let question = |i: usize| format!("which color is number {}?", i % 10);
+    let answer = |i: usize| format!("number {} is red", i % 7);
+    let five = || 0..5;
+    let write = |name: &str, bytes: &[u8]| {
+        let path = dir.path().join("data").join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    };
+    let chats = five().map(|i| {
+        let row = serde_json::json!({
+            "system": "colors",
+            "conversations": [
+                {"from": "human", "value": question(i)},
+                {"from": "gpt", "value": answer(i)},
+            ],
+        });
+        row.to_string() + "\n\n"
+    });
+    // One bad line may be passed over.
+    write(
+        "a.jsonl",
+        format!("\u{feff}{}{{\n", chats.collect::<String>()).as_bytes(),
+    );
+    let list: Vec<_> = five()
+        .map(|i| {
+            serde_json::json!({
+                "instruction": question(i), "input": "blue, red", "output": answer(i),
+            })
+        })
+        .collect();
+    let list = serde_json::json!({ "train": list });
+    write("b.json", list.to_string().as_bytes());
+    let table = five().map(|i| format!("\"{}\",\"{}\n{i}\"\n", question(i), answer(i)));
+    let table = format!("prompt,completion\n{}", table.collect::<String>());
+    write("c.csv", table.as_bytes());
+    let table = five().map(|i| format!("{}\t{}\n", answer(i), question(i)));
+    let table = format!("answer\tquestion\n{}", table.collect::<String>());
+    write("d.tsv", table.as_bytes());
+    let columns = [
+        (
+            "instruction",
+            five().map(|i| Some(question(i))).collect::<Vec<_>>(),
+        ),
+        (
+            "input",
+            five()
+                .map(|i| (i % 2 == 0).then(|| answer(i + 1)))
+                .collect(),
+        ),
+        ("output", five().map(|i| Some(answer(i))).collect()),
+    ];
+    write("e.parquet", &parquet_file(columns));
+    // Longer than the context: it is cut into pieces.
+    let long: Vec<String> = (0..30).map(answer).collect();
+    write("f.md", long.join("\n\n").as_bytes());
+
+    spec.data.files = vec![dir.path().join("data")];
+    spec.data.skip_bad = 1;
+    spec.evaluation.files.clone_from(&spec.data.files);
+    spec.evaluation.files[0].push("e.parquet");
     check(dir.path(), &spec);
 }
 

@@ -162,8 +162,12 @@ fn data(spec: &JobSpec, no: &mut impl FnMut(bool, &str, &str)) {
             .iter()
             .map(|f| ("evaluation.files", f)),
     ) {
-        if !file.is_file() {
-            no(true, at, &format!("there is no file {}", file.display()));
+        if !(file.is_file() || file.is_dir()) {
+            no(
+                true,
+                at,
+                &format!("there is no file or folder {}", file.display()),
+            );
         }
     }
     no(
