@@ -54,6 +54,21 @@ pub struct LoraObjective<'a> {
     pub learner: Option<&'a dyn Learner>,
 }
 
+impl LoraObjective<'_> {
+    /// Lets what computes losses and gradients do `work`.
+    pub(crate) fn learn<T>(&self, work: impl FnOnce(&dyn Learner) -> T) -> T {
+        match self.learner {
+            Some(learner) => work(learner),
+            None => work(&CpuLearner::new(self.model, self.pool)),
+        }
+    }
+
+    /// Loss of every sequence, nats.
+    pub(crate) fn losses(&self, seqs: &[Sequence]) -> Result<Vec<f64>, ForwardError> {
+        self.learn(|learner| learner.losses(Some(&self.adapter), seqs))
+    }
+}
+
 impl Objective for LoraObjective<'_> {
     type Example = Sequence;
 
@@ -79,16 +94,11 @@ impl Objective for LoraObjective<'_> {
         recompute: bool,
         gradient: &mut [f32],
     ) -> Result<Vec<f64>, ForwardError> {
-        let cpu = CpuLearner::new(self.model, self.pool);
-        let learner = self.learner.unwrap_or(&cpu);
-        learner.add_gradient(&self.adapter, seqs, recompute, None, gradient)
+        self.learn(|l| l.add_gradient(&self.adapter, seqs, recompute, None, gradient))
     }
 
     fn measure(&self, seqs: &[Sequence]) -> Result<Vec<Measurement>, ForwardError> {
-        let cpu = CpuLearner::new(self.model, self.pool);
-        let learner = self.learner.unwrap_or(&cpu);
-        let losses = learner.losses(Some(&self.adapter), seqs)?;
-        Ok(Measurement::of_losses(losses))
+        self.losses(seqs).map(Measurement::of_losses)
     }
 }
 

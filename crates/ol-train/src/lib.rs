@@ -22,6 +22,9 @@ mod corpus;
 mod curve;
 pub mod data;
 mod evaluate;
+#[cfg(test)]
+#[path = "../tests/it/models.rs"]
+mod fixture;
 pub mod job;
 mod manifest;
 mod memory;

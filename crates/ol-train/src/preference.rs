@@ -6,10 +6,11 @@
 //! sigmoid(-z)`, `s` being the label smoothing (Mitchell, 2023). The reference is
 //! the base without the adapter; its likelihoods are computed once.
 
-use ol_model::{CpuLearner, ForwardError, Learner, Lora, Model, Pool, Sequence};
+use ol_model::{ForwardError, Learner, Lora, Model, Pool, Sequence};
 
 use ol_types::{B256, keccak256};
 
+use crate::adapter::LoraObjective;
 use crate::memory::PASS_ROWS;
 use crate::options::TrainOptions;
 use crate::trainer::{Example, Measurement, Objective, parts};
@@ -82,14 +83,8 @@ impl Example for ScoredPair {
 /// A base with an adapter that learns preferences.
 #[derive(Debug)]
 pub struct PreferenceObjective<'a> {
-    /// The base, which stays as it is; also the reference.
-    pub model: &'a Model,
-    /// The adapter.
-    pub adapter: Lora,
-    /// Threads it runs on.
-    pub pool: &'a Pool,
-    /// What computes likelihoods and gradients; without, the CPU engine on `pool`.
-    pub learner: Option<&'a dyn Learner>,
+    /// What learns. Its base is also the reference.
+    pub policy: LoraObjective<'a>,
     /// How far the adapter may go from the reference: the larger, the nearer.
     pub beta: f64,
     /// Part of the preferences that are taken to be wrong, below a half.
@@ -121,10 +116,12 @@ impl<'a> PreferenceObjective<'a> {
     #[must_use]
     pub fn new(model: &'a Model, adapter: Lora, pool: &'a Pool, options: &TrainOptions) -> Self {
         Self {
-            model,
-            adapter,
-            pool,
-            learner: None,
+            policy: LoraObjective {
+                model,
+                adapter,
+                pool,
+                learner: None,
+            },
             beta: f64::from(options.dpo_beta),
             label_smoothing: f64::from(options.dpo_label_smoothing),
         }
@@ -172,22 +169,22 @@ impl Objective for PreferenceObjective<'_> {
     type Example = ScoredPair;
 
     fn identity(&self) -> B256 {
-        let mut bytes = self.model.hash().to_vec();
+        let mut bytes = self.policy.model.hash().to_vec();
         bytes.extend(self.beta.to_le_bytes());
         bytes.extend(self.label_smoothing.to_le_bytes());
         keccak256(bytes)
     }
 
     fn parameters(&self) -> Vec<f32> {
-        self.adapter.parameters().to_vec()
+        self.policy.parameters()
     }
 
     fn set_parameters(&mut self, params: &[f32]) -> bool {
-        self.adapter.set_parameters(params).is_ok()
+        self.policy.set_parameters(params)
     }
 
     fn decays(&self) -> Vec<bool> {
-        vec![true; self.adapter.n_params()]
+        self.policy.decays()
     }
 
     fn add_gradient(
@@ -196,18 +193,15 @@ impl Objective for PreferenceObjective<'_> {
         recompute: bool,
         gradient: &mut [f32],
     ) -> Result<Vec<f64>, ForwardError> {
-        let cpu = CpuLearner::new(self.model, self.pool);
-        let learner = self.learner.unwrap_or(&cpu);
         let mut losses = Vec::with_capacity(pairs.len());
         // Both answers of a pair are in one pass.
         for part in parts(pairs, Some(PASS_ROWS)) {
-            let nlls = learner.add_gradient(
-                &self.adapter,
-                &sequences(part.iter().map(ScoredPair::pair)),
-                recompute,
-                Some(&|nlls| self.factors(part, nlls)),
-                gradient,
-            )?;
+            let seqs = sequences(part.iter().map(ScoredPair::pair));
+            let factors = |nlls: &[f64]| self.factors(part, nlls);
+            let adapter = &self.policy.adapter;
+            let nlls = self.policy.learn(|learner| {
+                learner.add_gradient(adapter, &seqs, recompute, Some(&factors), gradient)
+            })?;
             losses.extend(self.verdicts(part, &nlls).iter().map(|v| v.loss));
         }
         Ok(losses)
@@ -215,9 +209,7 @@ impl Objective for PreferenceObjective<'_> {
 
     fn measure(&self, pairs: &[ScoredPair]) -> Result<Vec<Measurement>, ForwardError> {
         let seqs = sequences(pairs.iter().map(ScoredPair::pair));
-        let cpu = CpuLearner::new(self.model, self.pool);
-        let learner = self.learner.unwrap_or(&cpu);
-        let losses = learner.losses(Some(&self.adapter), &seqs)?;
+        let losses = self.policy.losses(&seqs)?;
         let verdicts = self.verdicts(pairs, &losses).into_iter().zip(pairs);
         Ok(verdicts
             .map(|(verdict, pair)| Measurement {

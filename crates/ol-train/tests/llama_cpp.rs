@@ -10,15 +10,21 @@
     reason = "helpers of tests: a broken fixture should fail them"
 )]
 
+#[expect(dead_code, reason = "the other tests use the rest")]
+#[path = "it/models.rs"]
+mod models;
+
 use std::path::Path;
 use std::process::Command;
 
 use ol_model::{
-    Dtype, Format, GgufTokenizer, KvCache, Lora, LoraConfig, Model, ModelConfig, Pool, Random,
-    Segment, Tokenizer, WeightFormat,
+    Dtype, Format, GgufTokenizer, KvCache, Lora, Model, ModelConfig, Pool, Segment, Tokenizer,
+    WeightFormat,
 };
 use ol_train::peft::{convert_for, merge_gguf};
 use serde::Deserialize;
+
+use models::{adapter, decisive};
 
 const N: usize = 12;
 
@@ -80,22 +86,11 @@ fn setting(dir: &Path) -> (Model, Lora) {
         max_position_embeddings: 64,
         ..ModelConfig::default_base()
     };
-    let small = Model::random(config.clone(), 5).unwrap();
-    let params: Vec<f32> = small
-        .parameters()
-        .iter()
-        .map(|p| if *p == 1.0 { 1.0 } else { 8.0 * p })
-        .collect();
-    let model = Model::from_parameters(config, &params).unwrap();
+    let model = decisive(config, 5);
     std::fs::create_dir_all(dir.join("base")).unwrap();
     model.save(&dir.join("base"), Dtype::F32).unwrap();
     tokenizer.save(&dir.join("base"), 64).unwrap();
-    let fresh = Lora::init(model.config(), LoraConfig::all_linear(4), 2).unwrap();
-    let mut random = Random::new(3);
-    let params = (0..fresh.n_params())
-        .map(|_| 0.2 * random.normal())
-        .collect();
-    let adapter = Lora::from_parameters(model.config(), fresh.config().clone(), params).unwrap();
+    let adapter = adapter(model.config(), 4, 0.2, 3);
     adapter.save(&dir.join("adapter"), "base").unwrap();
     (model, adapter)
 }

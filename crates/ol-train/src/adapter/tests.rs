@@ -2,6 +2,7 @@ use ol_model::ModelConfig;
 use ol_runtime::ManualClock;
 
 use super::*;
+use crate::fixture::decisive;
 use crate::trainer::Silent;
 
 fn setting() -> (Model, Tokenizer, Vec<TrainingRecord>) {
@@ -28,19 +29,7 @@ fn setting() -> (Model, Tokenizer, Vec<TrainingRecord>) {
         max_position_embeddings: 64,
         ..ModelConfig::default_base()
     };
-    // Larger weights than a fresh model's: a tied, frozen embedding of tiny
-    // rows could not express a confident answer.
-    let small = Model::random(config.clone(), 1).unwrap();
-    let params: Vec<f32> = small
-        .parameters()
-        .iter()
-        .map(|p| if *p == 1.0 { 1.0 } else { 8.0 * p })
-        .collect();
-    (
-        Model::from_parameters(config, &params).unwrap(),
-        tokenizer,
-        records,
-    )
+    (decisive(config, 1), tokenizer, records)
 }
 
 #[test]

@@ -1,25 +1,12 @@
-use ol_model::{LoraConfig, ModelConfig, Random};
+use ol_model::Random;
 
 use super::*;
+use crate::fixture::{adapter, tiny};
 
 fn setting() -> (Model, Lora) {
-    let config = ModelConfig {
-        vocab_size: 40,
-        hidden_size: 16,
-        intermediate_size: 24,
-        num_hidden_layers: 2,
-        num_attention_heads: 2,
-        num_key_value_heads: 1,
-        head_dim: 8,
-        max_position_embeddings: 24,
-        ..ModelConfig::default_base()
-    };
+    let config = tiny(24);
     let model = Model::random(config.clone(), 3).unwrap();
-    let mut adapter = Lora::init(&config, LoraConfig::all_linear(2), 1).unwrap();
-    let mut random = Random::new(9);
-    let params: Vec<f32> = (0..adapter.n_params()).map(|_| random.normal()).collect();
-    adapter.set_parameters(&params).unwrap();
-    (model, adapter)
+    (model, adapter(&config, 2, 1.0, 9))
 }
 
 fn text(tokens: &[u32]) -> String {

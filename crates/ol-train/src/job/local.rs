@@ -29,7 +29,8 @@ use prepare::{Prepared, prepare};
 
 /// A device that can train in the place of the processors.
 pub trait Accelerator: Debug + Send + Sync {
-    /// Asked before anything is read.
+    /// Asked when base and adapter are known by their configurations, before data
+    /// and weights are read.
     ///
     /// # Errors
     /// Why this base or this adapter is not trained there, for people.
@@ -152,11 +153,11 @@ impl LocalRunner {
                 );
                 let mut objective =
                     PreferenceObjective::new(&model, adapter, &self.pool, &prepared.options);
-                objective.learner = learner;
+                objective.policy.learner = learner;
                 let outcome = run.train(&mut objective, &scored, &scored_held)?;
                 // The answers wanted are what the adapter shall make likelier.
                 let chosen = held_out.iter().map(|pair| pair.chosen.clone());
-                (objective.adapter, outcome, chosen.collect())
+                (objective.policy.adapter, outcome, chosen.collect())
             }
             _ => {
                 let what = "data and evaluation files are not of one kind: pairs cannot be \

@@ -1,9 +1,10 @@
 //! Goal: a merged model answers as base and adapter do together, a converted
 //! adapter holds the rounded numbers, and no file makes a panic.
 
-use ol_model::{Format, Lora, LoraConfig, Model, ModelConfig, Pool, Sequence};
+use ol_model::{Format, Lora, Model, ModelConfig, Pool, Sequence};
 
 use super::*;
+use crate::fixture::{self, decisive};
 
 fn base(dir: &Path) -> Model {
     let config = ModelConfig {
@@ -17,26 +18,14 @@ fn base(dir: &Path) -> Model {
         max_position_embeddings: 64,
         ..ModelConfig::default_base()
     };
-    // Larger weights than a fresh model's, so that an adapter has an effect.
-    let small = Model::random(config.clone(), 1).unwrap();
-    let params: Vec<f32> = small
-        .parameters()
-        .iter()
-        .map(|p| if *p == 1.0 { 1.0 } else { 8.0 * p })
-        .collect();
-    let model = Model::from_parameters(config, &params).unwrap();
+    let model = decisive(config, 1);
     fs::create_dir_all(dir).unwrap();
     model.save(dir, Dtype::F32).unwrap();
     model
 }
 
 fn adapter(model: &Model, dir: &Path) -> Lora {
-    let fresh = Lora::init(model.config(), LoraConfig::all_linear(4), 2).unwrap();
-    let mut random = ol_model::Random::new(3);
-    let params = (0..fresh.n_params())
-        .map(|_| 0.5 * random.normal())
-        .collect();
-    let adapter = Lora::from_parameters(model.config(), fresh.config().clone(), params).unwrap();
+    let adapter = fixture::adapter(model.config(), 4, 0.5, 3);
     adapter.save(dir, "tiny").unwrap();
     adapter
 }

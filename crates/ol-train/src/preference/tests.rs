@@ -1,35 +1,15 @@
-use ol_model::{CpuLearner, LoraConfig, ModelConfig, Random};
+use ol_model::{CpuLearner, Random};
 use ol_runtime::ManualClock;
 
 use super::*;
+use crate::fixture::{adapter, decisive, tiny};
 use crate::trainer::{Silent, train};
 
 fn setting() -> (Model, Lora, Vec<Pair>) {
-    let config = ModelConfig {
-        vocab_size: 40,
-        hidden_size: 16,
-        intermediate_size: 24,
-        num_hidden_layers: 2,
-        num_attention_heads: 2,
-        num_key_value_heads: 1,
-        head_dim: 8,
-        max_position_embeddings: 24,
-        ..ModelConfig::default_base()
-    };
-    // Larger weights than a fresh model's, which could not tell answers apart.
-    let small = Model::random(config.clone(), 3).unwrap();
-    let params: Vec<f32> = small
-        .parameters()
-        .iter()
-        .map(|p| if *p == 1.0 { 1.0 } else { 8.0 * p })
-        .collect();
-    let model = Model::from_parameters(config.clone(), &params).unwrap();
-    let mut random = Random::new(9);
-    let mut adapter = Lora::init(&config, LoraConfig::all_linear(2), 1).unwrap();
-    let params: Vec<f32> = (0..adapter.n_params())
-        .map(|_| 0.3 * random.normal())
-        .collect();
-    adapter.set_parameters(&params).unwrap();
+    let config = tiny(24);
+    // A fresh model could not tell answers apart.
+    let (model, adapter) = (decisive(config.clone(), 3), adapter(&config, 2, 0.3, 9));
+    let mut random = Random::new(10);
     let mut answer = |prompt: &[u32], first: usize| {
         let n = 2 + random.below(4);
         let mut tokens = prompt.to_vec();
@@ -121,7 +101,7 @@ fn the_loss_is_that_of_the_paper() {
     let chosen: Vec<Sequence> = pairs.iter().map(|p| p.pair().chosen.clone()).collect();
     let rejected: Vec<Sequence> = pairs.iter().map(|p| p.pair().rejected.clone()).collect();
     let nll = |adapter, seqs: &[Sequence]| model.losses(&pool, adapter, seqs).unwrap();
-    let with = Some(&objective.adapter);
+    let with = Some(&objective.policy.adapter);
     let (c, r) = (nll(with, &chosen), nll(with, &rejected));
     let (c0, r0) = (nll(None, &chosen), nll(None, &rejected));
     let z = |i: usize| 0.1_f32 as f64 * ((c0[i] - c[i]) - (r0[i] - r[i]));
@@ -180,7 +160,7 @@ fn a_pair_without_an_answer_has_no_part() {
     assert_eq!(pairs[1].weight(), 0.0);
     let objective = PreferenceObjective::new(&model, adapter, &pool, &TrainOptions::default());
     let gradient = |pairs: &[ScoredPair]| {
-        let mut gradient = vec![0.0; objective.adapter.n_params()];
+        let mut gradient = vec![0.0; objective.policy.adapter.n_params()];
         let losses = objective.add_gradient(pairs, false, &mut gradient).unwrap();
         (losses.iter().sum::<f64>(), gradient)
     };

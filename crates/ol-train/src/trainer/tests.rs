@@ -9,23 +9,11 @@ use super::*;
 use crate::adapter::LoraObjective;
 use crate::base::BaseObjective;
 use crate::checkpoint::{Disk, clear_checkpoints};
+use crate::fixture::tiny;
 use crate::options::{Optimizer, Schedule};
 
 fn config() -> ModelConfig {
-    ModelConfig {
-        vocab_size: 40,
-        hidden_size: 16,
-        intermediate_size: 24,
-        num_hidden_layers: 2,
-        num_attention_heads: 2,
-        num_key_value_heads: 1,
-        head_dim: 8,
-        rms_norm_eps: 1e-5,
-        rope_theta: 10_000.0,
-        max_position_embeddings: 32,
-        tie_word_embeddings: true,
-        ..ModelConfig::default_base()
-    }
+    tiny(32)
 }
 
 /// Sequences that count upwards, so that there is something to learn.

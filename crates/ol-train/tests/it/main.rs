@@ -7,6 +7,8 @@
 
 mod crash;
 mod memory;
+#[expect(dead_code, reason = "unit tests use the rest")]
+mod models;
 mod preference;
 mod qlora;
 mod resume;

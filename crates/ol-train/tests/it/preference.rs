@@ -83,7 +83,7 @@ fn preferences_have_the_loss_and_gradient_of_the_reference() {
     let n = pairs.len() as f64;
     let loss = measured.iter().map(|m| m.loss).sum::<f64>() / n;
     assert!((loss - dpo.loss).abs() < 1e-5, "{loss} {}", dpo.loss);
-    let mut gradient = vec![0.0; objective.adapter.n_params()];
+    let mut gradient = vec![0.0; objective.policy.adapter.n_params()];
     objective
         .add_gradient(&pairs, false, &mut gradient)
         .unwrap();

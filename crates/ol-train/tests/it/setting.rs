@@ -5,29 +5,15 @@ use std::process::{Child, Command, Stdio};
 
 use ol_model::{Lora, LoraConfig, Model, ModelConfig, Random, Sequence};
 
+use crate::models::{self, decisive};
+
 /// A small model whose weights are large enough to prefer some tokens.
 pub(crate) fn model(config: &ModelConfig) -> Model {
-    let small = Model::random(config.clone(), 3).unwrap();
-    let params: Vec<f32> = small
-        .parameters()
-        .iter()
-        .map(|p| if *p == 1.0 { 1.0 } else { 8.0 * p })
-        .collect();
-    Model::from_parameters(config.clone(), &params).unwrap()
+    decisive(config.clone(), 3)
 }
 
 pub(crate) fn tiny() -> ModelConfig {
-    ModelConfig {
-        vocab_size: 40,
-        hidden_size: 16,
-        intermediate_size: 24,
-        num_hidden_layers: 2,
-        num_attention_heads: 2,
-        num_key_value_heads: 1,
-        head_dim: 8,
-        max_position_embeddings: 32,
-        ..ModelConfig::default_base()
-    }
+    models::tiny(32)
 }
 
 pub(crate) fn adapter(config: &ModelConfig) -> Lora {

@@ -25,20 +25,7 @@ macro_rules! families {
     )* };
 }
 
-families! {
-    llama2: "llama2";
-    llama3: "llama3";
-    llama_linear_rope: "llama-linear-rope";
-    llama_yarn: "llama-yarn";
-    mistral: "mistral";
-    qwen2: "qwen2";
-    qwen3: "qwen3";
-    deepseek_distill_qwen: "deepseek-distill-qwen";
-    deepseek_v2_lite: "deepseek-v2-lite";
-    deepseek_v2: "deepseek-v2";
-    deepseek_v3: "deepseek-v3";
-    deepseek_v3_half: "deepseek-v3-half";
-}
+include!("../../../ol-model/fixtures/families.rs");
 
 fn floats(value: &Value) -> Vec<f64> {
     let values = value.as_array().unwrap().iter();
