@@ -1,7 +1,7 @@
 //! Speed on a GPU: a model of the shape of Llama 3 8B with random weights in bf16.
 //!
-//! Prefill, decoding by batch, and decoding with 1 to 1,000 adapters of rank 8 on
-//! queries and values. Without a GPU it says so and ends. `on-device.sh` runs the
+//! Prefill, decoding by batch, and decoding with 1 to 1,000 adapters (or as
+//! `ADAPTERS` says) of rank 8 on queries and values. Without a GPU it says so and ends. `on-device.sh` runs the
 //! golden tests on the device before, and PEFT after.
 #![expect(clippy::print_stdout, reason = "a program that prints")]
 
@@ -25,6 +25,9 @@ const ROWS: usize = 128;
 
 /// Steps of a measurement, after two that warm up.
 const STEPS: usize = 10;
+
+/// Most adapters of the sweep.
+const ADAPTERS_MAX: usize = 2000;
 
 /// Pages of the KV cache, for the largest batch and the longest prompt.
 const PAGES: usize = 4096;
@@ -58,7 +61,7 @@ impl Bench {
         let options = GpuModelOptions {
             precision: Precision::Bf16,
             kv_pages: PAGES,
-            adapter_slots: 1024,
+            adapter_slots: ADAPTERS_MAX,
             adapter_bytes: 16 << 30,
             workspace_bytes: 0,
         };
@@ -138,7 +141,22 @@ impl Bench {
     }
 }
 
+/// How many adapters the sweep has, ascending.
+fn counts() -> Measured<Vec<usize>> {
+    let said = std::env::var("ADAPTERS").unwrap_or_else(|_| "1 10 100 1000".to_owned());
+    let mut counts = said
+        .split_whitespace()
+        .map(str::parse)
+        .collect::<Result<Vec<usize>, _>>()?;
+    counts.sort_unstable();
+    if counts.is_empty() || counts.iter().any(|n| !(1..=ADAPTERS_MAX).contains(n)) {
+        return Err(format!("ADAPTERS: numbers from 1 to {ADAPTERS_MAX}").into());
+    }
+    Ok(counts)
+}
+
 fn measure(device: &DeviceInfo) -> Measured<()> {
+    let counts = counts()?;
     println!(
         "{}, {} GiB, compute {}.{}: shape of Llama 3 8B, random weights, bf16",
         device.name,
@@ -167,7 +185,7 @@ fn measure(device: &DeviceInfo) -> Measured<()> {
         ..LoraConfig::all_linear(8)
     };
     let mut adapters = Vec::new();
-    for n in [1, 10, 100, 1000] {
+    for n in counts {
         for seed in adapters.len()..n {
             adapters.push(Lora::init(&config, lora.clone(), seed as u64)?);
         }

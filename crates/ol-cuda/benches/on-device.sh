@@ -6,7 +6,8 @@
 #   sh crates/ol-cuda/benches/on-device.sh FOLDER     runs FOLDER/it and FOLDER/device
 #
 # `on-device.sh --build FOLDER` puts the two programs there, for a machine without
-# cargo. PYTHON names the Python with torch and PEFT.
+# cargo. PYTHON names the Python with torch and PEFT; ADAPTERS says how many
+# adapters are tried, "1 10 100 1000" if it is not set, at most 2,000.
 set -eu
 root=$(pwd)
 test -f "$root/crates/ol-cuda/Cargo.toml" || { echo "run it from the root of the repository" >&2; exit 1; }

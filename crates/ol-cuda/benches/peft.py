@@ -1,13 +1,19 @@
 """Decoding with adapters mixed in a batch by transformers and PEFT: the same shape,
 rows, rank and targets as device.rs. Without torch, PEFT or a GPU it says so and ends.
+ADAPTERS says how many adapters, as "1 10 100"; at most 2,000.
 """
 
+import os
 import time
 
 ROWS, CONTEXT, STEPS = 128, 128, 10
+ADAPTERS_MAX = 2000
 
 
 def main():
+    counts = sorted(int(n) for n in os.environ.get("ADAPTERS", "1 10 100 1000").split())
+    if not counts or not 1 <= counts[0] <= counts[-1] <= ADAPTERS_MAX:
+        raise SystemExit(f"ADAPTERS: numbers from 1 to {ADAPTERS_MAX}")
     try:
         import torch
         from peft import LoraConfig, get_peft_model
@@ -34,7 +40,7 @@ def main():
     model.eval()
     print("| adapters, PEFT | tokens/s |\n|---|---|")
     have = 1
-    for n in [1, 10, 100]:
+    for n in counts:
         for i in range(have, n):
             model.add_adapter(f"a{i}", lora)
         have = n

@@ -3,7 +3,14 @@
 use std::sync::Arc;
 
 use ol_cuda::{Backend, GpuModel, GpuModelOptions, Precision};
-use ol_model::{CpuExecutor, Draw, Drawn, Executor, KvCache, Lora, Model, Pool, Random, Segment};
+use ol_model::{
+    CpuExecutor, Draw, Drawn, Executor, KvCache, Lora, LoraConfig, Model, ModelConfig, Pool,
+    Random, Segment, Tokenizer,
+};
+use ol_serve::{
+    AdapterError, AdapterRef, EngineHandle, EngineOptions, EngineParts, GenerateError,
+    GenerateRequest,
+};
 
 use crate::emulator::Emulator;
 use crate::passes::{adapter, close, logits, model, options, segments, small, tokens};
@@ -331,6 +338,98 @@ fn executors_are_exchangeable() {
         all
     });
     close(&answers[1], &answers[0], 1e-4, "logits");
+}
+
+/// A tokenizer of few tokens and a base of its size.
+fn base() -> (Arc<Tokenizer>, Arc<Model>) {
+    let texts = ["red and blue", "blue and green"].map(str::to_owned);
+    let tokenizer = Tokenizer::train(texts.into_iter(), 270).unwrap();
+    let config = ModelConfig {
+        vocab_size: tokenizer.vocab_size(),
+        ..small()
+    };
+    (Arc::new(tokenizer), Arc::new(model(config, 7)))
+}
+
+/// A server's engine on the emulated device, or on the CPU.
+fn engine(is_device: bool) -> EngineHandle {
+    let (tokenizer, base) = base();
+    let engine = EngineOptions {
+        n_kv_tokens_max: 256,
+        n_step_tokens_max: 16,
+        ..EngineOptions::default()
+    };
+    let limits = GpuModelOptions {
+        kv_pages: engine.n_pages(),
+        ..options(Precision::F32)
+    };
+    let executor: Box<dyn Executor> = if is_device {
+        Box::new(GpuModel::new(Emulator, &base, limits).unwrap())
+    } else {
+        Box::new(CpuExecutor::new(Arc::clone(&base), Pool::new(1)))
+    };
+    EngineHandle::start_with(EngineParts::on(executor, base, tokenizer), engine).unwrap()
+}
+
+fn request(prompt: &[u32], adapter: Option<&Arc<Lora>>) -> GenerateRequest {
+    GenerateRequest {
+        adapter: adapter.map(|lora| AdapterRef::resident(Arc::clone(lora))),
+        ..GenerateRequest::new(prompt.to_vec(), 6)
+    }
+}
+
+/// Requests of different adapters, longer than a step and sharing a beginning,
+/// by the engine that a server runs.
+#[test]
+fn an_engine_on_a_device_answers_as_on_the_cpu() {
+    let config = base().1.config().clone();
+    let adapters: Vec<Arc<Lora>> = (0..5)
+        .map(|i| Arc::new(adapter(&config, 1 + i, 40 + i as u64)))
+        .collect();
+    let prompt = tokens(40, config.vocab_size, 5);
+    let [expected, got] = [false, true].map(|is_device| {
+        let engine = engine(is_device);
+        let asked: Vec<_> = (0..8)
+            .map(|i| {
+                let adapter = adapters.get(i % (adapters.len() + 1));
+                let request = request(&prompt[..40 - 2 * i], adapter);
+                engine.submit(request).unwrap()
+            })
+            .collect();
+        let answered = asked.into_iter().map(|answer| {
+            let (_, completion) = answer.blocking_collect().unwrap();
+            completion.token_ids
+        });
+        let answered: Vec<Vec<u32>> = answered.collect();
+        engine.shutdown();
+        answered
+    });
+    assert_eq!(got, expected);
+    assert!(got.iter().any(|tokens| *tokens != got[0]), "{got:?}");
+}
+
+/// The request alone: those beside it are answered.
+#[test]
+fn a_request_with_dora_is_refused_by_name_and_the_others_are_answered() {
+    let base = base().1;
+    let dora = LoraConfig {
+        use_dora: true,
+        ..LoraConfig::all_linear(2)
+    };
+    let dora = base.fresh_adapter(&Pool::new(1), dora, 1).unwrap();
+    let (dora, plain) = (Arc::new(dora), Arc::new(adapter(base.config(), 2, 1)));
+    let engine = engine(true);
+    let ask = |adapter| engine.submit(request(&[1, 2, 3], Some(adapter))).unwrap();
+    let (before, refused, after) = (ask(&plain), ask(&dora), ask(&plain));
+    let error = refused.blocking_collect().unwrap_err();
+    assert!(
+        matches!(&error, GenerateError::Adapter(AdapterError::Refused { .. })),
+        "{error:?}"
+    );
+    assert!(error.to_string().contains("DoRA"), "{error}");
+    let answer = before.blocking_collect().unwrap();
+    assert_eq!(answer.0, after.blocking_collect().unwrap().0);
+    engine.shutdown();
 }
 
 #[test]
