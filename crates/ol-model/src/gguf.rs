@@ -22,6 +22,7 @@ pub use tokenizer::{GgufTokenizer, TokenKind};
 pub use value::{Array, Value};
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::fs::File;
 use std::io::BufReader;
 use std::ops::Range;
@@ -162,10 +163,18 @@ impl GgufTensor {
     }
 }
 
-#[derive(Debug)]
 enum Source {
     File(File),
-    Memory(Vec<u8>),
+    Memory(Box<dyn AsRef<[u8]> + Send + Sync>),
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(file) => file.fmt(f),
+            Self::Memory(bytes) => write!(f, "{} bytes", (**bytes).as_ref().len()),
+        }
+    }
 }
 
 /// An open GGUF file. Tensors are read when asked for.
@@ -200,10 +209,14 @@ impl Gguf {
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn from_bytes(name: &str, bytes: Vec<u8>) -> Result<Self, GgufError> {
+    pub fn from_bytes(
+        name: &str,
+        bytes: impl AsRef<[u8]> + Send + Sync + 'static,
+    ) -> Result<Self, GgufError> {
         let path = Path::new(name);
-        let header = parse::header(path, bytes.as_slice(), bytes.len() as u64)?;
-        Ok(Self::new(path, Source::Memory(bytes), header))
+        let all = bytes.as_ref();
+        let header = parse::header(path, all, all.len() as u64)?;
+        Ok(Self::new(path, Source::Memory(Box::new(bytes)), header))
     }
 
     fn new(path: &Path, source: Source, header: parse::Header) -> Self {
@@ -301,7 +314,7 @@ impl Gguf {
             Source::Memory(all) => {
                 let start = usize::try_from(offset).expect("inside a slice");
                 let end = start + bytes.len();
-                bytes.copy_from_slice(&all[start..end]);
+                bytes.copy_from_slice(&(**all).as_ref()[start..end]);
             }
         }
         Ok(bytes)

@@ -38,7 +38,7 @@ use self::disk::Disk;
 pub use self::error::{AdapterError, MAX_ADAPTER_NAME_BYTES, MAX_WEIGHTED_PARTS};
 pub use self::lease::{AdapterLease, AdapterRef};
 pub use self::source::{AdapterFiles, AdapterSource, ObjectsSource};
-use self::source::{PeftDir, StoreDir};
+use self::source::{LocalPath, StorePath};
 pub use self::table::LOAD_SECONDS;
 use self::table::{After, DEVICE, HOST, Job, Loaded, N_TIERS, Table};
 use self::version::{Origin, Reader, Version};
@@ -419,8 +419,9 @@ impl AdapterStore {
         Ok(store)
     }
 
-    /// Registers the adapter at `location` under a name: a PEFT directory below a
-    /// root, absolute or relative to it, or a URL below one of the object stores.
+    /// Registers the adapter at `location` under a name: a PEFT directory or a
+    /// GGUF file below a root, absolute or relative to it, or the URL of one below
+    /// one of the object stores (a GGUF file's ends in `.gguf`).
     /// Reads and checks all of it on this thread, and leaves it in memory if
     /// there is room.
     ///
@@ -440,17 +441,17 @@ impl AdapterStore {
         let found = stores.into_iter().find_map(|(prefix, store)| {
             // A prefix ends where a part of the path does.
             let rest = location.strip_prefix(prefix.trim_end_matches('/'))?;
-            let dir = rest.strip_prefix('/')?.trim_end_matches('/');
-            let dir = object_store::path::Path::parse(dir).ok()?;
-            Some((dir, Arc::clone(store)))
+            let path = rest.strip_prefix('/')?.trim_end_matches('/');
+            let path = object_store::path::Path::parse(path).ok()?;
+            Some((path, Arc::clone(store)))
         });
         Ok(match found {
-            Some((dir, store)) => Arc::new(StoreDir {
+            Some((path, store)) => Arc::new(StorePath {
                 store,
-                dir,
+                path,
                 url: location.trim_end_matches('/').to_owned(),
             }),
-            None => Arc::new(PeftDir::locate(location, &self.shared.roots)?),
+            None => Arc::new(LocalPath::locate(location, &self.shared.roots)?),
         })
     }
 

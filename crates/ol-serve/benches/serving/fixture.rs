@@ -93,7 +93,7 @@ impl AdapterSource for Made {
         if self.kind.is_half {
             weights = halved(&weights);
         }
-        Ok(AdapterFiles {
+        Ok(AdapterFiles::Peft {
             config: config.into(),
             weights: weights.into(),
         })

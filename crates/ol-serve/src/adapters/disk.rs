@@ -19,7 +19,7 @@ use twox_hash::XxHash3_64;
 
 use super::AdapterError;
 use super::source::{
-    AdapterFiles, CONFIG_FILE, MAX_CONFIG_SIZE_BYTES, ReadError, WEIGHTS_FILE, read_file,
+    AdapterFiles, CONFIG_FILE, GGUF_FILE, MAX_CONFIG_SIZE_BYTES, ReadError, WEIGHTS_FILE, read_file,
 };
 
 /// Versions on disk, within a budget; the least recently used goes first.
@@ -53,7 +53,7 @@ struct State {
 struct Entry {
     size_bytes: u64,
     used: u64,
-    /// Of both files; unknown for what an earlier process left.
+    /// Of the files; unknown for what an earlier process left.
     checksum: Option<u64>,
 }
 
@@ -93,8 +93,10 @@ impl State {
 }
 
 fn checksum(files: &AdapterFiles) -> u64 {
-    let config = XxHash3_64::oneshot(&files.config);
-    XxHash3_64::oneshot_with_seed(config, &files.weights)
+    let parts = files.by_name().into_iter();
+    parts.fold(0, |sum, (_, bytes)| {
+        XxHash3_64::oneshot_with_seed(sum, bytes)
+    })
 }
 
 impl Disk {
@@ -165,7 +167,11 @@ impl Disk {
 
     fn read(&self, hash: B256, max_size_bytes: u64) -> Result<AdapterFiles, ReadError> {
         let place = self.place(hash);
-        Ok(AdapterFiles {
+        let gguf = place.join(GGUF_FILE);
+        if gguf.is_file() {
+            return read_file(&gguf, max_size_bytes).map(AdapterFiles::Gguf);
+        }
+        Ok(AdapterFiles::Peft {
             config: read_file(&place.join(CONFIG_FILE), MAX_CONFIG_SIZE_BYTES)?,
             weights: read_file(&place.join(WEIGHTS_FILE), max_size_bytes)?,
         })
@@ -195,10 +201,7 @@ impl Disk {
             Some(Some(_)) => return self.lock().touch(hash),
             // An earlier process may have been stopped half way.
             Some(None) => {
-                if self
-                    .read(hash, size_bytes)
-                    .is_ok_and(|left| left.config == files.config && left.weights == files.weights)
-                {
+                if self.read(hash, size_bytes).is_ok_and(|left| left == *files) {
                     return self.lock().insert(hash, size_bytes, Some(sum));
                 }
                 self.forget(hash);
@@ -226,8 +229,9 @@ impl Disk {
         let place = self.place(hash);
         let written = (|| {
             fs::create_dir_all(&temporary)?;
-            fs::write(temporary.join(CONFIG_FILE), &files.config)?;
-            fs::write(temporary.join(WEIGHTS_FILE), &files.weights)?;
+            for (name, bytes) in files.by_name() {
+                fs::write(temporary.join(name), bytes)?;
+            }
             if let Some(parent) = place.parent() {
                 fs::create_dir_all(parent)?;
             }
@@ -283,7 +287,7 @@ fn scan(dir: &Path, found: &mut Vec<(B256, u64, Option<std::time::SystemTime>)>)
                 continue;
             };
             let mut size_bytes = 0;
-            for name in [CONFIG_FILE, WEIGHTS_FILE] {
+            for name in [CONFIG_FILE, WEIGHTS_FILE, GGUF_FILE] {
                 size_bytes += fs::metadata(inner.path().join(name)).map_or(0, |m| m.len());
             }
             let changed = inner.metadata()?.modified().ok();

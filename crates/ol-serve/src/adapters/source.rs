@@ -15,17 +15,24 @@ use super::AdapterError;
 
 pub(super) const CONFIG_FILE: &str = "adapter_config.json";
 pub(super) const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+/// What a GGUF adapter is called in the store's own folder.
+pub(super) const GGUF_FILE: &str = "adapter.gguf";
 
 /// Longest `adapter_config.json` read.
 pub(super) const MAX_CONFIG_SIZE_BYTES: u64 = 1 << 20;
 
-/// The two files of a PEFT directory.
-#[derive(Clone)]
-pub struct AdapterFiles {
-    /// `adapter_config.json`.
-    pub config: Bytes,
-    /// `adapter_model.safetensors`.
-    pub weights: Bytes,
+/// An adapter as it is stored.
+#[derive(Clone, PartialEq, Eq)]
+pub enum AdapterFiles {
+    /// The two files of a PEFT directory.
+    Peft {
+        /// `adapter_config.json`.
+        config: Bytes,
+        /// `adapter_model.safetensors`.
+        weights: Bytes,
+    },
+    /// A GGUF file, as llama.cpp has adapters.
+    Gguf(Bytes),
 }
 
 impl fmt::Debug for AdapterFiles {
@@ -37,8 +44,23 @@ impl fmt::Debug for AdapterFiles {
 }
 
 impl AdapterFiles {
+    /// The names of the files, and what is in them.
+    pub(super) fn by_name(&self) -> Vec<(&'static str, &Bytes)> {
+        match self {
+            Self::Peft { config, weights } => vec![(CONFIG_FILE, config), (WEIGHTS_FILE, weights)],
+            Self::Gguf(file) => vec![(GGUF_FILE, file)],
+        }
+    }
+
+    pub(super) const fn weights(&self) -> &Bytes {
+        match self {
+            Self::Peft { weights, .. } | Self::Gguf(weights) => weights,
+        }
+    }
+
     pub(super) fn size_bytes(&self) -> u64 {
-        (self.config.len() + self.weights.len()) as u64
+        let files = self.by_name().into_iter();
+        files.map(|(_, bytes)| bytes.len() as u64).sum()
     }
 }
 
@@ -46,7 +68,7 @@ impl AdapterFiles {
 /// dropped from memory. Nothing in it is trusted: what is read is checked
 /// against the hash of the version that is wanted.
 pub trait AdapterSource: fmt::Display + Send + Sync {
-    /// Reads both files; blocks. Weights of more than `max_size_bytes` are
+    /// Reads all of it; blocks. Weights of more than `max_size_bytes` are
     /// refused before they are read.
     ///
     /// # Errors
@@ -59,12 +81,13 @@ pub trait AdapterSource: fmt::Display + Send + Sync {
 ///
 /// ```
 /// # use ol_runtime::Objects;
-/// use ol_serve::{AdapterSource as _, ObjectsSource};
+/// use ol_serve::{AdapterFiles, AdapterSource as _, ObjectsSource};
 /// let objects = Objects::memory();
 /// let config = objects.put("{}")?;
 /// let weights = objects.put("weights")?;
 /// let source = ObjectsSource { objects, config, weights };
-/// assert_eq!(source.read(100)?.weights, "weights");
+/// let AdapterFiles::Peft { weights, .. } = source.read(100)? else { unreachable!() };
+/// assert_eq!(weights, "weights");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone)]
@@ -95,33 +118,33 @@ impl AdapterSource for ObjectsSource {
                     error => unreadable(location, &error),
                 })
         };
-        Ok(AdapterFiles {
+        Ok(AdapterFiles::Peft {
             config: get(self.config, MAX_CONFIG_SIZE_BYTES)?,
             weights: get(self.weights, max_size_bytes)?,
         })
     }
 }
 
-/// A PEFT directory below one of the roots.
-pub(super) struct PeftDir {
-    dir: PathBuf,
+/// A PEFT directory, or a GGUF file, below one of the roots.
+pub(super) struct LocalPath {
+    path: PathBuf,
     roots: Arc<[PathBuf]>,
 }
 
-impl PeftDir {
+impl LocalPath {
     /// `location`, absolute or below a root, if after `..` and links it is
     /// below one. `roots` are canonical.
     pub(super) fn locate(location: &str, roots: &Arc<[PathBuf]>) -> Result<Self, AdapterError> {
-        let is_below = |dir: &PathBuf| roots.iter().any(|root| dir.starts_with(root));
+        let is_below = |path: &PathBuf| roots.iter().any(|root| path.starts_with(root));
         // A relative location is tried below every root; an absolute one
         // replaces the root in `join`.
-        let dir = roots
+        let path = roots
             .iter()
             .filter_map(|root| root.join(location).canonicalize().ok())
             .find(is_below);
-        match dir {
-            Some(dir) => Ok(Self {
-                dir,
+        match path {
+            Some(path) => Ok(Self {
+                path,
                 roots: Arc::clone(roots),
             }),
             // Whether there is something outside of the roots is not told.
@@ -131,8 +154,7 @@ impl PeftDir {
         }
     }
 
-    fn file(&self, name: &str, limit_bytes: u64) -> Result<Bytes, AdapterError> {
-        let path = self.dir.join(name);
+    fn file(&self, path: &Path, limit_bytes: u64) -> Result<Bytes, AdapterError> {
         let location = || path.display().to_string();
         let from_io = |error: io::Error| match error.kind() {
             io::ErrorKind::NotFound => AdapterError::Missing {
@@ -154,17 +176,22 @@ impl PeftDir {
     }
 }
 
-impl fmt::Display for PeftDir {
+impl fmt::Display for LocalPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.dir.display().fmt(f)
+        self.path.display().fmt(f)
     }
 }
 
-impl AdapterSource for PeftDir {
+impl AdapterSource for LocalPath {
     fn read(&self, max_size_bytes: u64) -> Result<AdapterFiles, AdapterError> {
-        Ok(AdapterFiles {
-            config: self.file(CONFIG_FILE, MAX_CONFIG_SIZE_BYTES)?,
-            weights: self.file(WEIGHTS_FILE, max_size_bytes)?,
+        if self.path.is_file() {
+            return self
+                .file(&self.path, max_size_bytes)
+                .map(AdapterFiles::Gguf);
+        }
+        Ok(AdapterFiles::Peft {
+            config: self.file(&self.path.join(CONFIG_FILE), MAX_CONFIG_SIZE_BYTES)?,
+            weights: self.file(&self.path.join(WEIGHTS_FILE), max_size_bytes)?,
         })
     }
 }
@@ -203,18 +230,25 @@ pub(super) fn read_file(path: &Path, limit_bytes: u64) -> Result<Bytes, ReadErro
     Ok(bytes.into())
 }
 
-/// A PEFT directory in an object store.
-pub(super) struct StoreDir {
+/// A PEFT directory in an object store, or a GGUF file, which is told by its
+/// ending.
+pub(super) struct StorePath {
     pub(super) store: Arc<dyn ObjectStore>,
-    pub(super) dir: object_store::path::Path,
+    pub(super) path: object_store::path::Path,
     /// As it was asked for.
     pub(super) url: String,
 }
 
-impl StoreDir {
-    fn object(&self, name: &str, limit_bytes: u64) -> Result<Bytes, AdapterError> {
-        let location = || format!("{}/{name}", self.url);
-        let path = self.dir.clone().join(name);
+impl StorePath {
+    fn object(
+        &self,
+        path: &object_store::path::Path,
+        limit_bytes: u64,
+    ) -> Result<Bytes, AdapterError> {
+        let location = || match path.filename() {
+            Some(name) if *path != self.path => format!("{}/{name}", self.url),
+            _ => self.url.clone(),
+        };
         let from_store = |error| match error {
             object_store::Error::NotFound { .. } => AdapterError::Missing {
                 location: location(),
@@ -224,7 +258,7 @@ impl StoreDir {
         ol_runtime::block_on(async {
             let found = self
                 .store
-                .get_opts(&path, GetOptions::default())
+                .get_opts(path, GetOptions::default())
                 .await
                 .map_err(from_store)?;
             if found.meta.size > limit_bytes {
@@ -235,17 +269,23 @@ impl StoreDir {
     }
 }
 
-impl fmt::Display for StoreDir {
+impl fmt::Display for StorePath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.url)
     }
 }
 
-impl AdapterSource for StoreDir {
+impl AdapterSource for StorePath {
     fn read(&self, max_size_bytes: u64) -> Result<AdapterFiles, AdapterError> {
-        Ok(AdapterFiles {
-            config: self.object(CONFIG_FILE, MAX_CONFIG_SIZE_BYTES)?,
-            weights: self.object(WEIGHTS_FILE, max_size_bytes)?,
+        if self.path.extension() == Some("gguf") {
+            return self
+                .object(&self.path, max_size_bytes)
+                .map(AdapterFiles::Gguf);
+        }
+        let file = |name: &str| self.path.clone().join(name);
+        Ok(AdapterFiles::Peft {
+            config: self.object(&file(CONFIG_FILE), MAX_CONFIG_SIZE_BYTES)?,
+            weights: self.object(&file(WEIGHTS_FILE), max_size_bytes)?,
         })
     }
 }

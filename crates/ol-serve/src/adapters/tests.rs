@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::task::{Poll, Wake, Waker};
 
+use bytes::Bytes;
 use object_store::memory::InMemory;
-use ol_model::{Lora, LoraConfig, ModelConfig, Projection};
+use ol_model::{Dtype, Lora, LoraConfig, ModelConfig, Projection};
 use ol_runtime::{ManualClock, Objects};
 use tempfile::TempDir;
 
@@ -45,10 +46,18 @@ pub(super) fn lora(rank: usize, seed: u64) -> Lora {
 
 pub(super) fn files(lora: &Lora) -> AdapterFiles {
     let (config, weights) = lora.to_bytes("base");
-    AdapterFiles {
+    AdapterFiles::Peft {
         config: config.into(),
         weights: weights.into(),
     }
+}
+
+/// The same in the form of llama.cpp.
+pub(super) fn gguf(lora: &Lora) -> Bytes {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("adapter.gguf");
+    lora.save_gguf(&path, &model(), Dtype::F32).unwrap();
+    std::fs::read(path).unwrap().into()
 }
 
 /// A store of adapters of rank 4, with folders, and a clock that stands still.
@@ -100,8 +109,9 @@ impl Fixture {
 
 pub(super) fn write(dir: &Path, files: &AdapterFiles) {
     std::fs::create_dir_all(dir).unwrap();
-    std::fs::write(dir.join("adapter_config.json"), &files.config).unwrap();
-    std::fs::write(dir.join("adapter_model.safetensors"), &files.weights).unwrap();
+    for (name, bytes) in files.by_name() {
+        std::fs::write(dir.join(name), bytes).unwrap();
+    }
 }
 
 pub(super) const PLAIN: RegisterOptions = RegisterOptions {
@@ -347,7 +357,7 @@ fn limits_have_their_errors() {
     let mut fixture = Fixture::new(8);
     fixture.options.rank_max = 4;
     fixture.options.n_names_max = 2;
-    fixture.options.file_size_bytes_max = files(&lora(4, 1)).weights.len() as u64;
+    fixture.options.file_size_bytes_max = files(&lora(4, 1)).weights().len() as u64;
     fixture.options.target_modules = Some(Projection::ALL[..7].to_vec());
     let store = fixture.open();
     let narrow = LoraConfig {
@@ -422,12 +432,12 @@ fn adapters_given_in_memory_stay_there_within_the_budget() {
 fn stores_and_the_registry_are_sources_like_any_other() {
     let fixture = Fixture::new(4);
     let memory = InMemory::new();
-    let AdapterFiles { config, weights } = files(&lora(4, 1));
-    for (name, bytes) in [
-        ("adapter_config.json", &config),
-        ("adapter_model.safetensors", &weights),
-    ] {
-        let path = object_store::path::Path::from(format!("team/legal/{name}"));
+    let peft = files(&lora(4, 1));
+    let gguf = gguf(&lora(4, 2));
+    let legal = |name: &str| format!("team/legal/{name}");
+    let all = peft.by_name().into_iter().map(|(n, b)| (legal(n), b));
+    for (path, bytes) in all.chain([("team/tax.gguf".to_owned(), &gguf)]) {
+        let path = object_store::path::Path::from(path);
         let put = object_store::ObjectStoreExt::put(&memory, &path, bytes.clone().into());
         ol_runtime::block_on(put).unwrap();
     }
@@ -439,11 +449,14 @@ fn stores_and_the_registry_are_sources_like_any_other() {
         .register("a", "s3://bucket/team/legal/", PLAIN)
         .unwrap();
     assert_eq!(found.hash(), lora(4, 1).hash());
+    let found = store.register("tax", "s3://bucket/team/tax.gguf", PLAIN);
+    assert_eq!(found.unwrap().hash(), lora(4, 2).hash());
     for (bad, is_outside) in [
         ("s3://bucket/team/../x", true),
         ("s3://bucketteam/legal", true),
         ("s3://other/team/legal", true),
         ("s3://bucket/team/other", false),
+        ("s3://bucket/team/other.gguf", false),
     ] {
         let error = store.register("b", bad, PLAIN).unwrap_err();
         match error {
@@ -453,6 +466,9 @@ fn stores_and_the_registry_are_sources_like_any_other() {
         }
     }
     let objects = Objects::memory();
+    let AdapterFiles::Peft { config, weights } = peft else {
+        panic!("these are a directory's");
+    };
     let source = ObjectsSource {
         config: objects.put(config).unwrap(),
         weights: objects.put(weights).unwrap(),

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use ol_model::{Lora, MAX_ADAPTER_SIZE_BYTES, ModelConfig};
+use ol_model::{Gguf, Lora, MAX_ADAPTER_SIZE_BYTES, ModelConfig};
 use ol_types::B256;
 
 use super::disk::Disk;
-use super::source::{AdapterFiles, AdapterSource};
+use super::source::{AdapterFiles, AdapterSource, GGUF_FILE};
 use super::sum::weighted_sum;
 use super::table::N_TIERS;
 use super::{AdapterError, AdapterStoreOptions};
@@ -18,7 +18,7 @@ pub(super) struct Version {
     pub(super) rank_max: usize,
     pub(super) n_params: usize,
     pub(super) use_dora: bool,
-    /// Of both files; 0 for what has none.
+    /// Of its files; 0 for what has none.
     pub(super) file_size_bytes: u64,
     /// Memory it takes in each tier; of a sum, an estimate.
     pub(super) size_bytes: [u64; N_TIERS],
@@ -82,7 +82,7 @@ impl Reader {
         let limit_bytes = self.options.file_size_bytes_max.min(MAX_ADAPTER_SIZE_BYTES);
         let files = source.read(limit_bytes)?;
         // A source may be anything.
-        let size_bytes = files.weights.len() as u64;
+        let size_bytes = files.weights().len() as u64;
         if size_bytes > limit_bytes {
             return Err(AdapterError::TooLarge {
                 what: "on disk",
@@ -103,8 +103,15 @@ impl Reader {
             location: source.to_string(),
             reason,
         };
-        let lora = Lora::from_bytes(&files.config, &files.weights, &self.model)
-            .map_err(|error| refused(error.to_string()))?;
+        let lora = match files {
+            AdapterFiles::Peft { config, weights } => {
+                Lora::from_bytes(config, weights, &self.model)
+                    .map_err(|error| refused(error.to_string()))?
+            }
+            AdapterFiles::Gguf(file) => Gguf::from_bytes(GGUF_FILE, file.clone())
+                .and_then(|file| Lora::from_gguf(&file, &self.model))
+                .map_err(|error| refused(error.to_string()))?,
+        };
         let (rank, limit) = (rank_max(&lora), self.options.rank_max);
         if rank > limit {
             return Err(refused(format!(

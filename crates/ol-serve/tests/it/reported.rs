@@ -186,7 +186,7 @@ fn store_with_a_slow_one() -> (AdapterStore, Sender<()>) {
     let mut last = None;
     for (name, seed) in [("a", 2), ("b", 3), ("slow", 1)] {
         let (config, weights) = lora(4, seed).to_bytes("base");
-        let files = AdapterFiles {
+        let files = AdapterFiles::Peft {
             config: config.into(),
             weights: weights.into(),
         };

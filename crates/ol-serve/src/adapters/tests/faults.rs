@@ -12,7 +12,9 @@ fn a_bad_adapter_is_refused_with_the_reason_and_changes_nothing() {
     let store = fixture.open();
     fixture.write("good", &lora(4, 1));
     let good = store.register("legal", "good", PLAIN).unwrap();
-    let AdapterFiles { config, weights } = files(&lora(4, 2));
+    let AdapterFiles::Peft { config, weights } = files(&lora(4, 2)) else {
+        panic!("these are a directory's");
+    };
     let other_base = {
         let other = ModelConfig {
             hidden_size: 32,
@@ -61,7 +63,7 @@ fn a_bad_adapter_is_refused_with_the_reason_and_changes_nothing() {
     for (reason, config, weights) in cases {
         write(
             &fixture.root().join("bad"),
-            &AdapterFiles {
+            &AdapterFiles::Peft {
                 config: config.into(),
                 weights: weights.into(),
             },
@@ -73,6 +75,90 @@ fn a_bad_adapter_is_refused_with_the_reason_and_changes_nothing() {
     }
     assert_eq!(store.stats().n_versions, 1);
     assert!(lease(&good).is_ok());
+}
+
+#[test]
+fn a_bad_gguf_file_is_refused_with_the_reason_and_changes_nothing() {
+    let fixture = Fixture::new(4);
+    let store = fixture.open();
+    let file = fixture.root().join("a.gguf");
+    let put = |bytes: &[u8]| std::fs::write(&file, bytes).unwrap();
+    let whole = gguf(&lora(4, 1));
+    put(&whole);
+    let good = store.register("legal", "a.gguf", PLAIN).unwrap();
+    let renamed = |from: &str, to: &str| {
+        let mut bytes = whole.to_vec();
+        let at = bytes.windows(from.len()).position(|w| w == from.as_bytes());
+        let at = at.unwrap_or_else(|| panic!("{from} is in the file"));
+        bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
+        bytes
+    };
+    let mut not_a_number = whole.to_vec();
+    let at = not_a_number.len() - 4;
+    not_a_number[at..].copy_from_slice(&f32::NAN.to_le_bytes());
+    for (reason, bytes) in [
+        ("but the file has", whole[..whole.len() - 1].to_vec()),
+        ("not a readable GGUF file", Vec::new()),
+        ("not a readable GGUF file", b"{}".to_vec()),
+        // A base model, for one.
+        ("general.type", renamed("adapter", "modeler")),
+        ("blk.9", renamed("blk.0", "blk.9")),
+        ("value", not_a_number),
+    ] {
+        put(&bytes);
+        let error = store.register("legal", "a.gguf", REPLACE).unwrap_err();
+        assert!(matches!(error, AdapterError::Refused { .. }), "{error:?}");
+        assert!(error.to_string().contains(reason), "{reason}: {error}");
+        assert_eq!(store.resolve("legal").unwrap().hash(), good.hash());
+    }
+    assert_eq!(store.stats().n_versions, 1);
+    assert!(lease(&good).is_ok());
+    // A link to a file that is elsewhere.
+    let outside = fixture.folder.path().join("outside.gguf");
+    std::fs::write(&outside, &whole).unwrap();
+    symlink(&outside, fixture.root().join("link.gguf")).unwrap();
+    let error = store.register("link", "link.gguf", PLAIN).unwrap_err();
+    assert!(matches!(error, AdapterError::Location { .. }), "{error:?}");
+}
+
+#[test]
+fn a_gguf_file_is_the_adapter_that_its_directory_is() {
+    let mut fixture = Fixture::new(1);
+    let file = fixture.root().join("a.gguf");
+    std::fs::write(&file, gguf(&lora(4, 1))).unwrap();
+    fixture.write("b", &lora(4, 2));
+    let store = fixture.open();
+    let a = store.register("a", "a.gguf", PLAIN).unwrap();
+    assert_eq!(a.hash(), lora(4, 1).hash());
+    let location = store.list()[0].location.clone().unwrap();
+    assert!(location.ends_with("a.gguf"), "{location}");
+    // Out of memory and in again: from the store's folder, for the file is gone.
+    std::fs::remove_file(&file).unwrap();
+    let b = store.register("b", "b", PLAIN).unwrap();
+    drop(lease(&b).unwrap());
+    assert_eq!(lease(&a).unwrap().hash(), a.hash());
+    assert!(store.stats().host.n_evictions > 0);
+    // What an earlier process left is compared with the file, and used.
+    std::fs::write(&file, gguf(&lora(4, 1))).unwrap();
+    drop((a, b, store));
+    let store = fixture.open();
+    let a = store.register("a", "a.gguf", PLAIN).unwrap();
+    assert_eq!(store.stats().disk.n_versions, 2);
+    // It may not have become another one since.
+    std::fs::write(&file, gguf(&lora(4, 3))).unwrap();
+    let kept = fixture.folder.path().join("store");
+    std::fs::remove_dir_all(&kept).unwrap();
+    let b = store.register("b", "b", PLAIN).unwrap();
+    drop(lease(&b).unwrap());
+    fixture.clock.advance(Duration::from_secs(60));
+    let error = lease(&a).unwrap_err();
+    assert!(matches!(error, AdapterError::Changed { .. }), "{error:?}");
+    drop((a, b, store));
+    // Longer than a file may be.
+    fixture.options.file_size_bytes_max = 100;
+    let store = fixture.open();
+    let error = store.register("a", "a.gguf", PLAIN).unwrap_err();
+    assert!(matches!(error, AdapterError::TooLarge { .. }), "{error:?}");
 }
 
 #[test]
@@ -202,7 +288,10 @@ fn what_an_earlier_process_left_is_compared_before_it_is_used() {
         );
         assert_eq!(source.n_reads(), 1);
     }
-    assert_eq!(std::fs::read(&weights).unwrap(), files(&lora(4, 1)).weights);
+    assert_eq!(
+        std::fs::read(&weights).unwrap(),
+        *files(&lora(4, 1)).weights()
+    );
 }
 
 #[test]
