@@ -422,6 +422,12 @@ fn adapters(root: &Path) {
     ] {
         let (config, weights) = lora.to_bytes("base");
         write(root, "adapter", name, &joined(&[&config, &weights]));
+        if !lora.config().use_dora {
+            let folder = root.join("gguf_adapter");
+            fs::create_dir_all(&folder).unwrap();
+            let path = folder.join(name);
+            lora.save_gguf(&path, &base, Dtype::F32).unwrap();
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! GGUF files.
 
-use ol_model::{Gguf, Model, Pool, WeightFormat};
+use ol_model::{Gguf, Lora, Model, Pool, WeightFormat};
+
+use crate::model::{adapter_base, same_adapter};
 
 /// A GGUF file.
 ///
@@ -20,4 +22,17 @@ pub fn gguf(bytes: &[u8]) {
     let again = load(&open().expect("it was opened before")).expect("it was read before");
     assert_eq!(model.config(), again.config(), "another configuration");
     assert_eq!(model.hash(), again.hash(), "another hash");
+}
+
+/// An adapter as a GGUF file, for [`adapter_base`].
+///
+/// # Panics
+/// If an adapter that is read is another one as a PEFT directory.
+pub fn gguf_adapter(bytes: &[u8]) {
+    let Ok(file) = Gguf::from_bytes("fuzz.gguf", bytes.to_vec()) else {
+        return;
+    };
+    if let Ok(lora) = Lora::from_gguf(&file, &adapter_base()) {
+        same_adapter(&lora);
+    }
 }

@@ -15,6 +15,7 @@
 //! - [`trie`]: any history of changes leaves the trie that its leaves make at once.
 //! - [`model`], [`adapter`]: files of weights are read and written alike, or an error.
 //! - [`gguf`]: a GGUF file is a model, and the same one twice, or an error.
+//! - [`gguf_adapter`]: a GGUF file is an adapter, and as a PEFT directory the same, or an error.
 
 mod chain;
 mod codec;
@@ -27,7 +28,7 @@ mod trie;
 pub use chain::{genesis, submit};
 pub use codec::{block, receipt, transaction};
 pub use evm::execute;
-pub use gguf::gguf;
+pub use gguf::{gguf, gguf_adapter};
 pub use model::{adapter, adapter_base, model};
 pub use rpc::{method, rpc};
 pub use trie::trie;
@@ -90,5 +91,9 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "gguf",
         run: gguf,
+    },
+    Target {
+        name: "gguf_adapter",
+        run: gguf_adapter,
     },
 ];

@@ -123,4 +123,5 @@ targets! {
     model: 200,
     adapter: 2_000,
     gguf: 1_000,
+    gguf_adapter: 2_000,
 }
