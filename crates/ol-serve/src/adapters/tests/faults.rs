@@ -102,7 +102,7 @@ fn a_bad_gguf_file_is_refused_with_the_reason_and_changes_nothing() {
         ("not a readable GGUF file", b"{}".to_vec()),
         // A base model, for one.
         ("general.type", renamed("adapter", "modeler")),
-        ("blk.9", renamed("blk.0", "blk.9")),
+        ("is missing beside its lora_b", renamed("blk.0", "blk.9")),
         ("value", not_a_number),
     ] {
         put(&bytes);
