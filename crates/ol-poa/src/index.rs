@@ -80,6 +80,11 @@ impl Entry {
 pub struct EntryView<'a>(&'a [u8; ENTRY_SIZE_BYTES]);
 
 impl<'a> EntryView<'a> {
+    /// Bytes that may be anything: see [`Self::check`].
+    pub(crate) const fn of(bytes: &'a [u8; ENTRY_SIZE_BYTES]) -> Self {
+        Self(bytes)
+    }
+
     /// The bytes of the entry.
     #[must_use]
     pub const fn bytes(self) -> &'a [u8; ENTRY_SIZE_BYTES] {
@@ -179,6 +184,24 @@ fn chunk_views(
     let (entries, rest) = bytes.as_chunks::<ENTRY_SIZE_BYTES>();
     if entries.is_empty() || entries.len() > CHUNK_ENTRIES || !rest.is_empty() {
         return Err(IndexError::ChunkSize { chunk, size_bytes });
+    }
+    Ok(entries.iter().map(EntryView))
+}
+
+/// Entries one after the other, of any number above 0; their contents are not
+/// checked.
+pub(crate) fn views(
+    bytes: &[u8],
+) -> Result<impl ExactSizeIterator<Item = EntryView<'_>>, IndexError> {
+    let (entries, rest) = bytes.as_chunks::<ENTRY_SIZE_BYTES>();
+    if !rest.is_empty() {
+        return Err(IndexError::ChunkSize {
+            chunk: 0,
+            size_bytes: bytes.len(),
+        });
+    }
+    if entries.is_empty() {
+        return Err(IndexError::Empty);
     }
     Ok(entries.iter().map(EntryView))
 }
@@ -325,6 +348,11 @@ pub enum IndexError {
         /// How many chunks there are.
         n_chunks: usize,
     },
+    /// There are more contributors than a claim can pay.
+    TooManyContributors {
+        /// How many there are.
+        n_contributors: usize,
+    },
     /// A chunk is not made of whole entries, or has too many, or has too few
     /// though it is not the last.
     ChunkSize {
@@ -365,6 +393,13 @@ impl fmt::Display for IndexError {
                 write!(
                     f,
                     "{n_chunks} chunks are more than an index of {ENTRIES_MAX} entries"
+                )
+            }
+            Self::TooManyContributors { n_contributors } => {
+                let most = crate::court::COURT_CONTRIBUTORS_MAX;
+                write!(
+                    f,
+                    "{n_contributors} contributors, at most {most} fit an index"
                 )
             }
             Self::ChunkSize { chunk, size_bytes } => {

@@ -9,6 +9,7 @@
 //! - [`mod@shares`]: a pot divided by weights, exact to the unit.
 //! - [`commit`]: the sketch root and proofs of single entries.
 //! - [`spans`]: what an answer's verbatim spans are worth, by contributor.
+//! - [`court`]: claims that pay unless somebody refutes them in one step.
 //! - [`merkle`]: the padded binary tree below it; datanets use it too.
 //!
 //! Integers only, no floats, no I/O, no panic on any bytes.
@@ -18,6 +19,7 @@
 extern crate alloc;
 
 pub mod commit;
+pub mod court;
 pub mod index;
 pub mod merkle;
 pub mod score;
