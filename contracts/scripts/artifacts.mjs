@@ -6,20 +6,26 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 
 import { join } from "node:path";
 import { forge, root } from "./foundry.mjs";
 
-const CONTRACTS = ["DatanetRegistry", "InferenceSettlement", "ModelRegistry", "Open", "SketchStore"];
-const INTERFACES = { IOpenTransfer: "Precompiles", IPoaScore: "Precompiles", IPoaShares: "Precompiles" };
+const CONTRACTS = ["AttributionCourt", "DatanetRegistry", "InferenceSettlement", "ModelRegistry", "Open", "SketchStore"];
+const INTERFACES = Object.fromEntries(
+  ["IOpenTransfer", "IPoaScore", "IPoaShares", "IPoaVerify"].map((name) => [name, "Precompiles"]),
+);
+
+/** What Rust tests compare a precompile with. */
+const TWINS = { PoaVerifyTwin: "CourtTwin" };
 
 const check = process.argv.includes("--check");
 const folder = join(root, "..", "crates", "ol-contracts", "artifacts");
 forge("build", "src");
+forge("build", "test/support/CourtTwin.sol");
 mkdirSync(folder, { recursive: true });
 
 const files = new Map();
-for (const name of [...CONTRACTS, ...Object.keys(INTERFACES)]) {
-  const source = join(root, "out", `${INTERFACES[name] ?? name}.sol`, `${name}.json`);
+for (const name of [...CONTRACTS, ...Object.keys(INTERFACES), ...Object.keys(TWINS)]) {
+  const source = join(root, "out", `${INTERFACES[name] ?? TWINS[name] ?? name}.sol`, `${name}.json`);
   const { abi, deployedBytecode } = JSON.parse(readFileSync(source, "utf8"));
   const artifact = { contractName: name, abi };
-  if (CONTRACTS.includes(name)) {
+  if (!(name in INTERFACES)) {
     // Genesis places this code as it is: it must not wait for values that a constructor would fill in.
     const { object, immutableReferences = {}, linkReferences = {} } = deployedBytecode;
     const open = { ...immutableReferences, ...linkReferences };

@@ -13,7 +13,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("ol-types", &[]),
     ("ol-poa", &[]),
     ("ol-runtime", &["ol-types"]),
-    ("ol-contracts", &["ol-types"]),
+    ("ol-contracts", &["ol-poa", "ol-types"]),
     ("ol-evm", &["ol-poa", "ol-types", "ol-contracts"]),
     (
         "ol-node",

@@ -2,7 +2,7 @@
 pragma solidity 0.8.37;
 
 import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
-import {MODEL_REGISTRY, POA_SCORE, POA_SHARES, SKETCH_STORE} from "./Addresses.sol";
+import {ATTRIBUTION_COURT, MODEL_REGISTRY, POA_SCORE, POA_SHARES, SKETCH_STORE} from "./Addresses.sol";
 import {ModelRegistry} from "./ModelRegistry.sol";
 import {IPoaScore, IPoaShares} from "./Precompiles.sol";
 import {Receipt} from "./Receipt.sol";
@@ -23,6 +23,7 @@ import {SketchStore} from "./SketchStore.sol";
 contract InferenceSettlement is ReentrancyGuardTransient {
     /// @notice The caller does not have the role.
     error NotOperator(address caller);
+    error NotCourt(address caller);
     error NotPlatform(address caller);
     error NotPendingPlatform(address caller);
     /// @notice An account is the zero address.
@@ -64,6 +65,8 @@ contract InferenceSettlement is ReentrancyGuardTransient {
     event Credited(bytes32 indexed receiptId, address[] contributors, uint64[] weights, uint256[] amounts);
     /// @notice Nobody's data moved the answer: the contributors' part went to the model's treasury.
     event TreasuryCredited(bytes32 indexed receiptId, address indexed treasury, uint256 amount);
+    /// @notice A fee was charged and is held by the AttributionCourt until its claim is closed.
+    event Escrowed(bytes32 indexed receiptId, bytes32 indexed modelId, address indexed payer, uint256 fee);
     event OperatorChanged(address indexed operator);
     event StakersPoolChanged(address indexed stakersPool);
     event PlatformOffered(address indexed to);
@@ -116,7 +119,7 @@ contract InferenceSettlement is ReentrancyGuardTransient {
     function settle(Receipt calldata receipt, bytes calldata query) external nonReentrant returns (bytes32 receiptId) {
         if (msg.sender != operator) revert NotOperator(msg.sender);
         receiptId = keccak256(abi.encode(receipt));
-        (address owner, ModelRegistry.Params memory params) = _check(receipt, query);
+        (address owner, ModelRegistry.Params memory params) = _check(receipt, keccak256(query));
 
         settledAt[receiptId] = block.number;
         receiptOf[receipt.requestId] = receiptId;
@@ -129,6 +132,19 @@ contract InferenceSettlement is ReentrancyGuardTransient {
         credit[stakersPool] += parts[2];
         emit Settled(receiptId, receipt.modelId, receipt.payer, fee, parts[0], parts[1], parts[2], parts[3]);
         _creditContributors(receiptId, params, query, parts[3]);
+    }
+
+    /// @notice Charges a receipt of an optimistic model; the AttributionCourt holds the fee until nobody can refute how
+    /// it is shared.
+    /// @return receiptId the receipt's id
+    function escrow(Receipt calldata receipt) external nonReentrant returns (bytes32 receiptId) {
+        if (msg.sender != ATTRIBUTION_COURT) revert NotCourt(msg.sender);
+        _check(receipt, receipt.queryHash);
+        receiptId = keccak256(abi.encode(receipt));
+        receiptOf[receipt.requestId] = receiptId;
+        _takePrepaid(receipt.payer, receipt.feeWei);
+        emit Escrowed(receiptId, receipt.modelId, receipt.payer, receipt.feeWei);
+        _pay(ATTRIBUTION_COURT, receipt.feeWei);
     }
 
     /// @notice Pays the caller's credit to `to`.
@@ -184,7 +200,7 @@ contract InferenceSettlement is ReentrancyGuardTransient {
     }
 
     /// @dev Everything a receipt can be wrong in, but the payer's balance.
-    function _check(Receipt calldata receipt, bytes calldata query)
+    function _check(Receipt calldata receipt, bytes32 queryHash)
         private
         view
         returns (address owner, ModelRegistry.Params memory params)
@@ -195,7 +211,6 @@ contract InferenceSettlement is ReentrancyGuardTransient {
         // A receipt's id covers its request, so this also refuses a receipt settled before.
         bytes32 settledBy = receiptOf[receipt.requestId];
         if (settledBy != 0) revert AlreadySettled(receipt.requestId, settledBy);
-        bytes32 queryHash = keccak256(query);
         if (queryHash != receipt.queryHash) revert WrongQuery(receipt.queryHash, queryHash);
 
         uint64 version;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 pragma solidity 0.8.37;
 
-import {DATANET_REGISTRY, SKETCH_STORE} from "./Addresses.sol";
+import {ATTRIBUTION_COURT, DATANET_REGISTRY, SKETCH_STORE} from "./Addresses.sol";
+import {CommittedIndexes} from "./CommittedIndexes.sol";
 import {DatanetRegistry} from "./DatanetRegistry.sol";
 import {NamedRegistry} from "./NamedRegistry.sol";
 import {SketchStore} from "./SketchStore.sol";
@@ -18,7 +19,7 @@ contract ModelRegistry is NamedRegistry {
         bytes32 adapterHash;
         /// Hash of the training manifest.
         bytes32 manifestHash;
-        /// Root of the sketch index, sealed in the SketchStore.
+        /// Root of the sketch index, sealed in the SketchStore, or id of one committed to in the AttributionCourt.
         bytes32 sketchRoot;
         /// Datanets it learned from: 1 to 16 different ones.
         bytes32[] datanetIds;
@@ -38,7 +39,7 @@ contract ModelRegistry is NamedRegistry {
 
     /// @notice The hash of base, adapter or training manifest is zero.
     error EmptyHash();
-    /// @notice No sketch index with this root was sealed.
+    /// @notice No sketch index with this root was sealed or committed to.
     error SketchNotSealed(bytes32 root);
     /// @notice A model learns from 1 to 16 datanets.
     error InvalidDatanetCount(uint256 count);
@@ -108,7 +109,9 @@ contract ModelRegistry is NamedRegistry {
 
     function _check(Params calldata params) private view {
         if (params.baseHash == 0 || params.adapterHash == 0 || params.manifestHash == 0) revert EmptyHash();
-        if (!SketchStore(SKETCH_STORE).isSealed(params.sketchRoot)) revert SketchNotSealed(params.sketchRoot);
+        bool isKnown = SketchStore(SKETCH_STORE).isSealed(params.sketchRoot)
+            || CommittedIndexes(ATTRIBUTION_COURT).isCommitted(params.sketchRoot);
+        if (!isKnown) revert SketchNotSealed(params.sketchRoot);
         if (params.treasury == address(0)) revert InvalidTreasury();
         bool affordable = params.priceInPerKTokens <= PRICE_MAX && params.priceOutPerKTokens <= PRICE_MAX
             && params.platformFee <= PRICE_MAX;

@@ -29,3 +29,33 @@ interface IOpenTransfer {
     /// @notice Moves `amount` wei of native OPEN from `from` to `to`.
     function transfer(address from, address to, uint256 amount) external;
 }
+
+/// @notice What a claim is judged by: the commitments of the model, the answer and the operator (specs/court.md).
+struct Terms {
+    bytes32 indexRoot;
+    uint32 nEntries;
+    bytes32 rangesRoot;
+    uint32 nContributors;
+    bytes32 queryHash;
+    uint64 nullThreshold;
+    uint128 pot;
+    /// Commitments to the roots of scores, nets and shares.
+    bytes32[3] roots;
+    uint64 cutoffRemainder;
+    uint32 cutoffPosition;
+}
+
+/// @title One step of a claim, judged (specs/court.md)
+interface IPoaVerify {
+    /// @notice Whether `step` shows that the claim is wrong; false if it is right there. Reverts if it shows neither.
+    function isLie(Terms calldata terms, bytes calldata step) external view returns (bool);
+
+    /// @notice The commitment of a node of the claim; reverts if `path` does not lead from it to the root.
+    function open(Terms calldata terms, uint8 tree, uint32 level, uint32 position, bytes calldata path)
+        external
+        view
+        returns (bytes32 node);
+
+    /// @notice The commitment of the node, `level` above the leaves, that `row` is below.
+    function reveal(uint8 tree, uint32 level, bytes calldata row) external view returns (bytes32 node);
+}

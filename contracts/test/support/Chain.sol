@@ -2,6 +2,7 @@
 pragma solidity 0.8.37;
 
 import {
+    ATTRIBUTION_COURT,
     DATANET_REGISTRY,
     INFERENCE_SETTLEMENT,
     MODEL_REGISTRY,
@@ -9,13 +10,16 @@ import {
     OPEN_TRANSFER,
     POA_SCORE,
     POA_SHARES,
+    POA_VERIFY,
     SKETCH_STORE
 } from "../../src/l2/Addresses.sol";
+import {AttributionCourt} from "../../src/l2/AttributionCourt.sol";
 import {DatanetRegistry} from "../../src/l2/DatanetRegistry.sol";
 import {InferenceSettlement} from "../../src/l2/InferenceSettlement.sol";
 import {ModelRegistry} from "../../src/l2/ModelRegistry.sol";
 import {Open} from "../../src/l2/Open.sol";
 import {SketchStore} from "../../src/l2/SketchStore.sol";
+import {PoaVerifyTwin} from "./CourtTwin.sol";
 import {OpenTransferDouble, PoaScoreTwin, PoaSharesTwin} from "./Twins.sol";
 import {Vm} from "./Vm.sol";
 
@@ -28,6 +32,7 @@ abstract contract Chain {
     DatanetRegistry internal constant datanets = DatanetRegistry(DATANET_REGISTRY);
     ModelRegistry internal constant models = ModelRegistry(MODEL_REGISTRY);
     SketchStore internal constant sketches = SketchStore(SKETCH_STORE);
+    AttributionCourt internal constant court = AttributionCourt(payable(ATTRIBUTION_COURT));
     InferenceSettlement internal constant settlement = InferenceSettlement(INFERENCE_SETTLEMENT);
 
     address internal constant PLATFORM = address(0xa0);
@@ -49,6 +54,8 @@ abstract contract Chain {
         place(MODEL_REGISTRY, type(ModelRegistry).runtimeCode);
         place(SKETCH_STORE, type(SketchStore).runtimeCode);
         place(INFERENCE_SETTLEMENT, type(InferenceSettlement).runtimeCode);
+        place(ATTRIBUTION_COURT, type(AttributionCourt).runtimeCode);
+        place(POA_VERIFY, type(PoaVerifyTwin).runtimeCode);
         place(POA_SCORE, type(PoaScoreTwin).runtimeCode);
         place(POA_SHARES, type(PoaSharesTwin).runtimeCode);
         place(OPEN_TRANSFER, type(OpenTransferDouble).runtimeCode);

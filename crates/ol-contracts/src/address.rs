@@ -15,6 +15,8 @@ pub const INFERENCE_SETTLEMENT: Address = address!("0x4F50454E000000000000000000
 /// Gets the stakers' part of each fee. No code until staking is built: what is
 /// credited to it waits there.
 pub const STAKERS_POOL: Address = address!("0x4f50454e00000000000000000000000000000006");
+/// `AttributionCourt`.
+pub const ATTRIBUTION_COURT: Address = address!("0x4f50454E00000000000000000000000000000007");
 
 /// Precompile: recomputes the weights of an answer from its sketch index.
 pub const POA_SCORE: Address = address!("0x0000000000000000000000000000000000000a01");
@@ -22,6 +24,8 @@ pub const POA_SCORE: Address = address!("0x0000000000000000000000000000000000000
 pub const POA_SHARES: Address = address!("0x0000000000000000000000000000000000000a02");
 /// Precompile: moves native balance for [`OPEN`].
 pub const OPEN_TRANSFER: Address = address!("0x0000000000000000000000000000000000000a03");
+/// Precompile: judges one step of a claim.
+pub const POA_VERIFY: Address = address!("0x0000000000000000000000000000000000000a04");
 
 /// The community's allocation.
 pub const COMMUNITY_TREASURY: Address = address!("0x4F50454e000000000000000000000000000000c0");

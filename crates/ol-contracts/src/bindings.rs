@@ -4,12 +4,21 @@
 //! which also document them.
 
 #![expect(
+    missing_docs,
+    reason = "generated: an enum becomes a number type without a comment"
+)]
+#![expect(
     clippy::too_many_arguments,
     reason = "generated: an event has as many fields as the contract gives it"
 )]
 
 use alloy_sol_types::sol;
 
+sol!(
+    #[sol(all_derives)]
+    AttributionCourt,
+    "artifacts/AttributionCourt.json"
+);
 sol!(
     #[sol(all_derives)]
     DatanetRegistry,
@@ -47,11 +56,19 @@ sol!(
 );
 sol!(
     #[sol(all_derives)]
+    IPoaVerify,
+    "artifacts/IPoaVerify.json"
+);
+sol!(
+    #[sol(all_derives)]
     IOpenTransfer,
     "artifacts/IOpenTransfer.json"
 );
 
-impl From<&ol_types::Receipt> for InferenceSettlement::Receipt {
+/// The same struct, once for each contract that takes it.
+macro_rules! from_receipt {
+    ($($contract:ident),*) => {$(
+impl From<&ol_types::Receipt> for $contract::Receipt {
     fn from(receipt: &ol_types::Receipt) -> Self {
         Self {
             chainId: receipt.chain_id,
@@ -73,6 +90,10 @@ impl From<&ol_types::Receipt> for InferenceSettlement::Receipt {
         }
     }
 }
+    )*};
+}
+
+from_receipt!(AttributionCourt, InferenceSettlement);
 
 impl From<ol_types::Receipt> for InferenceSettlement::Receipt {
     fn from(receipt: ol_types::Receipt) -> Self {

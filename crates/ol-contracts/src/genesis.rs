@@ -9,11 +9,13 @@ use ol_types::{DEV_CHAIN_ID, WEI_PER_OPEN};
 use serde_json::{Value, json};
 
 use crate::address::{
-    COMMUNITY_TREASURY, DATANET_REGISTRY, DEV_ACCOUNTS, ECOSYSTEM_TREASURY, INFERENCE_SETTLEMENT,
-    INVESTORS_TREASURY, LIQUIDITY_TREASURY, MODEL_REGISTRY, OPEN, OPEN_TRANSFER, POA_SCORE,
-    POA_SHARES, SKETCH_STORE, STAKERS_POOL, TEAM_TREASURY,
+    ATTRIBUTION_COURT, COMMUNITY_TREASURY, DATANET_REGISTRY, DEV_ACCOUNTS, ECOSYSTEM_TREASURY,
+    INFERENCE_SETTLEMENT, INVESTORS_TREASURY, LIQUIDITY_TREASURY, MODEL_REGISTRY, OPEN,
+    OPEN_TRANSFER, POA_SCORE, POA_SHARES, POA_VERIFY, SKETCH_STORE, STAKERS_POOL, TEAM_TREASURY,
 };
-use crate::bindings::{DatanetRegistry, InferenceSettlement, ModelRegistry, Open, SketchStore};
+use crate::bindings::{
+    AttributionCourt, DatanetRegistry, InferenceSettlement, ModelRegistry, Open, SketchStore,
+};
 
 /// Storage slots of `InferenceSettlement` that genesis writes.
 pub mod slot {
@@ -94,7 +96,7 @@ pub fn dev() -> Genesis {
 
 /// Accounts with code: our contracts, our precompiles, and the two system
 /// contracts that a Prague block calls before its transactions.
-fn predeploys() -> [(Address, Bytes); 10] {
+fn predeploys() -> [(Address, Bytes); 12] {
     // One byte (STOP), so that high-level calls find code and EIP-161 does not
     // take the account for empty.
     let precompile = Bytes::from_static(&[0x00]);
@@ -107,8 +109,13 @@ fn predeploys() -> [(Address, Bytes); 10] {
             INFERENCE_SETTLEMENT,
             InferenceSettlement::DEPLOYED_BYTECODE.clone(),
         ),
+        (
+            ATTRIBUTION_COURT,
+            AttributionCourt::DEPLOYED_BYTECODE.clone(),
+        ),
         (POA_SCORE, precompile.clone()),
         (POA_SHARES, precompile.clone()),
+        (POA_VERIFY, precompile.clone()),
         (OPEN_TRANSFER, precompile),
         (
             eip4788::BEACON_ROOTS_ADDRESS,

@@ -19,6 +19,7 @@
 
 pub mod address;
 pub mod bindings;
+pub mod court;
 pub mod genesis;
 pub mod settlement;
 pub mod sketch;

@@ -8,6 +8,7 @@
 mod score;
 mod shares;
 mod transfer;
+mod verify;
 
 use alloy_evm::precompiles::{DynPrecompile, PrecompileInput, PrecompilesMap};
 use alloy_primitives::{Address, Bytes, U256, address};
@@ -16,7 +17,7 @@ use revm::precompile::{
     PrecompileError, PrecompileHalt, PrecompileId, PrecompileOutput, PrecompileResult,
 };
 
-pub use abi::{IOpenTransfer, IPoaScore, IPoaShares};
+pub use abi::{IOpenTransfer, IPoaScore, IPoaShares, IPoaVerify};
 
 /// Recomputes the weights of an answer from a sketch index on chain.
 pub const POA_SCORE: Address = address!("0x0000000000000000000000000000000000000A01");
@@ -26,6 +27,9 @@ pub const POA_SHARES: Address = address!("0x000000000000000000000000000000000000
 
 /// Moves native balance for the façade.
 pub const OPEN_TRANSFER: Address = address!("0x0000000000000000000000000000000000000A03");
+
+/// Judges one step of a claim.
+pub const POA_VERIFY: Address = address!("0x0000000000000000000000000000000000000A04");
 
 /// What `POA_SCORE` costs at least.
 pub const SCORE_BASE_GAS: u64 = 2_000;
@@ -39,6 +43,12 @@ pub const SCORE_CONTRIBUTOR_GAS: u64 = 60;
 pub const SHARES_BASE_GAS: u64 = 400;
 /// What `POA_SHARES` costs for each weight.
 pub const SHARES_WEIGHT_GAS: u64 = 60;
+/// What `POA_VERIFY` costs at least.
+pub const VERIFY_BASE_GAS: u64 = 1_000;
+/// What `POA_VERIFY` costs for each byte of the call.
+pub const VERIFY_BYTE_GAS: u64 = 2;
+/// Longest call that `POA_VERIFY` takes: more than the longest step, by far.
+pub const VERIFY_SIZE_BYTES_MAX: usize = 4_096;
 /// What `OPEN_TRANSFER` costs.
 pub const TRANSFER_GAS: u64 = 9_000;
 
@@ -56,6 +66,27 @@ mod abi {
                 returns (uint256[] amounts);
         }
 
+        struct Terms {
+            bytes32 indexRoot;
+            uint32 nEntries;
+            bytes32 rangesRoot;
+            uint32 nContributors;
+            bytes32 queryHash;
+            uint64 nullThreshold;
+            uint128 pot;
+            bytes32[3] roots;
+            uint64 cutoffRemainder;
+            uint32 cutoffPosition;
+        }
+
+        interface IPoaVerify {
+            function isLie(Terms terms, bytes step) external view returns (bool);
+            function open(Terms terms, uint8 tree, uint32 level, uint32 position, bytes path)
+                external view returns (bytes32 node);
+            function reveal(uint8 tree, uint32 level, bytes row) external view
+                returns (bytes32 node);
+        }
+
         interface IOpenTransfer {
             function transfer(address from, address to, uint256 amount) external;
         }
@@ -67,6 +98,7 @@ pub(crate) fn install(precompiles: &mut PrecompilesMap) {
     let ours = [
         (POA_SCORE, "poa-score", score::run as Body),
         (POA_SHARES, "poa-shares", shares::run as Body),
+        (POA_VERIFY, "poa-verify", verify::run as Body),
         (OPEN_TRANSFER, "open-transfer", transfer::run as Body),
     ];
     for (address, name, body) in ours {

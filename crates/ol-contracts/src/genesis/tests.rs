@@ -90,11 +90,21 @@ fn addresses_in_the_code_are_those_of_this_crate() {
         (&Open::DEPLOYED_BYTECODE, vec![OPEN_TRANSFER]),
         (
             &ModelRegistry::DEPLOYED_BYTECODE,
-            vec![DATANET_REGISTRY, SKETCH_STORE],
+            vec![DATANET_REGISTRY, SKETCH_STORE, ATTRIBUTION_COURT],
         ),
         (
             &InferenceSettlement::DEPLOYED_BYTECODE,
-            vec![MODEL_REGISTRY, SKETCH_STORE, POA_SCORE, POA_SHARES],
+            vec![
+                MODEL_REGISTRY,
+                SKETCH_STORE,
+                POA_SCORE,
+                POA_SHARES,
+                ATTRIBUTION_COURT,
+            ],
+        ),
+        (
+            &AttributionCourt::DEPLOYED_BYTECODE,
+            vec![INFERENCE_SETTLEMENT, MODEL_REGISTRY, POA_SHARES, POA_VERIFY],
         ),
     ];
     for (code, callees) in calls {

@@ -1,7 +1,7 @@
 //! A chain in memory that begins with our genesis: one transaction a block.
 
 use alloy_consensus::{SignableTransaction, TxEip1559};
-use alloy_primitives::{Address, B256, Log, Signature, U256};
+use alloy_primitives::{Address, B256, Bytes, Log, Signature, U256};
 use alloy_sol_types::{Revert, SolCall, SolError};
 use ol_contracts::genesis;
 use ol_evm::{
@@ -17,6 +17,7 @@ pub(crate) struct Outcome {
     pub(crate) logs: Vec<Log>,
 }
 
+#[derive(Clone)]
 pub(crate) struct Chain {
     pub(crate) state: MemoryState,
     head: Header,
@@ -47,6 +48,11 @@ impl Chain {
             B256::ZERO,
         );
         Self { state, head }
+    }
+
+    /// Lets time pass before the next block.
+    pub(crate) fn wait_s(&mut self, seconds: u64) {
+        self.head.timestamp += seconds;
     }
 
     fn next(&self) -> BlockContext {
@@ -118,6 +124,12 @@ impl Chain {
         let output = self.call(Address::ZERO, to, question);
         assert_eq!(output.0, CallStatus::Success, "{}", C::SIGNATURE);
         C::abi_decode_returns(&output.1).unwrap()
+    }
+
+    /// What a call returns, or `None` if it reverts.
+    pub(crate) fn answer<C: SolCall>(&self, to: Address, question: &C) -> Option<Bytes> {
+        let (status, output) = self.call(Address::ZERO, to, question);
+        (status == CallStatus::Success).then(|| output.into())
     }
 
     /// The four bytes, and the reason if there is one, with which a call reverts.

@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use super::abi::IOpenTransfer::transferCall;
 use super::abi::IPoaScore::scoreCall;
 use super::abi::IPoaShares::sharesCall;
+use super::abi::IPoaVerify::{isLieCall, openCall, revealCall};
 use super::*;
 use crate::{BlockContext, CallOutput, CallRequest, CallStatus, MemoryState, OPEN_FACADE, call};
 
@@ -37,7 +38,7 @@ fn context() -> BlockContext {
 
 fn state() -> MemoryState {
     let mut state = MemoryState::default();
-    for precompile in [POA_SCORE, POA_SHARES, OPEN_TRANSFER] {
+    for precompile in [POA_SCORE, POA_SHARES, POA_VERIFY, OPEN_TRANSFER] {
         state.put(precompile, 1, U256::ZERO, Bytes::from_static(&[0]));
     }
     state.put(USER, 0, U256::from(1_000_000), Bytes::new());
@@ -294,25 +295,162 @@ fn shares_refuse_what_cannot_be_shared() {
     }
 }
 
+/// A claim of one entry, whose trees are single leaves: the terms, and a step
+/// that is right.
+fn claim_of_one() -> (ol_poa::court::Posted, abi::Terms, Vec<u8>) {
+    let index = Index::new(vec![entry(1, 0, 2, one_hot(0, 3))]).unwrap();
+    let bytes = index.as_bytes().to_vec();
+    let index = ol_poa::court::CommittedIndex::from_bytes(bytes.clone()).unwrap();
+    let query = QuerySketch::new(one_hot(0, 5)).unwrap();
+    let posted = ol_poa::court::Claim::compute(&index, &query, 1, 100).posted();
+    let terms = posted.terms(&index, query.hash(), 1, 100);
+    let terms = abi::Terms {
+        indexRoot: terms.index_root,
+        nEntries: terms.n_entries,
+        rangesRoot: terms.ranges_root,
+        nContributors: terms.n_contributors,
+        queryHash: terms.query_hash,
+        nullThreshold: terms.null_threshold,
+        pot: terms.pot,
+        roots: terms.roots,
+        cutoffRemainder: terms.cutoff.remainder,
+        cutoffPosition: terms.cutoff.position,
+    };
+    let node = posted.scores.encode();
+    let step = [&[1, 0, 0, 0, 0], &node[..], &bytes, &query.to_bytes()].concat();
+    (posted, terms, step)
+}
+
+#[test]
+fn steps_are_judged_and_priced() {
+    let state = state();
+    let (posted, terms, step) = claim_of_one();
+    let is_lie = |terms: &abi::Terms, step: &[u8]| {
+        let input = isLieCall {
+            terms: terms.clone(),
+            step: step.to_vec().into(),
+        }
+        .abi_encode();
+        let output = run(&state, &request(POA_VERIFY, input.clone()));
+        assert_eq!(output.status, CallStatus::Success, "{output:?}");
+        (
+            isLieCall::abi_decode_returns(&output.output).unwrap(),
+            input,
+        )
+    };
+    let (verdict, input) = is_lie(&terms, &step);
+    assert!(!verdict);
+    let (verdict, _) = {
+        let lying = ol_poa::court::Node {
+            value: posted.scores.value + 1,
+            ..posted.scores
+        };
+        let roots = [lying.commitment(), terms.roots[1], terms.roots[2]];
+        let terms = abi::Terms { roots, ..terms };
+        let step = [&step[..5], &lying.encode(), &step[45..]].concat();
+        is_lie(&terms, &step)
+    };
+    assert!(verdict);
+
+    let price = 1_000 + 2 * u64::try_from(input.len()).unwrap();
+    for (gas, is_enough) in [(price, true), (price - 1, false)] {
+        let output = call_with_gas(&state, POA_VERIFY, gas, &input);
+        assert_eq!(output, U256::from(u8::from(is_enough)), "gas {gas}");
+    }
+
+    let path = posted.nets.encode();
+    let open = openCall {
+        terms,
+        tree: 1,
+        level: 0,
+        position: 0,
+        path: path.clone().into(),
+    };
+    let reveal = revealCall {
+        tree: 1,
+        level: 0,
+        row: path.into(),
+    };
+    for input in [open.abi_encode(), reveal.abi_encode()] {
+        let output = run(&state, &request(POA_VERIFY, input));
+        assert_eq!(output.output, posted.nets.commitment()[..]);
+    }
+}
+
+#[test]
+fn steps_that_show_nothing_are_refused() {
+    let state = state();
+    let (_, terms, step) = claim_of_one();
+    let encode = |terms: &abi::Terms, step: &[u8]| {
+        isLieCall {
+            terms: terms.clone(),
+            step: step.to_vec().into(),
+        }
+        .abi_encode()
+    };
+    let other_roots = abi::Terms {
+        roots: [B256::ZERO; 3],
+        ..terms
+    };
+    let no_entries = abi::Terms {
+        nEntries: 0,
+        ..terms
+    };
+    let good = encode(&terms, &step);
+    let cases = [
+        (encode(&other_roots, &step), "not part of the claim"),
+        (encode(&no_entries, &step), "malformed step"),
+        (encode(&terms, &[]), "malformed step"),
+        (encode(&terms, &[9]), "malformed step"),
+        (encode(&terms, &step[1..]), "malformed step"),
+        (
+            encode(&terms, &[&step[..], &[0]].concat()),
+            "malformed step",
+        ),
+        (encode(&terms, &vec![1; 4_096]), "too long"),
+        ([&good[..], &[0; 32]].concat(), "malformed call"),
+        (good[..good.len() - 1].to_vec(), "malformed call"),
+        (vec![], "malformed call"),
+    ];
+    for (input, reason) in cases {
+        check_refused(&state, &request(POA_VERIFY, input), reason);
+    }
+    let reveal = revealCall {
+        tree: 3,
+        level: 1,
+        row: vec![0; 96].into(),
+    };
+    check_refused(
+        &state,
+        &request(POA_VERIFY, reveal.abi_encode()),
+        "malformed step",
+    );
+}
+
+/// Whether a call with this much gas succeeds. The EIP-7623 floor of much
+/// calldata is above the execution gas, so a contract in between sets the limit.
+fn call_with_gas(state: &MemoryState, to: Address, gas: u64, input: &[u8]) -> U256 {
+    let mut code = vec![0x36, 0x5f, 0x5f, 0x37, 0x5f, 0x5f, 0x36, 0x5f, 0x73];
+    code.extend_from_slice(to.as_slice());
+    code.push(0x61);
+    code.extend_from_slice(&u16::try_from(gas).unwrap().to_be_bytes());
+    code.extend_from_slice(&[0xfa, 0x5f, 0x52, 0x60, 0x20, 0x5f, 0xf3]);
+    let mut state = state.clone();
+    state.put(FORWARDER, 1, U256::ZERO, code.into());
+    let output = run(&state, &request(FORWARDER, input.to_vec()));
+    assert_eq!(output.status, CallStatus::Success);
+    U256::from_be_slice(&output.output)
+}
+
 #[test]
 fn gas_below_the_price_halts_and_takes_it_all() {
     let mut state = state();
     let index = Index::new(vec![entry(1, 0, 1, one_hot(0, 1))]).unwrap();
     let chunks = put_chunks(&mut state, &index);
     let input = score_input(chunks, 0, one_hot(0, 1));
-    // The EIP-7623 floor of this much calldata is above the execution gas, so
-    // the limit is set by a contract in between.
     let price = 2_000 + 2_600 + 24 + 60;
     for (gas, is_enough) in [(price, true), (price - 1, false), (1_999, false)] {
-        let mut code = vec![0x36, 0x5f, 0x5f, 0x37, 0x5f, 0x5f, 0x36, 0x5f, 0x73];
-        code.extend_from_slice(POA_SCORE.as_slice());
-        code.push(0x61);
-        code.extend_from_slice(&u16::try_from(gas).unwrap().to_be_bytes());
-        code.extend_from_slice(&[0xfa, 0x5f, 0x52, 0x60, 0x20, 0x5f, 0xf3]);
-        state.put(FORWARDER, 1, U256::ZERO, code.into());
-        let output = run(&state, &request(FORWARDER, input.clone()));
-        assert_eq!(output.status, CallStatus::Success);
-        let succeeded = U256::from_be_slice(&output.output);
+        let succeeded = call_with_gas(&state, POA_SCORE, gas, &input);
         assert_eq!(succeeded, U256::from(u8::from(is_enough)), "gas {gas}");
     }
     let direct = CallRequest {
@@ -333,7 +471,7 @@ fn gas_below_the_price_halts_and_takes_it_all() {
 #[test]
 fn value_and_borrowed_contexts_are_refused() {
     let mut state = state();
-    for precompile in [POA_SCORE, POA_SHARES, OPEN_TRANSFER] {
+    for precompile in [POA_SCORE, POA_SHARES, POA_VERIFY, OPEN_TRANSFER] {
         for opcode in [DELEGATECALL, CALLCODE] {
             state.put(FORWARDER, 1, U256::ZERO, forwarder(opcode, precompile));
             check_refused(&state, &request(FORWARDER, vec![1; 36]), "DELEGATECALL");
@@ -384,7 +522,7 @@ proptest! {
 
     #[test]
     fn any_bytes_give_an_answer_and_the_same_one_twice(
-        which in 0..3_usize,
+        which in 0..4_usize,
         selector in any::<bool>(),
         tail in prop::collection::vec(prop_oneof![Just(0_u8), Just(0x40), any::<u8>()], 0..400),
     ) {
@@ -392,6 +530,7 @@ proptest! {
         let (to, known) = [
             (POA_SCORE, scoreCall::SELECTOR),
             (POA_SHARES, sharesCall::SELECTOR),
+            (POA_VERIFY, isLieCall::SELECTOR),
             (OPEN_FACADE, transferCall::SELECTOR),
         ][which];
         let input = if selector { [&known[..], &tail].concat() } else { tail };
