@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use ol_model::{ChatOptions, Conversation, TokenizerError};
 use ol_serve::{
-    AdapterError, FinishReason, GenerateError, Grammar, GrammarError, Priority, Sampling,
-    SubmitError, TokenLogprobs,
+    AdapterError, FinishReason, GenerateError, Grammar, GrammarError, Priority, SubmitError,
+    TokenLogprobs,
 };
 use ol_types::Address;
 
 use crate::gateway::{ChainError, ReceiptView};
 use crate::keys::{Key, LimitError};
+use crate::sampling::SamplingRequest;
 
 /// What to continue. Prints without its text, which is private.
 #[derive(Clone)]
@@ -45,8 +46,8 @@ pub struct AnswerRequest {
     pub adapters: Vec<(String, f32)>,
     /// What to continue.
     pub prompt: Prompt,
-    /// How tokens are drawn; its seed is not looked at.
-    pub sampling: Sampling,
+    /// How tokens are drawn.
+    pub sampling: SamplingRequest,
     /// Seed of the sampling; one from the operating system if absent.
     pub seed: Option<u64>,
     /// What the answer has to look like.

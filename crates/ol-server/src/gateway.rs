@@ -47,6 +47,7 @@ use crate::answer::{AnswerRequest, RequestError};
 use crate::backend::Backend;
 use crate::keys::{ApiKeys, Cost, KeysError, Meter};
 use crate::prepare::{Prepared, Preparer};
+use crate::sampling::SamplingDefaults;
 
 use self::deferred::{Deferred, Tools};
 use self::holds::{Hold, HoldError, Holds};
@@ -64,6 +65,7 @@ mod receipts;
 mod session;
 mod settlement;
 mod sketch;
+mod thread;
 
 /// The gateway's limits and places.
 #[derive(Debug, Clone)]
@@ -126,12 +128,9 @@ impl std::fmt::Debug for ServedModel {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// The keys cannot be read.
+    /// The keys, or what they have used, cannot be read.
     #[error(transparent)]
     Keys(#[from] KeysError),
-    /// What keys have used cannot be read.
-    #[error("what keys have used cannot be read")]
-    Usage(#[source] io::Error),
     /// The journal cannot be read.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -207,7 +206,7 @@ impl Gateway {
             check_model(&chain, served, base_hash)?;
         }
         let keys = ApiKeys::open(&options.dir)?;
-        let meter = Meter::open(&options.dir, Arc::clone(&clock)).map_err(StartError::Usage)?;
+        let meter = Meter::open(&options.dir, Arc::clone(&clock))?;
         let journal = Journal::open(&options.dir.join("pending"))?;
         let owed = journal.all()?;
         let left = journal.answers()?;
@@ -271,10 +270,12 @@ impl Gateway {
                 Arc::clone(&options.labels),
             ),
             started_at_s: clock.unix_s(),
+            // A paid answer can be checked by who knows the request: no file that may
+            // change later has a part in it.
             preparer: Preparer::new(
-                Arc::clone(backend.tokenizer()),
-                backend.context_tokens(),
+                &backend,
                 options.max_tokens_default,
+                SamplingDefaults::default(),
             ),
             options,
             chain,
@@ -449,12 +450,7 @@ impl Inner {
             prompt_tokens,
             max_tokens,
             mut sampling,
-        } = self.preparer.prepare(
-            request.prompt,
-            request.sampling,
-            request.grammar.as_ref(),
-            request.max_tokens,
-        )?;
+        } = self.preparer.prepare(&request)?;
         let tokens_in = prompt_tokens.len();
         // What is begun can be kept, whatever time its sketch takes.
         let n_tokens = tokens_in.saturating_add(max_tokens);

@@ -200,6 +200,9 @@ pub enum KeysError {
         #[source]
         source: io::Error,
     },
+    /// What keys have used cannot be read.
+    #[error("what keys have used cannot be read")]
+    Usage(#[source] io::Error),
     /// The operating system gave no randomness.
     #[error("the operating system gives no randomness")]
     Randomness(#[source] io::Error),

@@ -13,6 +13,7 @@
 //! - [`gateway`]: prepaid balances, receipts and their settlement; no HTTP.
 //! - [`metrics`]: what is measured, for Prometheus.
 //! - [`plain`]: answers without payment; no HTTP.
+//! - [`SamplingRequest`], [`SamplingDefaults`]: how tokens are drawn, and who says so.
 //! - [`verify`]: recomputing a receipt from public data; pure.
 //!
 //! # Invariants
@@ -34,7 +35,9 @@ pub mod keys;
 pub mod metrics;
 pub mod plain;
 mod prepare;
+mod sampling;
 pub mod verify;
 
 pub use backend::Backend;
 pub use edge::{Access, AccessError, Patience};
+pub use sampling::{SamplingDefaults, SamplingRequest};

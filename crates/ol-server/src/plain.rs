@@ -3,7 +3,6 @@
 //! The same API as the paying gateway's ([`crate::gateway`]), without receipts.
 
 use std::fmt;
-use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,6 +19,7 @@ use crate::answer::{AnswerRequest, Finished, Frame, RequestError, Token};
 use crate::backend::Backend;
 use crate::keys::{Admission, ApiKeys, Cost, Key, KeysError, Meter};
 use crate::prepare::{Prepared, Preparer};
+use crate::sampling::SamplingDefaults;
 
 pub(crate) use self::embed::EmbedError;
 use self::embed::Embedder;
@@ -41,6 +41,8 @@ pub struct PlainOptions {
     pub loads_on_demand: bool,
     /// Tokens of an answer when the request does not say. Default 256.
     pub max_tokens_default: usize,
+    /// How tokens are drawn when the request does not say.
+    pub sampling_defaults: SamplingDefaults,
     /// Most requests at once. Default 512.
     pub n_requests_max: usize,
     /// Threads for embeddings. Default 1.
@@ -57,22 +59,11 @@ impl PlainOptions {
             loads_on_demand: false,
             base_name: base_name.to_owned(),
             max_tokens_default: 256,
+            sampling_defaults: SamplingDefaults::default(),
             n_requests_max: 512,
             n_embed_threads: 1,
         }
     }
-}
-
-/// Why a plain service did not start.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum PlainError {
-    /// The keys cannot be read.
-    #[error(transparent)]
-    Keys(#[from] KeysError),
-    /// What keys have used cannot be read.
-    #[error("what keys have used cannot be read")]
-    Usage(#[source] io::Error),
 }
 
 /// A service without payment; clones share it.
@@ -107,26 +98,26 @@ impl Plain {
     /// A service that takes its tokens from `backend`.
     ///
     /// # Errors
-    /// [`PlainError`] if keys or what they have used cannot be read.
+    /// [`KeysError`] if keys or what they have used cannot be read.
     pub fn new(
         options: PlainOptions,
         backend: impl Into<Backend>,
         adapters: AdapterStore,
         clock: Arc<dyn Clock>,
-    ) -> Result<Self, PlainError> {
+    ) -> Result<Self, KeysError> {
         let backend = backend.into();
         let inner = Inner {
             preparer: Preparer::new(
-                Arc::clone(backend.tokenizer()),
-                backend.context_tokens(),
+                &backend,
                 options.max_tokens_default,
+                options.sampling_defaults,
             ),
             requests: Arc::new(Semaphore::new(options.n_requests_max)),
             started_at_s: clock.unix_s(),
             embedder: Embedder::default(),
             is_stopping: AtomicBool::new(false),
             keys: ApiKeys::open(&options.dir)?,
-            meter: Meter::open(&options.dir, Arc::clone(&clock)).map_err(PlainError::Usage)?,
+            meter: Meter::open(&options.dir, Arc::clone(&clock))?,
             options,
             backend,
             adapters,
@@ -265,12 +256,7 @@ impl Inner {
             prompt_tokens,
             max_tokens,
             mut sampling,
-        } = self.preparer.prepare(
-            request.prompt,
-            request.sampling,
-            request.grammar.as_ref(),
-            request.max_tokens,
-        )?;
+        } = self.preparer.prepare(&request)?;
         let tokens_in = prompt_tokens.len();
         let cost = Cost {
             tokens: (tokens_in as u64).saturating_add(max_tokens as u64),

@@ -4,9 +4,11 @@
 use std::sync::{Arc, OnceLock};
 
 use ol_model::Tokenizer;
-use ol_serve::{ConstraintCompiler, Grammar, GrammarError, Sampling, SubmitError};
+use ol_serve::{ConstraintCompiler, GrammarError, Sampling, SubmitError};
 
-use crate::answer::{Prompt, RequestError};
+use crate::answer::{AnswerRequest, Prompt, RequestError};
+use crate::backend::Backend;
+use crate::sampling::SamplingDefaults;
 
 /// Prepares requests for one base model.
 #[derive(Debug)]
@@ -14,6 +16,7 @@ pub(crate) struct Preparer {
     tokenizer: Arc<Tokenizer>,
     context_tokens: usize,
     max_tokens_default: usize,
+    sampling_defaults: SamplingDefaults,
     /// Made when the first grammar comes: it takes a moment.
     compiler: OnceLock<Result<ConstraintCompiler, GrammarError>>,
 }
@@ -28,14 +31,15 @@ pub(crate) struct Prepared {
 
 impl Preparer {
     pub(crate) fn new(
-        tokenizer: Arc<Tokenizer>,
-        context_tokens: usize,
+        backend: &Backend,
         max_tokens_default: usize,
+        sampling_defaults: SamplingDefaults,
     ) -> Self {
         Self {
-            tokenizer,
-            context_tokens,
+            tokenizer: Arc::clone(backend.tokenizer()),
+            context_tokens: backend.context_tokens(),
             max_tokens_default,
+            sampling_defaults,
             compiler: OnceLock::new(),
         }
     }
@@ -50,30 +54,24 @@ impl Preparer {
     }
 
     /// Cuts a prompt into tokens. Blocks: it may be a megabyte.
-    pub(crate) fn tokens(&self, prompt: Prompt) -> Result<Vec<u32>, RequestError> {
+    pub(crate) fn tokens(&self, prompt: &Prompt) -> Result<Vec<u32>, RequestError> {
         Ok(match prompt {
             Prompt::Chat(conversation, options) => {
-                self.tokenizer.chat_prompt(&conversation, &options)?
+                self.tokenizer.chat_prompt(conversation, options)?
             }
-            Prompt::Text(text) => self.tokenizer.encode_prompt(&text)?,
-            Prompt::Tokens(tokens) => tokens,
+            Prompt::Text(text) => self.tokenizer.encode_prompt(text)?,
+            Prompt::Tokens(tokens) => tokens.clone(),
         })
     }
 
-    /// Blocks.
+    /// Tokens, length and sampling of a request; the seed is the caller's. Blocks.
     ///
     /// # Errors
     /// [`RequestError`] says what no engine would take.
-    pub(crate) fn prepare(
-        &self,
-        prompt: Prompt,
-        mut sampling: Sampling,
-        grammar: Option<&Grammar>,
-        max_tokens: Option<usize>,
-    ) -> Result<Prepared, RequestError> {
-        let prompt_tokens = self.tokens(prompt)?;
+    pub(crate) fn prepare(&self, request: &AnswerRequest) -> Result<Prepared, RequestError> {
+        let prompt_tokens = self.tokens(&request.prompt)?;
         let (tokens_in, context_tokens) = (prompt_tokens.len(), self.context_tokens);
-        let max_tokens = max_tokens.unwrap_or_else(|| {
+        let max_tokens = request.max_tokens.unwrap_or_else(|| {
             let n_left = context_tokens.saturating_sub(tokens_in);
             self.max_tokens_default.min(n_left).max(1)
         });
@@ -85,8 +83,9 @@ impl Preparer {
             }
             .into());
         }
+        let mut sampling = self.sampling_defaults.resolve(request.sampling.clone());
         sampling.validate().map_err(SubmitError::from)?;
-        if let Some(grammar) = grammar {
+        if let Some(grammar) = &request.grammar {
             let compiler = self
                 .compiler
                 .get_or_init(|| ConstraintCompiler::new(&self.tokenizer));

@@ -152,6 +152,7 @@ fn bad_files_are_named() {
             r#"{"temperature": -1}"#,
             "generation_config.json: temperature is -1",
         ),
+        ("generation_config.json", r#"{"top_k": -2}"#, "top_k is -2"),
         ("chat_template.jinja", "{{ x", "chat template default"),
         (
             "chat_template.jinja",

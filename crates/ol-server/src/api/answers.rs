@@ -84,7 +84,7 @@ async fn answer(service: &Service, caller: Caller, asked: Asked) -> Result<Respo
         endpoint,
         tools,
     } = asked;
-    let wants_logprobs = common.sampling.n_logprobs.is_some();
+    let wants_logprobs = common.sampling.rest.n_logprobs.is_some();
     let n = common.n;
     let request = AnswerRequest {
         model: common.model.clone(),

@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 
 use super::error::ApiError;
 use super::tools::{ToolChoice, Tools};
+use crate::sampling::SamplingRequest;
 pub(super) use fields::{Fields, wrong_type};
 pub(super) use messages::Chat;
 
@@ -39,7 +40,7 @@ pub(super) struct Common {
     pub(super) is_stream: bool,
     pub(super) include_usage: bool,
     pub(super) n: usize,
-    pub(super) sampling: Sampling,
+    pub(super) sampling: SamplingRequest,
     pub(super) seed: Option<u64>,
     pub(super) max_tokens: Option<usize>,
     pub(super) stop: Vec<String>,
@@ -107,7 +108,7 @@ pub(super) fn chat(body: &[u8]) -> Result<ChatParams, ApiError> {
     fields.refuse_unless("add_generation_prompt", |value| *value == Value::Bool(true))?;
     if fields.bool("logprobs")? {
         let n_top = fields.integer(&spec::TOP_LOGPROBS)?.unwrap_or(0);
-        common.sampling.n_logprobs = u32::try_from(n_top).ok();
+        common.sampling.rest.n_logprobs = u32::try_from(n_top).ok();
     } else if fields.integer(&spec::TOP_LOGPROBS)?.unwrap_or(0) > 0 {
         return Err(ApiError::invalid_value(
             "top_logprobs",
@@ -145,7 +146,7 @@ pub(super) fn completion(body: &[u8]) -> Result<CompletionParams, ApiError> {
     fields.refuse_unless("suffix", |value| value.as_str() == Some(""))?;
     fields.refuse_unless("best_of", |value| value.as_u64() == Some(1))?;
     let n_top = fields.integer(&spec::LOGPROBS)?;
-    common.sampling.n_logprobs = n_top.and_then(|n| u32::try_from(n).ok());
+    common.sampling.rest.n_logprobs = n_top.and_then(|n| u32::try_from(n).ok());
     let mut prompts = texts(&fields, "prompt")?;
     match (prompts.pop(), prompts.is_empty()) {
         (Some(prompt), true) => Ok(CompletionParams { prompt, common }),
@@ -242,27 +243,27 @@ fn common(fields: &Fields) -> Result<Common, ApiError> {
         value.as_array().is_some_and(Vec::is_empty)
     })?;
     let whole = |found: Option<i64>| found.and_then(|n| u32::try_from(n).ok());
-    let sampling = Sampling {
-        temperature: fields.number(&spec::TEMPERATURE)?.unwrap_or(1.0),
-        // A nucleus of nothing holds the likeliest token, as the smallest one does.
-        top_p: fields
-            .number(&spec::TOP_P)?
-            .unwrap_or(1.0)
-            .max(f32::MIN_POSITIVE),
+    let sampling = SamplingRequest {
+        temperature: fields.number(&spec::TEMPERATURE)?,
+        top_p: fields.number(&spec::TOP_P)?,
         // -1 is vLLM's way to say all.
-        top_k: whole(fields.integer(&spec::TOP_K)?).unwrap_or(0),
-        min_p: fields.number(&spec::MIN_P)?.unwrap_or(0.0),
-        presence_penalty: fields.number(&spec::PRESENCE_PENALTY)?.unwrap_or(0.0),
-        frequency_penalty: fields.number(&spec::FREQUENCY_PENALTY)?.unwrap_or(0.0),
-        repetition_penalty: fields.number(&spec::REPETITION_PENALTY)?.unwrap_or(1.0),
-        logit_bias: logit_bias(fields)?,
-        stop_token_ids: stop_token_ids(fields)?,
-        min_tokens: whole(fields.integer(&spec::MIN_TOKENS)?).unwrap_or(0) as usize,
-        ignores_end: fields.bool("ignore_eos")?,
-        ..Sampling::GREEDY
+        top_k: fields
+            .integer(&spec::TOP_K)?
+            .map(|k| u32::try_from(k).unwrap_or(0)),
+        min_p: fields.number(&spec::MIN_P)?,
+        repetition_penalty: fields.number(&spec::REPETITION_PENALTY)?,
+        rest: Sampling {
+            presence_penalty: fields.number(&spec::PRESENCE_PENALTY)?.unwrap_or(0.0),
+            frequency_penalty: fields.number(&spec::FREQUENCY_PENALTY)?.unwrap_or(0.0),
+            logit_bias: logit_bias(fields)?,
+            stop_token_ids: stop_token_ids(fields)?,
+            min_tokens: whole(fields.integer(&spec::MIN_TOKENS)?).unwrap_or(0) as usize,
+            ignores_end: fields.bool("ignore_eos")?,
+            ..Sampling::GREEDY
+        },
     };
     let max_tokens = max_tokens(fields)?;
-    if max_tokens.is_some_and(|max_tokens| sampling.min_tokens > max_tokens) {
+    if max_tokens.is_some_and(|max_tokens| sampling.rest.min_tokens > max_tokens) {
         let message = "min_tokens is more than max_tokens";
         return Err(ApiError::invalid_value("min_tokens", message));
     }

@@ -29,7 +29,7 @@ pub(super) async fn tokenize(
         let preparer = service.preparer();
         let tokens = match prompt {
             Prompt::Text(text) if !adds_start => preparer.tokenizer().encode(&text)?,
-            prompt => preparer.tokens(prompt)?,
+            prompt => preparer.tokens(&prompt)?,
         };
         let context_tokens = preparer.context_tokens();
         Ok::<_, crate::answer::RequestError>(json!({

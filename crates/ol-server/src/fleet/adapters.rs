@@ -18,7 +18,7 @@ use ol_serve::AdapterRef;
 use ol_types::B256;
 use serde_json::json;
 
-use super::client::As;
+use super::client::{As, Ask};
 use super::pool::{Place, Pool};
 use super::protocol::{self, Loaded};
 
@@ -167,15 +167,15 @@ impl Published {
     ) -> Result<(StatusCode, Vec<u8>), LoadError> {
         let client = &pool.workers[place.worker].client;
         let path = format!("/v1/{what}_lora_adapter");
-        let answer = client.call(
-            As::Admin,
-            Method::POST,
-            &path,
-            Some(Bytes::from(body.to_string())),
-            LOAD_TIMEOUT,
-            ANSWER_MAX_SIZE_BYTES,
-        );
-        answer
+        let ask = Ask {
+            role: As::Admin,
+            method: Method::POST,
+            path: &path,
+            body: Some(Bytes::from(body.to_string())),
+            timeout: LOAD_TIMEOUT,
+        };
+        client
+            .call(&ask, ANSWER_MAX_SIZE_BYTES)
             .await
             .map_err(|error| LoadError::Broken(error.to_string()))
     }

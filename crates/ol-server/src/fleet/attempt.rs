@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use super::Inner;
 use super::adapters::{LoadError, worker_name};
-use super::client::{As, ClientError, Reply};
+use super::client::{As, Ask, ClientError, Reply};
 use super::lines::EventLines;
 use super::pool::{Nobody, Place, Ticket};
 use super::protocol::{self, Chunk, Refusal};
@@ -215,14 +215,14 @@ async fn ask(
     }
     let client = &fleet.pool.workers[place.worker].client;
     let body = protocol::completion_body(&place.model, request).to_string();
-    let sending = client.send(
-        As::User,
-        Method::POST,
-        "/v1/completions",
-        Some(Bytes::from(body)),
-        fleet.options.first_token_timeout,
-    );
-    let mut reply = sending.await?;
+    let ask = Ask {
+        role: As::User,
+        method: Method::POST,
+        path: "/v1/completions",
+        body: Some(Bytes::from(body)),
+        timeout: fleet.options.first_token_timeout,
+    };
+    let mut reply = client.send(&ask).await?;
     if reply.status != StatusCode::OK {
         return Err(refused(client, reply).await);
     }

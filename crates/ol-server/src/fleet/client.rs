@@ -68,6 +68,27 @@ pub(super) enum As {
     Admin,
 }
 
+/// What is asked of a worker.
+#[derive(Debug)]
+pub(super) struct Ask<'a> {
+    pub(super) role: As,
+    pub(super) method: Method,
+    pub(super) path: &'a str,
+    pub(super) body: Option<Bytes>,
+    /// For the head of the answer, or all of it, whatever is waited for.
+    pub(super) timeout: Duration,
+}
+
+async fn within<T>(
+    timeout: Duration,
+    answer: impl Future<Output = Result<T, ClientError>>,
+) -> Result<T, ClientError> {
+    let timed_out = |_| ClientError::TimedOut { what: "an answer" };
+    tokio::time::timeout(timeout, answer)
+        .await
+        .map_err(timed_out)?
+}
+
 impl Client {
     /// A client of the worker at `authority`. Keys that cannot be a header's
     /// value are left out, and the worker refuses.
@@ -85,57 +106,36 @@ impl Client {
         }
     }
 
-    /// Asks, and gives the answer's head within `timeout`.
-    pub(super) async fn send(
-        &self,
-        role: As,
-        method: Method,
-        path: &str,
-        body: Option<Bytes>,
-        timeout: Duration,
-    ) -> Result<Reply, ClientError> {
+    /// Asks, and gives the answer's head.
+    pub(super) async fn send(&self, ask: &Ask<'_>) -> Result<Reply, ClientError> {
         let sending = async {
             // A resting connection may have been closed by the other side.
             while let Some(sender) = self.take_idle() {
-                match self
-                    .exchange(sender, role, &method, path, body.clone())
-                    .await
-                {
+                match self.exchange(sender, ask).await {
                     Err(ClientError::Broken(_)) => {}
                     reply => return reply,
                 }
             }
             let sender = self.connect().await?;
-            self.exchange(sender, role, &method, path, body.clone())
-                .await
+            self.exchange(sender, ask).await
         };
-        let timed_out = |_| ClientError::TimedOut { what: "an answer" };
-        tokio::time::timeout(timeout, sending)
-            .await
-            .map_err(timed_out)?
+        within(ask.timeout, sending).await
     }
 
     /// Asks for a whole answer of at most `max_size_bytes`.
     pub(super) async fn call(
         &self,
-        role: As,
-        method: Method,
-        path: &str,
-        body: Option<Bytes>,
-        timeout: Duration,
+        ask: &Ask<'_>,
         max_size_bytes: usize,
     ) -> Result<(StatusCode, Vec<u8>), ClientError> {
         let calling = async {
-            let mut reply = self.send(role, method, path, body, timeout).await?;
+            let mut reply = self.send(ask).await?;
             let bytes = reply.read_to_end(max_size_bytes).await?;
             let status = reply.status;
             self.rest(reply);
             Ok((status, bytes))
         };
-        let timed_out = |_| ClientError::TimedOut { what: "an answer" };
-        tokio::time::timeout(timeout, calling)
-            .await
-            .map_err(timed_out)?
+        within(ask.timeout, calling).await
     }
 
     /// Keeps the connection of an answer that was read to its end.
@@ -178,17 +178,14 @@ impl Client {
     async fn exchange(
         &self,
         mut sender: SendRequest<Body>,
-        role: As,
-        method: &Method,
-        path: &str,
-        body: Option<Bytes>,
+        ask: &Ask<'_>,
     ) -> Result<Reply, ClientError> {
         let mut request = Request::builder()
-            .method(method)
-            .uri(path)
+            .method(&ask.method)
+            .uri(ask.path)
             .header(header::HOST, &self.authority)
             .header(header::CONTENT_TYPE, "application/json");
-        let key = match role {
+        let key = match ask.role {
             As::User => &self.key,
             As::Admin => &self.admin_key,
         };
@@ -196,7 +193,7 @@ impl Client {
             request = request.header(header::AUTHORIZATION, key);
         }
         let request = request
-            .body(body.map_or_else(Body::empty, Body::from))
+            .body(ask.body.clone().map_or_else(Body::empty, Body::from))
             .expect("paths are ours, and the authority was checked");
         sender.ready().await?;
         let response = sender.send_request(request).await?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::http::{Method, StatusCode};
 use serde_json::Value;
 
-use super::client::As;
+use super::client::{As, Ask};
 use super::pool::{Pool, WorkerHealth};
 use super::protocol;
 
@@ -42,15 +42,7 @@ async fn probe(pool: &Pool, worker: usize) {
 /// # Errors
 /// What went wrong, in words.
 async fn ask(pool: &Pool, worker: usize) -> Result<WorkerHealth, String> {
-    let answer = pool.workers[worker].client.call(
-        As::User,
-        Method::GET,
-        "/health",
-        None,
-        PROBE_TIMEOUT,
-        PROBE_MAX_SIZE_BYTES,
-    );
-    let (status, body) = answer.await.map_err(|error| error.to_string())?;
+    let (status, body) = get(pool, worker, "/health", PROBE_MAX_SIZE_BYTES).await?;
     match status {
         StatusCode::OK => Ok(WorkerHealth::Up),
         StatusCode::SERVICE_UNAVAILABLE => {
@@ -67,17 +59,26 @@ async fn ask(pool: &Pool, worker: usize) -> Result<WorkerHealth, String> {
 /// # Errors
 /// What went wrong, in words.
 async fn models(pool: &Pool, worker: usize) -> Result<protocol::Models, String> {
-    let answer = pool.workers[worker].client.call(
-        As::User,
-        Method::GET,
-        "/v1/models",
-        None,
-        PROBE_TIMEOUT,
-        MODELS_MAX_SIZE_BYTES,
-    );
-    let (status, body) = answer.await.map_err(|error| error.to_string())?;
+    let (status, body) = get(pool, worker, "/v1/models", MODELS_MAX_SIZE_BYTES).await?;
     if status != StatusCode::OK {
         return Err(format!("its models are {status}"));
     }
     protocol::models(&body)
+}
+
+async fn get(
+    pool: &Pool,
+    worker: usize,
+    path: &str,
+    max_size_bytes: usize,
+) -> Result<(StatusCode, Vec<u8>), String> {
+    let ask = Ask {
+        role: As::User,
+        method: Method::GET,
+        path,
+        body: None,
+        timeout: PROBE_TIMEOUT,
+    };
+    let answer = pool.workers[worker].client.call(&ask, max_size_bytes);
+    answer.await.map_err(|error| error.to_string())
 }

@@ -27,23 +27,22 @@ pub(super) fn completion_body(model: &str, request: &GenerateRequest) -> Value {
         "max_tokens": request.max_tokens,
         "temperature": f64::from(sampling.temperature),
         "top_p": f64::from(sampling.top_p),
+        // Said always: a worker fills in what its model's makers recommend.
+        "top_k": sampling.top_k,
+        "min_p": f64::from(sampling.min_p),
+        "repetition_penalty": f64::from(sampling.repetition_penalty),
         // vLLM takes signed numbers only; the bits are the same.
         "seed": sampling.seed.cast_signed(),
         "stream": true,
         "return_token_ids": true,
     });
-    for (name, value, default) in [
-        ("min_p", sampling.min_p, 0.0),
-        ("presence_penalty", sampling.presence_penalty, 0.0),
-        ("frequency_penalty", sampling.frequency_penalty, 0.0),
-        ("repetition_penalty", sampling.repetition_penalty, 1.0),
+    for (name, value) in [
+        ("presence_penalty", sampling.presence_penalty),
+        ("frequency_penalty", sampling.frequency_penalty),
     ] {
-        if value != default {
+        if value != 0.0 {
             body[name] = f64::from(value).into();
         }
-    }
-    if sampling.top_k > 0 {
-        body["top_k"] = sampling.top_k.into();
     }
     if !sampling.logit_bias.is_empty() {
         let bias = |&(id, bias): &(u32, f32)| (id.to_string(), f64::from(bias).into());

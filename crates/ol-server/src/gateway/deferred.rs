@@ -13,7 +13,6 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use ol_types::B256;
@@ -23,6 +22,7 @@ use super::ServedModel;
 use super::holds::Hold;
 use super::journal::{AnsweredRequest, Journal, PENDING_MAX, PendingReceipt};
 use super::settlement::{Job, Settlement, chain_of};
+use super::thread::Thread;
 
 /// How long after a failure of the disk it is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
@@ -31,7 +31,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Deferred {
     shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: Thread,
 }
 
 #[derive(Debug)]
@@ -115,13 +115,8 @@ impl Deferred {
             shared: Arc::clone(&shared),
             tools,
         };
-        let thread = thread::Builder::new()
-            .name("sketches".to_owned())
-            .spawn(move || worker.run())?;
-        Ok(Self {
-            shared,
-            thread: Mutex::new(Some(thread)),
-        })
+        let thread = Thread::spawn("sketches", move || worker.run())?;
+        Ok(Self { shared, thread })
     }
 
     /// Room for an answer with so many tokens, prompt and all; `None` if there is
@@ -155,15 +150,7 @@ impl Deferred {
     pub(super) fn stop(&self) {
         self.shared.lock().is_stopping = true;
         self.shared.wake.notify_all();
-        let thread = self
-            .thread
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(thread) = thread {
-            // A panic was reported by its hook; what it left is in the journal.
-            let _ = thread.join();
-        }
+        self.thread.join();
     }
 }
 

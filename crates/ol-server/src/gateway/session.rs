@@ -196,6 +196,14 @@ impl Task {
         let tokens_cached = count(tokens_cached).ok_or(SessionError::Account)?;
         let counts = count(prompt_tokens.len()).zip(count(token_ids.len()));
         let (tokens_in, tokens_out) = counts.ok_or(SessionError::Account)?;
+        let finished = |receipt| Finished {
+            finish_reason,
+            text,
+            tokens_in,
+            tokens_cached,
+            tokens_out,
+            receipt: Some(receipt),
+        };
         let (mut hold, admission) = match charge {
             Charge::New(hold, admission) => (hold, admission),
             Charge::Earlier(earlier) => {
@@ -203,17 +211,8 @@ impl Task {
                 if owed.receipt().response_hash != hash_tokens(&token_ids) {
                     return Err(SessionError::KeyReused);
                 }
-                let view =
-                    tokio::task::spawn_blocking(move || gateway.receipts.view(&owed, status));
-                let receipt = view.await.map_err(|_| SessionError::Account)?;
-                return Ok(Finished {
-                    finish_reason,
-                    text,
-                    tokens_in,
-                    tokens_cached,
-                    tokens_out,
-                    receipt: Some(receipt),
-                });
+                let receipt = view(&gateway, owed, status).await?;
+                return Ok(finished(receipt));
             }
         };
         let fee_wei = model
@@ -258,14 +257,7 @@ impl Task {
             let owed = Owed::Answer(Box::new(answered));
             let receipt = view(&gateway, owed, Status::Pending).await?;
             drop(running);
-            return Ok(Finished {
-                finish_reason,
-                text,
-                tokens_in,
-                tokens_cached,
-                tokens_out,
-                receipt: Some(receipt),
-            });
+            return Ok(finished(receipt));
         };
         let turn = gateway
             .sketches
@@ -292,14 +284,7 @@ impl Task {
         let receipt = view(&gateway, pending.into(), status).await?;
         // Until here a repeated request would not have found this receipt.
         drop(running);
-        Ok(Finished {
-            finish_reason,
-            text,
-            tokens_in,
-            tokens_cached,
-            tokens_out,
-            receipt: Some(receipt),
-        })
+        Ok(finished(receipt))
     }
 }
 

@@ -12,7 +12,6 @@ use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use ol_runtime::{Objects, ObjectsError};
@@ -21,6 +20,7 @@ use tokio::sync::oneshot;
 use super::chain::{Chain, ChainError, SettleError};
 use super::holds::Hold;
 use super::journal::{Journal, JournalError, PendingReceipt};
+use super::thread::Thread;
 
 /// How long after a failure it is tried again, if nothing else wakes the thread.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
@@ -67,7 +67,7 @@ pub(super) struct Settlement {
     jobs: Mutex<Option<SyncSender<Job>>>,
     /// Receipts handed over and not yet settled or refused.
     n_owed: Arc<AtomicUsize>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: Thread,
 }
 
 impl Settlement {
@@ -89,13 +89,11 @@ impl Settlement {
             owed: owed.into(),
             n_owed: Arc::clone(&n_owed),
         };
-        let thread = thread::Builder::new()
-            .name("settlement".to_owned())
-            .spawn(move || worker.run(&receiver))?;
+        let thread = Thread::spawn("settlement", move || worker.run(&receiver))?;
         Ok(Self {
             jobs: Mutex::new(Some(sender)),
             n_owed,
-            thread: Mutex::new(Some(thread)),
+            thread,
         })
     }
 
@@ -133,8 +131,7 @@ impl Settlement {
 
     /// Whether the thread still takes receipts.
     pub(super) fn is_running(&self) -> bool {
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
-        thread.as_ref().is_some_and(|thread| !thread.is_finished())
+        self.thread.is_running()
     }
 
     /// Tries what is queued once more, then ends the thread. Blocks.
@@ -145,15 +142,7 @@ impl Settlement {
                 .unwrap_or_else(PoisonError::into_inner)
                 .take(),
         );
-        let thread = self
-            .thread
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(thread) = thread {
-            // A panic was reported by its hook; what it left is in the journal.
-            let _ = thread.join();
-        }
+        self.thread.join();
     }
 }
 

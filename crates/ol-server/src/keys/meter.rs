@@ -16,7 +16,7 @@ use ol_runtime::Clock;
 use ol_types::B256;
 use serde::{Deserialize, Serialize};
 
-use super::{Key, KeyLimits};
+use super::{Key, KeyLimits, KeysError};
 use crate::gateway::durable;
 
 const FORMAT: &str = "openledger-api-usage/1";
@@ -182,14 +182,11 @@ impl fmt::Debug for Meter {
     }
 }
 
-impl Meter {
-    /// Goes on with what is kept in `dir`.
-    ///
-    /// # Errors
-    /// If the file cannot be read or is not ours.
-    pub fn open(dir: &Path, clock: Arc<dyn Clock>) -> io::Result<Arc<Self>> {
+impl State {
+    /// What is kept in `dir`.
+    fn read(dir: &Path) -> io::Result<Self> {
         durable::create_dir(dir)?;
-        let mut state = State::default();
+        let mut state = Self::default();
         if let Some(bytes) = durable::read(&dir.join(FILE), FILE_SIZE_BYTES_MAX)? {
             let bad = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
             let file: UsageFile =
@@ -206,10 +203,20 @@ impl Meter {
             });
             state.by_key = known.collect();
         }
+        Ok(state)
+    }
+}
+
+impl Meter {
+    /// Goes on with what is kept in `dir`.
+    ///
+    /// # Errors
+    /// [`KeysError::Usage`] if the file cannot be read or is not ours.
+    pub fn open(dir: &Path, clock: Arc<dyn Clock>) -> Result<Arc<Self>, KeysError> {
         Ok(Arc::new(Self {
             dir: dir.to_owned(),
             clock,
-            state: Mutex::new(state),
+            state: Mutex::new(State::read(dir).map_err(KeysError::Usage)?),
         }))
     }
 

@@ -115,7 +115,7 @@ impl Inner {
             });
         }
         let tokens: Vec<Vec<u32>> = texts
-            .into_iter()
+            .iter()
             .map(|text| self.preparer.tokens(text))
             .collect::<Result<_, _>>()?;
         for (at, tokens) in tokens.iter().enumerate() {

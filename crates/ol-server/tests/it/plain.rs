@@ -5,12 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ol_model::{Dtype, GenerationConfig};
 use ol_runtime::{ManualClock, Shutdown};
 use ol_serve::{EngineHandle, EngineOptions};
-use ol_server::Access;
 use ol_server::api::{self, ApiState};
 use ol_server::keys::{KeyLimits, NewKey, Scope};
 use ol_server::plain::{Plain, PlainOptions};
+use ol_server::{Access, SamplingDefaults};
 use serde_json::{Value, json};
 
 use crate::support::{Reply, adapter, adapter_store, base, events, get, post, tokenizer};
@@ -33,6 +34,10 @@ impl World {
     }
 
     fn over(dir: tempfile::TempDir, is_open: bool) -> Self {
+        Self::with(dir, is_open, SamplingDefaults::default())
+    }
+
+    fn with(dir: tempfile::TempDir, is_open: bool, sampling_defaults: SamplingDefaults) -> Self {
         let engine = EngineHandle::start(base(), tokenizer(), 1, EngineOptions::default()).unwrap();
         let adapters = adapter_store(&roots(dir.path()));
         for (n, name) in (1..).zip(["one", "two"]) {
@@ -41,6 +46,7 @@ impl World {
         let clock = Arc::new(ManualClock::new(1_700_000_000));
         let options = PlainOptions {
             is_open,
+            sampling_defaults,
             ..PlainOptions::new(dir.path().join("keys"), BASE)
         };
         let plain = Plain::new(options, engine, adapters, Arc::clone(&clock) as _).unwrap();
@@ -284,6 +290,37 @@ fn sampling_is_as_asked() {
 }
 
 #[test]
+fn a_models_recommendations_fill_in_what_a_request_does_not_say() {
+    let config = GenerationConfig {
+        temperature: Some(1.5),
+        top_k: Some(1),
+        ..GenerationConfig::default()
+    };
+    let defaults = SamplingDefaults::recommended(&config).unwrap();
+    let world = World::with(tempfile::tempdir().unwrap(), true, defaults);
+    // Several seeds: the model is rather sure of itself.
+    let asked = |sampling: Value| -> Vec<Value> {
+        let of_seed = |seed: u64| {
+            let mut body = question(json!({"return_token_ids": true, "seed": seed}));
+            let fields = body.as_object_mut().unwrap();
+            fields.remove("temperature");
+            fields.extend(sampling.as_object().unwrap().clone());
+            world.ask(CHAT, &body)["choices"][0]["token_ids"].clone()
+        };
+        (0..6).map(of_seed).collect()
+    };
+    let likeliest = asked(json!({"temperature": 0}));
+    assert_eq!(asked(json!({})), likeliest, "the model's top_k");
+    assert_eq!(asked(json!({"temperature": 2})), likeliest);
+    // What the request says goes before: all tokens, at the model's temperature.
+    let all = asked(json!({"top_k": 0}));
+    assert_ne!(all, likeliest);
+    assert_eq!(all, asked(json!({"top_k": -1, "temperature": 1.5})));
+    assert_ne!(all, asked(json!({"top_k": 0, "temperature": 0.2})));
+    world.stop();
+}
+
+#[test]
 fn answers_have_the_form_asked_for() {
     let world = World::new(true);
     let schema = json!({
@@ -473,6 +510,10 @@ fn adapters_come_and_go_as_vllms_do() {
         std::fs::create_dir_all(&folder).unwrap();
         adapter(n).save(&folder, "tiny").unwrap();
     }
+    let file = roots(dir.path()).join("seven.gguf");
+    adapter(7)
+        .save_gguf(&file, base().config(), Dtype::F32)
+        .unwrap();
     let world = World::over(dir, true);
     let admin = world.key(&[Scope::Admin], KeyLimits::default());
     let (load, unload) = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter");
@@ -497,6 +538,12 @@ fn adapters_come_and_go_as_vllms_do() {
     let card = get(world.address, "/v1/models/new").json();
     assert_eq!(card["parent"], BASE);
     assert!(card["root"].as_str().unwrap().contains("seven"), "{card}");
+
+    // llama.cpp's form of it.
+    let file = json!({"lora_name": "file", "lora_path": "seven.gguf"});
+    assert_eq!(call(load, file).0, 200);
+    let same = world.ask(CHAT, &question(json!({"model": "file"})));
+    assert_eq!(content(&same), first);
 
     let error = world.refused(load, Some(&admin), &seven, 400);
     assert_eq!(error["type"], "InvalidUserInput");

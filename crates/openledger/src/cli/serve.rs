@@ -12,7 +12,7 @@ use super::AccessArgs;
 #[command(after_long_help = "\
 Examples:
   The base that comes with the program, and one adapter:
-    openledger serve --adapter legal=./adapters/legal
+    openledger serve --adapter legal=./adapters/legal --adapter tax=./tax.gguf
 
   A model of a folder, held in 4 bits, with every adapter below a folder on demand:
     openledger serve --base ./Llama-3.1-8B --weight-format q4_k --adapter-root ./adapters
@@ -38,11 +38,16 @@ pub(crate) struct ServeArgs {
     /// [default: f32 for a folder, stored for GGUF]
     #[arg(long, value_name = "FORMAT")]
     pub(crate) weight_format: Option<String>,
-    /// Adapter to serve: a PEFT folder under a name [repeatable]
-    #[arg(long, value_name = "NAME=DIR", help_heading = "Adapters")]
+    /// How answers are drawn when a request does not say: `auto` takes what the model's
+    /// makers recommend (`generation_config.json`, or the GGUF file), `none` draws from
+    /// the model's own distribution, a folder has another `generation_config.json`
+    #[arg(long, value_name = "auto|none|DIR", default_value = "auto")]
+    pub(crate) generation_config: String,
+    /// Adapter to serve: a PEFT folder or a GGUF file under a name [repeatable]
+    #[arg(long, value_name = "NAME=PATH", help_heading = "Adapters")]
     pub(crate) adapter: Vec<String>,
-    /// Folder of PEFT folders: each is loaded when it is first asked for by its name
-    /// [repeatable]. Operators may load from here only
+    /// Folder of PEFT folders and GGUF files: each is loaded when it is first asked for
+    /// by its name [repeatable]. Operators may load from here only
     #[arg(long, value_name = "DIR", help_heading = "Adapters")]
     pub(crate) adapter_root: Vec<PathBuf>,
     /// Memory for adapters, in MiB; what does not fit waits on disk

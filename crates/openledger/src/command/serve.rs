@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use ol_hub::{Hub, HubOptions, Reference};
-use ol_model::{Format, Gguf, Model, ModelConfig, Pool, Tokenizer, WeightFormat};
+use ol_model::{Format, GenerationConfig, Gguf, Model, ModelConfig, Pool, Tokenizer, WeightFormat};
 use ol_runtime::{DataDir, Shutdown, SystemClock};
 use ol_serve::{
     AdapterComponents, AdapterStore, AdapterStoreOptions, EngineHandle, EngineOptions, EngineParts,
     RegisterOptions,
 };
+use ol_server::SamplingDefaults;
 use ol_server::api::{self, ApiState};
 use ol_server::fleet::{self, AdminKey, Fleet, FleetOptions, WorkerOptions};
 use ol_server::keys::{NewKey, Scope};
@@ -76,6 +77,7 @@ pub(crate) fn run(
         None => base_name(args.base.as_deref(), &base),
     };
     let options = PlainOptions {
+        sampling_defaults: sampling_defaults(&args.generation_config, &base)?,
         is_open: args.open,
         loads_on_demand: !args.adapter_root.is_empty(),
         ..PlainOptions::new(layout.serve(), &name)
@@ -224,6 +226,30 @@ fn find_base(layout: &Layout, given: Option<&str>) -> anyhow::Result<PathBuf> {
     Ok(snapshot.gguf.unwrap_or(snapshot.dir))
 }
 
+/// How answers are drawn when a request does not say.
+fn sampling_defaults(given: &str, base: &Path) -> anyhow::Result<SamplingDefaults> {
+    let dir = match given {
+        "none" => return Ok(SamplingDefaults::default()),
+        "auto" => base,
+        dir => Path::new(dir),
+    };
+    ensure!(
+        dir.exists(),
+        "--generation-config {given}: there is no such folder"
+    );
+    let hint = "give --generation-config none to leave it out";
+    let config = GenerationConfig::load(dir).context(hint)?;
+    let found = SamplingDefaults::recommended(&config)
+        .with_context(|| format!("what {} recommends", dir.display()))
+        .context(hint)?;
+    if found != SamplingDefaults::default() {
+        note(&format!(
+            "requests that do not say have the model's {found} (--generation-config)"
+        ));
+    }
+    Ok(found)
+}
+
 fn base_name(given: Option<&str>, base: &Path) -> String {
     match given {
         None => "openledger-base".to_owned(),
@@ -313,13 +339,13 @@ fn adapters(
     let mut named = Vec::new();
     let mut roots = args.adapter_root.clone();
     for given in &args.adapter {
-        let (name, dir) = given
+        let (name, path) = given
             .split_once('=')
-            .with_context(|| format!("--adapter {given} is not NAME=DIR"))?;
-        let dir = fs::canonicalize(dir).with_context(|| format!("--adapter {given}"))?;
+            .with_context(|| format!("--adapter {given} is not NAME=PATH"))?;
+        let path = fs::canonicalize(path).with_context(|| format!("--adapter {given}"))?;
         // What was named once may be loaded again.
-        roots.push(dir.clone());
-        named.push((name, dir));
+        roots.push(path.clone());
+        named.push((name, path));
     }
     let options = AdapterStoreOptions {
         host_budget_bytes: args.adapter_memory_mib << 20,
@@ -329,8 +355,8 @@ fn adapters(
     };
     let components = AdapterComponents::new(Arc::clone(clock) as _);
     let store = AdapterStore::open(model, options, components)?;
-    for (name, dir) in named {
-        let location = dir.to_string_lossy();
+    for (name, path) in named {
+        let location = path.to_string_lossy();
         store
             .register(name, &location, RegisterOptions::default())
             .with_context(|| format!("adapter {name} of {location}"))?;

@@ -34,12 +34,10 @@ fn defaults_are_openais() {
     let sampling = &common.sampling;
     assert_eq!(
         (sampling.temperature, sampling.top_p, sampling.top_k),
-        (1.0, 1.0, 0)
+        (None, None, None)
     );
-    assert_eq!(
-        (sampling.repetition_penalty, sampling.n_logprobs),
-        (1.0, None)
-    );
+    assert_eq!((sampling.min_p, sampling.repetition_penalty), (None, None));
+    assert_eq!(sampling.rest.n_logprobs, None);
     assert_eq!((common.seed, common.max_tokens, common.n), (None, None, 1));
     assert!(common.stop.is_empty() && common.grammar.is_none() && common.timeout.is_none());
     assert_eq!(tools.choice, ToolChoice::None);
@@ -77,15 +75,22 @@ fn fields_are_read() {
     let ChatParams { common, chat, .. } = chat(body.to_string().as_bytes()).unwrap();
     assert!(common.is_stream && common.include_usage && common.wants_token_ids);
     let sampling = &common.sampling;
-    assert_eq!((sampling.temperature, sampling.top_p), (0.0, 0.5));
     assert_eq!(
-        (sampling.presence_penalty, sampling.frequency_penalty),
+        (sampling.temperature, sampling.top_p),
+        (Some(0.0), Some(0.5))
+    );
+    assert_eq!(
+        (
+            sampling.rest.presence_penalty,
+            sampling.rest.frequency_penalty
+        ),
         (0.5, -2.0)
     );
     assert_eq!(
         (sampling.repetition_penalty, sampling.top_k, sampling.min_p),
-        (1.1, 0, 0.25)
+        (Some(1.1), Some(0), Some(0.25))
     );
+    let sampling = &sampling.rest;
     assert_eq!(sampling.logit_bias, [(5, -100.0), (7, 1.5)]);
     assert_eq!(
         (sampling.min_tokens, sampling.stop_token_ids.as_slice()),
