@@ -37,6 +37,7 @@ use ol_types::B256;
 use self::disk::Disk;
 pub use self::error::{AdapterError, MAX_ADAPTER_NAME_BYTES, MAX_WEIGHTED_PARTS};
 pub use self::lease::{AdapterLease, AdapterRef};
+pub use self::loader::{AdapterLoad, AdapterLoader};
 pub use self::source::{AdapterFiles, AdapterSource, ObjectsSource};
 use self::source::{LocalPath, StorePath};
 pub use self::table::LOAD_SECONDS;
@@ -46,6 +47,7 @@ use self::version::{Origin, Reader, Version};
 mod disk;
 mod error;
 mod lease;
+mod loader;
 mod source;
 mod sum;
 mod table;
@@ -273,20 +275,24 @@ impl Shared {
     /// Loads what is asked for until the store is closed.
     fn run_loader(&self) {
         while let Some(job) = self.wait_for_job() {
-            let started_s = self.components.clock.monotonic_s();
-            // Sources are passed in, and a loader that is gone would be missed.
-            let outcome = catch_unwind(AssertUnwindSafe(|| self.load(&job)))
-                .unwrap_or(Err(AdapterError::Defect));
-            let now_s = self.components.clock.monotonic_s();
-            if let Err(error) = &outcome {
-                tracing::warn!(hash = %job.version.hash, %error, "an adapter could not be loaded");
-            }
-            let retry_at_s = now_s + self.reader.options.failure_memory_s;
-            self.change(|state, after| {
-                let took_s = now_s - started_s;
-                state.table.finish(&job, outcome, took_s, retry_at_s, after);
-            });
+            self.run_job(&job);
         }
+    }
+
+    fn run_job(&self, job: &Job) {
+        let started_s = self.components.clock.monotonic_s();
+        // Sources are passed in, and a loader that is gone would be missed.
+        let outcome =
+            catch_unwind(AssertUnwindSafe(|| self.load(job))).unwrap_or(Err(AdapterError::Defect));
+        let now_s = self.components.clock.monotonic_s();
+        if let Err(error) = &outcome {
+            tracing::warn!(hash = %job.version.hash, %error, "an adapter could not be loaded");
+        }
+        let retry_at_s = now_s + self.reader.options.failure_memory_s;
+        self.change(|state, after| {
+            let took_s = now_s - started_s;
+            state.table.finish(job, outcome, took_s, retry_at_s, after);
+        });
     }
 
     fn wait_for_job(&self) -> Option<Job> {
@@ -371,6 +377,34 @@ impl AdapterStore {
         options: AdapterStoreOptions,
         components: AdapterComponents,
     ) -> Result<Self, AdapterError> {
+        let n_loaders = options.n_loaders.max(1);
+        // Made first: it ends the threads that did start.
+        let (store, AdapterLoader { shared }) = Self::without_threads(model, options, components)?;
+        for _ in 0..n_loaders {
+            let shared = Arc::clone(&shared);
+            // Not joined: it may be in a slow source when the store is closed.
+            thread::Builder::new()
+                .name("ol-adapters".to_owned())
+                .spawn(move || shared.run_loader())
+                .map_err(|error| AdapterError::Start {
+                    path: PathBuf::new(),
+                    reason: error.to_string(),
+                })?;
+        }
+        Ok(store)
+    }
+
+    /// A store that loads only what its [`AdapterLoader`] is told to: for tests and
+    /// simulations, beside [`EngineHandle::without_thread`](crate::EngineHandle::without_thread).
+    ///
+    /// # Errors
+    /// [`AdapterError::Start`] if a root is missing, or the folder is in use or
+    /// cannot be made.
+    pub fn without_threads(
+        model: &ModelConfig,
+        options: AdapterStoreOptions,
+        components: AdapterComponents,
+    ) -> Result<(Self, AdapterLoader), AdapterError> {
         let canonical = |root: &PathBuf| {
             root.canonicalize().map_err(|error| AdapterError::Start {
                 path: root.clone(),
@@ -388,7 +422,6 @@ impl AdapterStore {
         state.table.has_device = components.device.is_some();
         state.table.tiers[HOST].budget_bytes = options.host_budget_bytes;
         state.table.tiers[DEVICE].budget_bytes = options.device_budget_bytes;
-        let n_loaders = options.n_loaders.max(1);
         let shared = Arc::new(Shared {
             reader: Reader {
                 model: model.clone(),
@@ -400,23 +433,11 @@ impl AdapterStore {
             state: Mutex::new(state),
             work: Condvar::new(),
         });
-        // Made first: it ends the threads that did start.
         let store = Self {
             shared: Arc::clone(&shared),
             _close: Arc::new(CloseOnDrop(Arc::clone(&shared))),
         };
-        for _ in 0..n_loaders {
-            let shared = Arc::clone(&shared);
-            // Not joined: it may be in a slow source when the store is closed.
-            thread::Builder::new()
-                .name("ol-adapters".to_owned())
-                .spawn(move || shared.run_loader())
-                .map_err(|error| AdapterError::Start {
-                    path: PathBuf::new(),
-                    reason: error.to_string(),
-                })?;
-        }
-        Ok(store)
+        Ok((store, AdapterLoader { shared }))
     }
 
     /// Registers the adapter at `location` under a name: a PEFT directory or a

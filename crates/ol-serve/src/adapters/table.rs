@@ -17,7 +17,8 @@
 //! loaded is kept for those who asked until they take it, except from an older
 //! request: so the oldest waits for leases only, and leases are held by requests
 //! that run. Younger loads do not overtake one that waits for room, or small
-//! adapters could keep a large one out for ever.
+//! adapters could keep a large one out for ever; but what only memory holds goes
+//! to its device at any time, for nothing else can free that memory.
 
 use std::any::Any;
 use std::collections::{BTreeMap, HashMap};
@@ -293,6 +294,15 @@ impl Table {
         })
     }
 
+    /// Wakes who waits for what does not fit beside the pins, to be told so: no load
+    /// will ever end for them.
+    fn wake_hopeless(&self, after: &mut After) {
+        let waited_for = self.slots.values().filter(|slot| !slot.demands.is_empty());
+        for slot in waited_for.filter(|slot| self.never_fits(&slot.version).is_some()) {
+            after.wake.extend(slot.demands.values().cloned());
+        }
+    }
+
     pub(super) fn drop_lease(&mut self, hash: B256, after: &mut After) {
         if let Some(slot) = self.slots.get_mut(&hash) {
             slot.n_leases -= 1;
@@ -326,6 +336,9 @@ impl Table {
         let old = self.names.insert(Arc::clone(name), new);
         self.release(old, after);
         self.revalue(version.hash);
+        if is_pinned {
+            self.wake_hopeless(after);
+        }
     }
 
     /// Takes a name away; false if there is none.
@@ -391,12 +404,24 @@ impl Table {
     /// The oldest load that is wanted and not under way, with its bytes
     /// reserved; `None` if there is none, or no room for it yet.
     pub(super) fn next_job(&mut self, after: &mut After) -> Option<Job> {
-        let (ticket, hash) = self.wanted.iter().find_map(|(ticket, hash)| {
+        let to_do = self.wanted.iter().filter_map(|(ticket, hash)| {
             let slot = self.slots.get(hash)?;
             let is_to_do = !slot.is_loading && slot.failed.is_none() && !self.is_ready(slot);
-            is_to_do.then_some((*ticket, *hash))
+            is_to_do.then_some((*ticket, *hash, slot.version.is_in_memory_only()))
+        });
+        // What only memory holds cannot be evicted, and stays until who wants it has
+        // had it: its copy for the device does not wait behind a load that may be
+        // waiting for that very memory.
+        let to_do: Vec<(u64, B256, bool)> = to_do.collect();
+        let first = to_do.iter().take(1);
+        let in_memory = to_do
+            .iter()
+            .skip(1)
+            .filter(|(.., is_in_memory)| *is_in_memory);
+        let (hash, reserved_bytes) = first.chain(in_memory).find_map(|&(ticket, hash, _)| {
+            let reserved = self.reserve(hash, [true; N_TIERS], Some(ticket), after)?;
+            Some((hash, reserved))
         })?;
-        let reserved_bytes = self.reserve(hash, [true; N_TIERS], Some(ticket), after)?;
         let has_device = self.has_device;
         let slot = self.slots.get_mut(&hash)?;
         slot.is_loading = true;

@@ -666,3 +666,68 @@ fn sums_that_make_no_sense_are_refused() {
     let error = store.resolve_weighted(&[("x", 1.0)]).unwrap_err();
     assert!(matches!(error, AdapterError::Unknown { .. }), "{error}");
 }
+
+/// Copies nothing.
+struct NoDevice;
+
+impl AdapterDevice for NoDevice {
+    fn size_bytes(&self, _: &Lora) -> u64 {
+        1
+    }
+
+    fn upload(&self, _: &Lora) -> Result<Arc<dyn Any + Send + Sync>, String> {
+        Ok(Arc::new(()))
+    }
+}
+
+/// Found by random histories: the oldest load waited for memory that a version
+/// without a source held, and the copy of that version waited for its turn.
+#[test]
+fn what_only_memory_holds_reaches_its_device_before_older_loads() {
+    let mut fixture = Fixture::new(1);
+    fixture.options.host_budget_bytes = fixture.options.host_budget_bytes * 3 / 2;
+    fixture.write("p", &lora(4, 1));
+    let mut components = AdapterComponents::new(fixture.clock.clone());
+    components.device = Some(Arc::new(NoDevice));
+    let (store, loader) =
+        AdapterStore::without_threads(&model(), fixture.options.clone(), components).unwrap();
+    let in_memory = store.insert("x", Arc::new(lora(4, 2))).unwrap();
+    store.register("p", "p", PLAIN).unwrap();
+    store.unload("x").unwrap();
+    let older = store.resolve("p").unwrap();
+    assert!(older.poll_lease(Waker::noop()).is_pending());
+    assert!(loader.begin().is_none(), "there is no room");
+    assert!(in_memory.poll_lease(Waker::noop()).is_pending());
+    drop(
+        loader
+            .begin()
+            .expect("its copy needs no memory of the host"),
+    );
+    assert!(in_memory.poll_lease(Waker::noop()).is_ready());
+    drop(in_memory);
+    drop(loader.begin().expect("there is room now"));
+    assert!(older.poll_lease(Waker::noop()).is_ready());
+}
+
+/// Found by random histories: who waited when a pin took the memory was never
+/// told, and waited on.
+#[test]
+fn a_pin_that_leaves_no_room_answers_who_waits() {
+    let fixture = Fixture::new(1);
+    fixture.write("p", &lora(4, 1));
+    fixture.write("q", &lora(4, 2));
+    let components = AdapterComponents::new(fixture.clock.clone());
+    let (store, loader) =
+        AdapterStore::without_threads(&model(), fixture.options.clone(), components).unwrap();
+    store.register("p", "p", PLAIN).unwrap();
+    let waiting = store.register("q", "q", PLAIN).unwrap();
+    let (waker, bell) = bell();
+    assert!(waiting.poll_lease(&waker).is_pending());
+    store.insert("x", Arc::new(lora(4, 3))).unwrap();
+    bell.try_recv().expect("it is told");
+    assert!(loader.begin().is_none());
+    let Poll::Ready(Err(error)) = waiting.poll_lease(&waker) else {
+        panic!("it waits on");
+    };
+    assert!(matches!(error, AdapterError::Overloaded { .. }), "{error}");
+}

@@ -1,15 +1,23 @@
 //! Random histories of everything at once, against one request at a time.
 
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use ol_model::Lora;
 use ol_serve::{
-    AdapterStore, EngineOptions, EngineStats, FinishReason, GenerateError, GenerateRequest,
-    Priority, Sampling, Sharing, SubmitError, Turn,
+    AdapterComponents, AdapterDevice, AdapterError, AdapterFiles, AdapterLoad, AdapterLoader,
+    AdapterRef, AdapterSource, AdapterStore, AdapterStoreOptions, EngineOptions, EngineStats,
+    FinishReason, GenerateError, GenerateRequest, Priority, RegisterOptions, Sampling, Sharing,
+    SubmitError, Turn,
 };
 
 use crate::drive::{Driven, Reader};
 use crate::random::Random;
-use crate::support::{adapter_store, lora, tokenizer};
+use crate::support::{base, lora, tokenizer, weights};
 
 /// Histories of each run; `OPENLEDGER_TEST_SCALE` multiplies them.
 const N_HISTORIES: u64 = 1_500;
@@ -23,13 +31,87 @@ struct Seen {
     n_late: u64,
     n_late_with_tokens: u64,
     n_cached: u64,
+    n_adapter_failures: u64,
+    n_loads: u64,
+    n_load_failures: u64,
+    n_evictions: u64,
+    n_device_evictions: u64,
     stats: EngineStats,
+}
+
+/// What a source gives when it is read again.
+const WHOLE: u8 = 0;
+const GONE: u8 = 1;
+const CHANGED: u8 = 2;
+
+/// Adapters that a source may lose, or exchange for others.
+struct Source {
+    files: AdapterFiles,
+    others: AdapterFiles,
+    state: Arc<AtomicU8>,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a source of a test")
+    }
+}
+
+impl AdapterSource for Source {
+    fn read(&self, _: u64) -> Result<AdapterFiles, AdapterError> {
+        match self.state.load(Ordering::Relaxed) {
+            GONE => Err(AdapterError::Missing {
+                location: self.to_string(),
+            }),
+            CHANGED => Ok(self.others.clone()),
+            _ => Ok(self.files.clone()),
+        }
+    }
+}
+
+fn files(lora: &Lora) -> AdapterFiles {
+    let (config, weights) = lora.to_bytes("base");
+    AdapterFiles {
+        config: config.into(),
+        weights: weights.into(),
+    }
+}
+
+/// Memory of a device: counts the copies that are there.
+struct Device(Arc<AtomicUsize>);
+
+struct Copy(Arc<AtomicUsize>);
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl AdapterDevice for Device {
+    fn size_bytes(&self, lora: &Lora) -> u64 {
+        lora.resident_size_bytes() as u64 / 2
+    }
+
+    fn upload(&self, _: &Lora) -> Result<Arc<dyn Any + Send + Sync>, String> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Ok(Arc::new(Copy(Arc::clone(&self.0))))
+    }
 }
 
 struct History {
     random: Random,
     driven: Driven,
     store: AdapterStore,
+    loader: AdapterLoader,
+    /// Loads under way.
+    loads: Vec<AdapterLoad>,
+    sources: BTreeMap<(usize, u32), Arc<AtomicU8>>,
+    /// Whether a source ever lost or exchanged what it had.
+    was_faulty: bool,
+    /// Whether adapters were given in memory, which pins them there.
+    was_pinned: bool,
+    n_copies: Arc<AtomicUsize>,
     readers: Vec<Reader>,
     /// Versions that names were given so far.
     n_versions: u32,
@@ -50,11 +132,33 @@ impl History {
             n_waiting_tokens_max: 100 + random.below(2_000),
             aging: Duration::from_secs(5),
         };
-        let store = adapter_store();
+        let driven = Driven::new(options);
+        // Room for the largest one, up to room for all.
+        let largest_bytes = lora(9, 1).resident_size_bytes() as u64;
+        let budget = |random: &mut Random| largest_bytes * (8 + random.below(24) as u64) / 8;
+        let n_copies = Arc::new(AtomicUsize::new(0));
+        let store_options = AdapterStoreOptions {
+            host_budget_bytes: budget(&mut random),
+            device_budget_bytes: budget(&mut random) / 2,
+            failure_memory_s: 1.0,
+            ..AdapterStoreOptions::default()
+        };
+        let mut components = AdapterComponents::new(Arc::clone(&driven.clock) as _);
+        if random.chance(30) {
+            components.device = Some(Arc::new(Device(Arc::clone(&n_copies))));
+        }
+        let (store, loader) =
+            AdapterStore::without_threads(base().config(), store_options, components).unwrap();
         Self {
             random,
-            driven: Driven::new(options),
+            driven,
             store,
+            loader,
+            loads: Vec::new(),
+            sources: BTreeMap::new(),
+            was_faulty: false,
+            was_pinned: false,
+            n_copies,
             readers: Vec::new(),
             n_versions: 0,
         }
@@ -106,7 +210,13 @@ impl History {
             0..30 => {
                 let request = self.request();
                 match self.driven.submit(&request) {
-                    Ok(reader) => self.readers.push(reader),
+                    Ok(mut reader) => {
+                        // What is compared later keeps nothing in the store.
+                        let adapter = request.adapter.as_ref();
+                        reader.request.adapter =
+                            adapter.map(|adapter| AdapterRef::resident(weights(adapter)));
+                        self.readers.push(reader);
+                    }
                     Err(error) => assert!(
                         matches!(error, SubmitError::Overloaded { .. }),
                         "{error:?} of {request:?}"
@@ -124,14 +234,34 @@ impl History {
                 self.n_versions += 1;
                 let rank = self.random.pick(&[1, 4, 9]);
                 let name = self.random.pick(&NAMES);
-                let lora = lora(rank, 1 + self.n_versions % 5);
-                self.store.insert(name, lora).unwrap();
+                self.load(name, rank, 1 + self.n_versions % 5);
             }
             44..47 => {
                 // It may have none.
                 let _ = self.store.unload(self.random.pick(&NAMES));
             }
-            47..55 => self.driven.clock.advance(Duration::from_millis(700)),
+            47..53 => self.driven.clock.advance(Duration::from_millis(700)),
+            // A source changes its mind.
+            53..55 => {
+                let at = self.random.below(self.sources.len().max(1));
+                let state = self.random.pick(&[WHOLE, WHOLE, GONE, CHANGED]);
+                if let Some(source) = self.sources.values().nth(at) {
+                    source.store(state, Ordering::Relaxed);
+                    self.was_faulty |= state != WHOLE;
+                }
+            }
+            // Loads begin and end, at most two at a time, in any order.
+            55..62 => {
+                if self.loads.len() < 2 {
+                    self.loads.extend(self.loader.begin());
+                }
+            }
+            62..70 => {
+                if !self.loads.is_empty() {
+                    let at = self.random.below(self.loads.len());
+                    drop(self.loads.swap_remove(at));
+                }
+            }
             _ => {
                 self.driven.scheduler.turn();
             }
@@ -140,8 +270,52 @@ impl History {
         assert!(stats.n_pages_used + stats.n_pages_idle <= stats.n_pages);
     }
 
+    /// A name gets a version: given in memory, or one that can be read again.
+    fn load(&mut self, name: &str, rank: usize, seed: u32) {
+        let given = lora(rank, seed);
+        let options = RegisterOptions {
+            is_pinned: self.random.chance(5),
+            may_replace: true,
+        };
+        let done = if self.random.chance(15) {
+            self.was_pinned = true;
+            self.store.insert(name, given)
+        } else {
+            self.was_pinned |= options.is_pinned;
+            let state = self.sources.entry((rank, seed)).or_default();
+            let source = Source {
+                files: files(&given),
+                others: files(&lora(rank, 99)),
+                state: Arc::clone(state),
+            };
+            let is_whole = state.swap(WHOLE, Ordering::Relaxed);
+            let done = self.store.register_from(name, Arc::new(source), options);
+            state.store(is_whole, Ordering::Relaxed);
+            done
+        };
+        match done {
+            Ok(version) => assert_eq!(version.hash(), lora(rank, seed).hash()),
+            // Pins leave no room.
+            Err(error) => assert!(
+                self.was_pinned && matches!(error, AdapterError::Overloaded { .. }),
+                "{error}"
+            ),
+        }
+    }
+
+    /// Turns and loads until there is nothing to do.
+    fn drain(&mut self) {
+        loop {
+            self.driven.finish();
+            self.loads.extend(self.loader.begin());
+            if self.loads.pop().is_none() {
+                return;
+            }
+        }
+    }
+
     fn finish(mut self, seen: &mut Seen) {
-        self.driven.finish();
+        self.drain();
         for reader in &mut self.readers {
             reader.check();
             match &reader.end {
@@ -152,12 +326,39 @@ impl History {
                         u64::from(end.finish_reason == FinishReason::Deadline);
                 }
                 Some(Err(GenerateError::Deadline)) => seen.n_late += 1,
+                Some(Err(GenerateError::Adapter(error))) => {
+                    seen.n_adapter_failures += 1;
+                    let is_due = match error {
+                        AdapterError::Missing { .. } | AdapterError::Changed { .. } => {
+                            self.was_faulty
+                        }
+                        AdapterError::Overloaded { .. } => self.was_pinned,
+                        _ => false,
+                    };
+                    assert!(is_due, "{error}");
+                }
                 _ => {}
             }
         }
         // A client that went away at the end is noticed by the next turn.
-        self.driven.finish();
+        self.drain();
+        let waits = self.driven.engine.stats().n_waiting;
+        assert_eq!(waits, 0, "{:?}", self.store.stats());
         self.driven.check_empty();
+        let stats = self.store.stats();
+        seen.n_loads += stats.n_loads;
+        seen.n_load_failures += stats.n_load_failures;
+        seen.n_evictions += stats.host.n_evictions;
+        seen.n_device_evictions += stats.device.n_evictions;
+        // Nothing refers to what the names do not.
+        for name in self.store.names() {
+            self.store.unload(&name).unwrap();
+        }
+        self.readers.clear();
+        let stats = self.store.stats();
+        let left = (stats.n_versions, stats.n_waiting, stats.host.used_bytes);
+        assert_eq!((left, stats.device.used_bytes), ((0, 0, 0), 0));
+        assert_eq!(self.n_copies.load(Ordering::Relaxed), 0);
         let stats = self.driven.engine.stats();
         seen.stats.n_preempted += stats.n_preempted;
         seen.stats.n_tokens_again += stats.n_tokens_again;
@@ -169,10 +370,12 @@ impl History {
     }
 }
 
-/// Loading, replacing and unloading adapters, cancelling, deadlines, preemption
-/// in small pools, shared pages, priorities and limits, in any order: every
-/// answer is what its request gets alone with the version it resolved, or the
-/// beginning of it, and at the end no page and no row is lost.
+/// Loading, evicting, replacing and unloading adapters in memory that is too
+/// small for them, sources that lose or exchange what they had, cancelling,
+/// deadlines, preemption in small pools, shared pages, priorities and limits, in
+/// any order: every answer is what its request gets alone with the version it
+/// resolved, or the beginning of it, or fails for want of the adapter; and at the
+/// end no page, no row and no byte of an adapter is lost.
 #[test]
 fn any_history_gives_what_each_request_gets_alone() {
     let scale = std::env::var("OPENLEDGER_TEST_SCALE").map_or(1, |scale| scale.parse().unwrap());
@@ -180,7 +383,7 @@ fn any_history_gives_what_each_request_gets_alone() {
     for seed in 0..N_HISTORIES * scale {
         let run = std::panic::catch_unwind(|| {
             let mut history = History::new(seed);
-            for _ in 0..60 {
+            for _ in 0..80 {
                 history.step();
             }
             let mut seen = Seen::default();
@@ -192,6 +395,11 @@ fn any_history_gives_what_each_request_gets_alone() {
         seen.n_late += run.n_late;
         seen.n_late_with_tokens += run.n_late_with_tokens;
         seen.n_cached += run.n_cached;
+        seen.n_adapter_failures += run.n_adapter_failures;
+        seen.n_loads += run.n_loads;
+        seen.n_load_failures += run.n_load_failures;
+        seen.n_evictions += run.n_evictions;
+        seen.n_device_evictions += run.n_device_evictions;
         seen.stats.n_preempted += run.stats.n_preempted;
         seen.stats.n_tokens_again += run.stats.n_tokens_again;
         seen.stats.n_refused += run.stats.n_refused;
@@ -204,6 +412,11 @@ fn any_history_gives_what_each_request_gets_alone() {
         seen.n_late,
         seen.n_late_with_tokens,
         seen.n_cached,
+        seen.n_adapter_failures,
+        seen.n_loads,
+        seen.n_load_failures,
+        seen.n_evictions,
+        seen.n_device_evictions,
         seen.stats.n_preempted,
         seen.stats.n_tokens_again,
         seen.stats.n_refused,
