@@ -189,6 +189,7 @@ impl ConstraintCompiler {
             .compute_mask()
             .map_err(|error| GrammarError::Refused(error.to_string()))?;
         let constraint = Constraint {
+            grammar: Arc::new(grammar.clone()),
             matcher: Box::new(matcher),
         };
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
@@ -212,6 +213,7 @@ impl ConstraintCompiler {
 /// What an answer has to look like, and how far it has come. Clones go their
 /// own ways.
 pub struct Constraint {
+    grammar: Arc<Grammar>,
     matcher: Box<Matcher>,
 }
 
@@ -225,6 +227,7 @@ impl Clone for Constraint {
     fn clone(&self) -> Self {
         // A plain clone shares its automata under a lock.
         Self {
+            grammar: Arc::clone(&self.grammar),
             matcher: Box::new(self.matcher.deep_clone()),
         }
     }
@@ -241,7 +244,7 @@ impl Constraint {
     ) -> Result<(), ConstraintError> {
         let failed = |_| ConstraintError;
         let mask = self.matcher.compute_mask_or_eos().map_err(failed)?;
-        let may_end = self.matcher.is_accepting().map_err(failed)?;
+        let may_end = self.may_end()?;
         let n_known = mask.len();
         for (id, logit) in (0_u32..).zip(logits) {
             let is_end = end_ids.contains(&id) || stop_ids.contains(&id);
@@ -257,9 +260,27 @@ impl Constraint {
         Ok(())
     }
 
-    /// Goes on by a token that [`Constraint::mask`] has left.
-    pub(crate) fn accept(&mut self, id: u32) -> Result<(), ConstraintError> {
+    /// What it was compiled from.
+    #[must_use]
+    pub fn grammar(&self) -> &Grammar {
+        &self.grammar
+    }
+
+    /// Goes on by a token.
+    ///
+    /// # Errors
+    /// [`ConstraintError`] if the token may not follow, or this cannot be told
+    /// within the limits.
+    pub fn accept(&mut self, id: u32) -> Result<(), ConstraintError> {
         self.matcher.consume_token(id).map_err(|_| ConstraintError)
+    }
+
+    /// Whether the answer may end here.
+    ///
+    /// # Errors
+    /// [`ConstraintError`] if this cannot be told within the limits.
+    pub fn may_end(&mut self) -> Result<bool, ConstraintError> {
+        self.matcher.is_accepting().map_err(|_| ConstraintError)
     }
 
     /// Whether the form is complete and nothing can be added.

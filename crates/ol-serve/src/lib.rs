@@ -29,8 +29,9 @@ mod stop;
 
 pub use adapters::{
     AdapterComponents, AdapterDevice, AdapterError, AdapterFiles, AdapterInfo, AdapterLease,
-    AdapterRef, AdapterSource, AdapterStats, AdapterStore, AdapterStoreOptions, LOAD_SECONDS,
-    MAX_ADAPTER_NAME_BYTES, MAX_WEIGHTED_PARTS, ObjectsSource, RegisterOptions, TierStats,
+    AdapterLoad, AdapterLoader, AdapterRef, AdapterSource, AdapterStats, AdapterStore,
+    AdapterStoreOptions, LOAD_SECONDS, MAX_ADAPTER_NAME_BYTES, MAX_WEIGHTED_PARTS, ObjectsSource,
+    RegisterOptions, TierStats,
 };
 pub use constraint::{
     Constraint, ConstraintCompiler, ConstraintError, Grammar, GrammarError, MAX_CHOICES,
@@ -42,7 +43,7 @@ pub use engine::{
 };
 pub use request::{
     Answer, Completion, Event, FinishReason, GenerateError, GenerateRequest, MAX_STOP_STRING_BYTES,
-    MAX_STOP_STRINGS, OverloadLimit, Sharing, SubmitError,
+    MAX_STOP_STRINGS, OverloadLimit, Sharing, StopReason, SubmitError,
 };
 pub use sampler::{
     DrawError, MAX_LOGIT_BIAS, MAX_LOGIT_BIASES, MAX_LOGPROBS, MAX_STOP_TOKENS, Sampler, Sampling,

@@ -149,12 +149,6 @@ pub enum SubmitError {
     /// No worker that could compute it is there now; try again later.
     #[error("no worker can take the request now")]
     Unavailable,
-    /// The workers cannot do what the request asks for.
-    #[error("the workers of this server do not know {what}")]
-    Unsupported {
-        /// What is asked for.
-        what: &'static str,
-    },
 }
 
 /// A limit of the waiting queue.
@@ -222,11 +216,23 @@ pub enum FinishReason {
     Deadline,
 }
 
+/// What the request itself asked an answer to end at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StopReason {
+    /// One of [`GenerateRequest::stop`].
+    Text(String),
+    /// One of [`Sampling::stop_token_ids`].
+    Token(u32),
+}
+
 /// A finished answer, as it is accounted for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Completion {
     /// Why it ended.
     pub finish_reason: FinishReason,
+    /// What of the request ended it; `None` for the model's own end, a complete
+    /// form, and every other reason.
+    pub stop_reason: Option<StopReason>,
     /// Text not sent before: what was held back for a stop string or for the
     /// rest of a character.
     pub text_delta: String,

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ol_model::{Draw, Drawn};
 
 use crate::constraint::{Constraint, ConstraintError};
+use crate::request::StopReason;
 
 /// Most entries of [`Sampling::logit_bias`].
 pub const MAX_LOGIT_BIASES: usize = 1024;
@@ -267,6 +268,15 @@ impl Sampler {
     pub fn is_end(&self, id: u32) -> bool {
         self.sampling.stop_token_ids.contains(&id)
             || !self.sampling.ignores_end && self.end_ids.contains(&id)
+    }
+
+    /// What of the request asked for an end at this token; `None` if it is the
+    /// model's own.
+    #[must_use]
+    pub fn stop_reason(&self, id: u32) -> Option<StopReason> {
+        let is_own = !self.sampling.ignores_end && self.end_ids.contains(&id);
+        let is_asked_for = !is_own && self.sampling.stop_token_ids.contains(&id);
+        is_asked_for.then_some(StopReason::Token(id))
     }
 
     /// Whether a constraint is met and leaves nothing to be said.

@@ -17,8 +17,8 @@ pub struct StopFilter {
 pub struct Filtered {
     /// Text that may be sent now.
     pub text: String,
-    /// A stop string is complete: nothing follows.
-    pub is_stopped: bool,
+    /// The stop string that is complete: nothing follows.
+    pub stop: Option<String>,
 }
 
 impl StopFilter {
@@ -37,7 +37,7 @@ impl StopFilter {
         if self.stops.is_empty() {
             return Filtered {
                 text: piece.to_owned(),
-                is_stopped: false,
+                stop: None,
             };
         }
         self.held.push_str(piece);
@@ -47,21 +47,22 @@ impl StopFilter {
             .filter_map(|stop| {
                 self.held
                     .find(stop)
-                    .map(|start| (start + stop.len(), start))
+                    .map(|start| (start + stop.len(), start, stop))
             })
             .min();
-        if let Some((_, start)) = first_match {
+        if let Some((_, start, stop)) = first_match {
+            let stop = Some(stop.clone());
             self.held.truncate(start);
             return Filtered {
                 text: std::mem::take(&mut self.held),
-                is_stopped: true,
+                stop,
             };
         }
         let n_sendable = self.held.len() - self.open_suffix_bytes();
         let rest = self.held.split_off(n_sendable);
         Filtered {
             text: std::mem::replace(&mut self.held, rest),
-            is_stopped: false,
+            stop: None,
         }
     }
 

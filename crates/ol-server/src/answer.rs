@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use ol_model::{ChatOptions, Conversation, TokenizerError};
 use ol_serve::{
-    AdapterError, FinishReason, GenerateError, Grammar, GrammarError, Priority, SubmitError,
-    TokenLogprobs,
+    AdapterError, FinishReason, GenerateError, Grammar, GrammarError, Priority, StopReason,
+    SubmitError, TokenLogprobs,
 };
 use ol_types::Address;
 
@@ -175,6 +175,9 @@ pub struct Token {
 pub struct Finished {
     /// Why it ended.
     pub finish_reason: FinishReason,
+    /// What of the request ended it; `None` for the model's own end and every
+    /// other reason.
+    pub stop_reason: Option<StopReason>,
     /// Text that was held back until the end.
     pub text: String,
     /// Tokens of the prompt.

@@ -36,6 +36,7 @@ mod adapters;
 mod answers;
 mod embed;
 mod error;
+mod fleet;
 mod openapi;
 mod params;
 mod reply;
@@ -223,6 +224,30 @@ fn routes() -> Vec<Route> {
             spec::unload_adapter,
             post(adapters::unload),
         ),
+        get_route(
+            "/fleet",
+            "How the workers are, where there are any.",
+            "admin",
+            get(fleet::status),
+        ),
+        Route {
+            method: "post",
+            ..get_route(
+                "/fleet/workers/{name}/drain",
+                "Gives a worker no more requests; what it runs is finished.",
+                "admin",
+                post(fleet::drain),
+            )
+        },
+        Route {
+            method: "post",
+            ..get_route(
+                "/fleet/workers/{name}/undrain",
+                "Gives a drained worker requests again.",
+                "admin",
+                post(fleet::undrain),
+            )
+        },
         post_route(
             "/tokenize",
             "Cuts a text or a conversation into tokens.",

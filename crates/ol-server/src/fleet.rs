@@ -37,7 +37,6 @@ use ol_types::B256;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-pub use self::admin::{AdminKey, router};
 pub use self::config::{ConfigError, WORKERS_MAX, WorkerKind, WorkerOptions, workers_from_toml};
 pub use self::pool::{WorkerHealth, WorkerStatus};
 
@@ -46,7 +45,6 @@ use self::client::Client;
 use self::pool::{Pool, Worker};
 
 mod adapters;
-mod admin;
 mod attempt;
 mod breaker;
 mod client;
@@ -205,7 +203,6 @@ impl Fleet {
 
     fn check(&self, request: &GenerateRequest) -> Result<(), SubmitError> {
         request.sampling.validate()?;
-        protocol::check(request)?;
         let (tokens_in, max_tokens) = (request.prompt_tokens.len(), request.max_tokens);
         if max_tokens == 0 {
             return Err(SubmitError::NoTokens);

@@ -182,6 +182,13 @@ impl Plain {
         !self.inner.is_stopping.load(Ordering::Acquire) && self.inner.backend.is_running()
     }
 
+    /// Requests that are being answered.
+    #[must_use]
+    pub fn n_requests(&self) -> usize {
+        let n_free = self.inner.requests.available_permits();
+        self.inner.options.n_requests_max.saturating_sub(n_free)
+    }
+
     /// Takes a request on.
     ///
     /// # Errors
@@ -340,6 +347,7 @@ impl PlainSession {
                 tokens_cached: u32::try_from(completion.tokens_cached).unwrap_or(u32::MAX),
                 tokens_out: u32::try_from(completion.tokens_out()).unwrap_or(u32::MAX),
                 text: completion.text_delta,
+                stop_reason: completion.stop_reason,
                 receipt: None,
             })),
             Some(Event::Failed(error)) => Frame::Failed(error.into()),

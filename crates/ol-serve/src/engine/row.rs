@@ -12,7 +12,7 @@ use super::policy::Priority;
 use super::prefix::{Chain, PrefixCache, Root};
 use super::signal::Signal;
 use crate::adapters::{AdapterLease, AdapterRef};
-use crate::request::{Completion, Event, FinishReason, GenerateError};
+use crate::request::{Completion, Event, FinishReason, GenerateError, StopReason};
 use crate::sampler::{DrawError, Sampler, TokenLogprobs};
 use crate::stop::StopFilter;
 
@@ -148,7 +148,8 @@ impl Job {
             }
         };
         if self.sampler.is_end(id) {
-            return Err(Some(self.finish(FinishReason::Stop)));
+            let stop_reason = self.sampler.stop_reason(id);
+            return Err(Some(self.finish(FinishReason::Stop, stop_reason)));
         }
         self.tokens.push(id);
         let piece = self.text.push(id);
@@ -160,14 +161,19 @@ impl Job {
         };
         // Whose client has left ends before the next pass.
         self.send(event);
-        if filtered.is_stopped {
-            return Err(Some(self.complete(FinishReason::Stop, String::new())));
+        if let Some(stop) = filtered.stop {
+            let stop_reason = Some(StopReason::Text(stop));
+            return Err(Some(self.complete(
+                FinishReason::Stop,
+                stop_reason,
+                String::new(),
+            )));
         }
         if self.sampler.is_complete() {
-            return Err(Some(self.finish(FinishReason::Stop)));
+            return Err(Some(self.finish(FinishReason::Stop, None)));
         }
         if self.n_out() == self.max_tokens {
-            return Err(Some(self.finish(FinishReason::Length)));
+            return Err(Some(self.finish(FinishReason::Length, None)));
         }
         Ok(())
     }
@@ -175,30 +181,37 @@ impl Job {
     /// Ends the answer for want of time.
     pub(super) fn expire(&mut self) {
         if self.n_out() > 0 {
-            self.finish(FinishReason::Deadline);
+            self.finish(FinishReason::Deadline, None);
         } else {
             self.send(Event::Failed(GenerateError::Deadline));
         }
     }
 
     /// Ends the answer with the text that is still held back.
-    fn finish(&mut self, reason: FinishReason) -> Ended {
+    fn finish(&mut self, reason: FinishReason, stop_reason: Option<StopReason>) -> Ended {
         // The last bytes may be half a character: they can complete a stop
         // string no less than others.
         let rest = self.text.clone().finish();
         let filtered = self.stop.push(&rest);
-        if filtered.is_stopped {
-            return self.complete(FinishReason::Stop, filtered.text);
+        if let Some(stop) = filtered.stop {
+            let stop_reason = Some(StopReason::Text(stop));
+            return self.complete(FinishReason::Stop, stop_reason, filtered.text);
         }
         let held = self.stop.clone().finish();
-        self.complete(reason, filtered.text + &held)
+        self.complete(reason, stop_reason, filtered.text + &held)
     }
 
-    fn complete(&mut self, reason: FinishReason, text_delta: String) -> Ended {
+    fn complete(
+        &mut self,
+        reason: FinishReason,
+        stop_reason: Option<StopReason>,
+        text_delta: String,
+    ) -> Ended {
         let tokens_out = self.n_out();
         let token_ids = self.tokens.split_off(self.n_prompt);
         self.send(Event::Done(Completion {
             finish_reason: reason,
+            stop_reason,
             text_delta,
             tokens_in: self.n_prompt,
             tokens_cached: self.n_cached,

@@ -11,9 +11,9 @@ fn run(stops: &[&str], pieces: &[&str]) -> (Vec<String>, bool) {
     let mut filter = StopFilter::new(stops.iter().map(ToString::to_string).collect());
     let mut out = Vec::new();
     for piece in pieces {
-        let Filtered { text, is_stopped } = filter.push(piece);
+        let Filtered { text, stop } = filter.push(piece);
         out.push(text);
-        if is_stopped {
+        if stop.is_some() {
             return (out, true);
         }
     }
@@ -90,7 +90,7 @@ proptest! {
         let mut filter = StopFilter::new(vec!["aab".to_owned()]);
         let sent = filter.push(&text);
         let held = filter.finish();
-        if !sent.is_stopped {
+        if sent.stop.is_none() {
             prop_assert!(held.is_empty() || "aab".starts_with(&held));
             prop_assert!(held.len() < 3);
         }

@@ -7,9 +7,10 @@ use std::task::{Poll, Waker};
 use ol_model::{KvCache, Lora, LoraConfig, Model, ModelConfig, Pool, Segment, Tokenizer};
 use ol_runtime::ManualClock;
 use ol_serve::{
-    AdapterComponents, AdapterLease, AdapterRef, AdapterStore, AdapterStoreOptions, Completion,
-    EngineHandle, EngineOptions, FinishReason, GenerateRequest, Sampler, StopFilter,
+    AdapterComponents, AdapterRef, AdapterStore, AdapterStoreOptions, Completion, EngineHandle,
+    EngineOptions, FinishReason, GenerateRequest, Sampler, StopFilter, StopReason,
 };
+use ol_types::B256;
 
 pub(crate) const CONTEXT_TOKENS: usize = 4096;
 
@@ -60,15 +61,19 @@ pub(crate) fn adapter(rank: usize, seed: u32) -> AdapterRef {
     AdapterRef::resident(lora(rank, seed))
 }
 
+type Made = Mutex<BTreeMap<(usize, u32), (B256, Arc<Lora>)>>;
+
+/// Adapters by rank and seed, with their hashes.
+static MADE: Made = Mutex::new(BTreeMap::new());
+
 /// The adapter of [`adapter`] itself.
 pub(crate) fn lora(rank: usize, seed: u32) -> Arc<Lora> {
-    type Made = Mutex<BTreeMap<(usize, u32), Arc<Lora>>>;
-    static MADE: Made = Mutex::new(BTreeMap::new());
     let mut made = MADE.lock().unwrap();
-    Arc::clone(
-        made.entry((rank, seed))
-            .or_insert_with(|| make_lora(rank, seed)),
-    )
+    let (_, lora) = made.entry((rank, seed)).or_insert_with(|| {
+        let lora = make_lora(rank, seed);
+        (lora.hash(), lora)
+    });
+    Arc::clone(lora)
 }
 
 fn make_lora(rank: usize, seed: u32) -> Arc<Lora> {
@@ -116,10 +121,15 @@ fn next_logits(tokens: &[u32], cache: &mut KvCache, adapter: Option<&Lora>) -> V
     base().forward(pool, &mut segments).unwrap()
 }
 
-/// The adapter, which is in memory.
-fn lease(adapter: &AdapterRef) -> AdapterLease {
+/// The adapter itself: the oracle asks no store where it was made here.
+pub(crate) fn weights(adapter: &AdapterRef) -> Arc<Lora> {
+    let made = MADE.lock().unwrap();
+    if let Some((_, lora)) = made.values().find(|(hash, _)| *hash == adapter.hash()) {
+        return Arc::clone(lora);
+    }
+    drop(made);
     match adapter.poll_lease(Waker::noop()) {
-        Poll::Ready(lease) => lease.unwrap(),
+        Poll::Ready(lease) => Arc::new(Lora::clone(&lease.unwrap())),
         Poll::Pending => panic!("the oracle's adapters are in memory"),
     }
 }
@@ -128,7 +138,7 @@ fn lease(adapter: &AdapterRef) -> AdapterLease {
 /// own, the text taken from all tokens at once.
 pub(crate) fn oracle(request: &GenerateRequest) -> (String, Completion) {
     let tokenizer = tokenizer();
-    let adapter = request.adapter.as_ref().map(lease);
+    let adapter = request.adapter.as_ref().map(weights);
     let mut sampler = Sampler::for_prompt(
         request.sampling.clone(),
         &request.prompt_tokens,
@@ -138,6 +148,7 @@ pub(crate) fn oracle(request: &GenerateRequest) -> (String, Completion) {
     let tokens_in = tokens.len();
     let mut cache = KvCache::new(base().config(), tokens_in + request.max_tokens);
     let mut finish_reason = FinishReason::Length;
+    let mut stop_reason = None;
     let mut text = String::new();
     while tokens.len() - tokens_in < request.max_tokens {
         let id = sampler
@@ -145,19 +156,21 @@ pub(crate) fn oracle(request: &GenerateRequest) -> (String, Completion) {
             .unwrap();
         if sampler.is_end(id) {
             finish_reason = FinishReason::Stop;
+            stop_reason = sampler.stop_reason(id);
             break;
         }
         tokens.push(id);
         let is_last = tokens.len() - tokens_in == request.max_tokens;
         let decoded = decode(&tokens[tokens_in..], is_last);
         let stopped = StopFilter::new(request.stop.clone()).push(&decoded);
-        if stopped.is_stopped {
+        if let Some(stop) = stopped.stop {
             (text, finish_reason) = (stopped.text, FinishReason::Stop);
             let token_ids = tokens.split_off(tokens_in);
             return (
                 text,
                 Completion {
                     finish_reason,
+                    stop_reason: Some(StopReason::Text(stop)),
                     text_delta: String::new(),
                     tokens_in,
                     tokens_cached: 0,
@@ -172,6 +185,7 @@ pub(crate) fn oracle(request: &GenerateRequest) -> (String, Completion) {
         text,
         Completion {
             finish_reason,
+            stop_reason,
             text_delta: String::new(),
             tokens_in,
             tokens_cached: 0,

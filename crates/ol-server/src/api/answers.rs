@@ -119,6 +119,7 @@ async fn answer(service: &Service, caller: Caller, asked: Asked) -> Result<Respo
         prompt_ids: first.prompt_tokens().to_vec(),
         wants_token_ids: common.wants_token_ids,
         wants_logprobs,
+        names_tokens_by_id: common.names_tokens_by_id,
         include_usage: common.include_usage,
     };
     let choices = running
@@ -217,9 +218,6 @@ fn refusal(error: &RequestError, endpoint: Endpoint) -> ApiError {
             ApiError::invalid("context_length_exceeded", text)
         }
         RequestError::Engine(SubmitError::Unavailable) => ApiError::unavailable(text, 1),
-        RequestError::Engine(SubmitError::Unsupported { .. }) => {
-            ApiError::invalid("unsupported_parameter", text)
-        }
         RequestError::InFlight => ApiError::conflict("request_in_flight", text),
         RequestError::KeyReused => ApiError::conflict("idempotency_key_reused", text),
         RequestError::Engine(SubmitError::Stopped) | RequestError::Stopping => {

@@ -48,6 +48,7 @@ pub(super) struct Common {
     pub(super) timeout: Option<Duration>,
     pub(super) priority: Priority,
     pub(super) wants_token_ids: bool,
+    pub(super) names_tokens_by_id: bool,
 }
 
 /// A body of `POST /v1/chat/completions`.
@@ -286,6 +287,7 @@ fn common(fields: &Fields) -> Result<Common, ApiError> {
         timeout: fields.number(&spec::TIMEOUT)?.map(Duration::from_secs_f32),
         priority,
         wants_token_ids: fields.bool("return_token_ids")?,
+        names_tokens_by_id: fields.bool("return_tokens_as_token_ids")?,
     })
 }
 

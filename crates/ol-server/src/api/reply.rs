@@ -14,7 +14,7 @@ use axum::response::{IntoResponse, Response};
 use futures::StreamExt as _;
 use futures::stream::{self, BoxStream};
 use ol_model::Tokenizer;
-use ol_serve::{FinishReason, GenerateError, TokenLogprobs};
+use ol_serve::{AdapterError, FinishReason, GenerateError, StopReason, TokenLogprobs};
 use serde_json::{Value, json};
 
 use super::error::ApiError;
@@ -50,6 +50,9 @@ pub(super) struct Head {
     pub(super) prompt_ids: Vec<u32>,
     pub(super) wants_token_ids: bool,
     pub(super) wants_logprobs: bool,
+    /// Whether log-probabilities name a token by its id, as texts of tokens are
+    /// not always their own.
+    pub(super) names_tokens_by_id: bool,
     pub(super) include_usage: bool,
 }
 
@@ -238,7 +241,12 @@ impl Head {
     /// A token as text: what it stands for alone, and its bytes.
     fn token_text(&self, id: u32) -> (String, &[u8]) {
         let bytes = self.tokenizer.token_bytes(id);
-        (String::from_utf8_lossy(bytes).into_owned(), bytes)
+        let text = if self.names_tokens_by_id {
+            format!("token_id:{id}")
+        } else {
+            String::from_utf8_lossy(bytes).into_owned()
+        };
+        (text, bytes)
     }
 
     fn logprobs(&self, tokens: &[TokenView]) -> Value {
@@ -309,6 +317,7 @@ impl Head {
         };
         choice["logprobs"] = logprobs;
         choice["finish_reason"] = json!(end.reason);
+        choice["stop_reason"] = stop_reason(&end.finished);
         self.add_token_ids(&mut choice, delta);
         if self.wants_token_ids && self.endpoint == Endpoint::Completion {
             choice["prompt_token_ids"] = json!(self.prompt_ids);
@@ -318,10 +327,10 @@ impl Head {
 
     /// A chunk of a stream with a part of one choice; `None` if there is nothing
     /// to say.
-    fn chunk(&self, index: usize, delta: &Delta, reason: Option<&str>) -> Option<Value> {
+    fn chunk(&self, index: usize, delta: &Delta, end: Option<&End>) -> Option<Value> {
         let has_tokens = (self.wants_logprobs || self.wants_token_ids) && !delta.tokens.is_empty();
         let has_text = !delta.content.is_empty() || !delta.calls.is_empty();
-        if !has_text && !has_tokens && reason.is_none() {
+        if !has_text && !has_tokens && end.is_none() {
             return None;
         }
         let mut choice = match self.endpoint {
@@ -342,7 +351,10 @@ impl Head {
         } else {
             Value::Null
         };
-        choice["finish_reason"] = json!(reason);
+        choice["finish_reason"] = json!(end.map(|end| end.reason));
+        if let Some(end) = end {
+            choice["stop_reason"] = stop_reason(&end.finished);
+        }
         self.add_token_ids(&mut choice, delta);
         Some(self.chunk_object(vec![choice]))
     }
@@ -499,7 +511,7 @@ impl Streaming {
             Ok(Piece::More(delta)) => chunks.extend(self.head.chunk(index, &delta, None)),
             Ok(Piece::End(delta, end)) => {
                 chunks.extend(self.head.chunk(index, &delta, None));
-                let ended = self.head.chunk(index, &Delta::default(), Some(end.reason));
+                let ended = self.head.chunk(index, &Delta::default(), Some(&end));
                 chunks.extend(ended);
                 self.ends.push(*end);
                 if self.ends.len() == self.n_choices {
@@ -548,6 +560,15 @@ fn usage(ends: &[End]) -> Value {
     })
 }
 
+/// vLLM's `stop_reason`: the stop string or token of the request, or null.
+fn stop_reason(finished: &Finished) -> Value {
+    match &finished.stop_reason {
+        None => Value::Null,
+        Some(StopReason::Text(text)) => json!(text),
+        Some(StopReason::Token(id)) => json!(id),
+    }
+}
+
 /// The `openledger` field: of one answer an object, of several a list.
 fn payments(ends: &[End], n_choices: usize) -> Option<Value> {
     let receipts = ends.iter().filter_map(|end| end.finished.receipt.as_ref());
@@ -590,6 +611,25 @@ fn payment(receipt: &ReceiptView) -> Value {
     })
 }
 
+/// An adapter that was registered and cannot be had now. Where it lies is not
+/// told: clients are not operators.
+fn adapter_failure(error: &AdapterError) -> ApiError {
+    let reason = match error {
+        AdapterError::Overloaded { .. } => {
+            let message = "the memory for adapters is full, try again later";
+            return ApiError::overloaded(message, 1);
+        }
+        AdapterError::Closed => return ApiError::unavailable("the server is stopping", 10),
+        AdapterError::Missing { .. } => "its files are gone",
+        AdapterError::Changed { .. } => "its files have changed",
+        AdapterError::Refused { .. } => "its files are damaged",
+        AdapterError::Unreadable { .. } => "its files cannot be read",
+        _ => return ApiError::internal(),
+    };
+    let message = format!("the model's adapter cannot be loaded: {reason}; its operator can help");
+    ApiError::unavailable(message, 5)
+}
+
 fn failure(error: &SessionError) -> ApiError {
     match error {
         SessionError::Generate(GenerateError::Stopped) => {
@@ -598,6 +638,7 @@ fn failure(error: &SessionError) -> ApiError {
         SessionError::Generate(GenerateError::Worker | GenerateError::Lied) => {
             ApiError::unavailable("the worker failed; nothing was charged", 1)
         }
+        SessionError::Generate(GenerateError::Adapter(error)) => adapter_failure(error),
         SessionError::Generate(GenerateError::Deadline) => ApiError::timeout(error.to_string()),
         SessionError::Generate(GenerateError::Constraint(_)) => {
             ApiError::invalid_value("response_format", error.to_string())

@@ -5,6 +5,7 @@ use ol_types::B256;
 
 use super::error::ApiError;
 use crate::answer::{AnswerRequest, Frame, RequestError};
+use crate::backend::Backend;
 use crate::gateway::{Gateway, Session};
 use crate::keys::{Key, RateState, Scope};
 use crate::metrics;
@@ -81,13 +82,17 @@ impl Service {
         }
     }
 
-    /// Records where the backend stands.
-    pub(super) fn record_metrics(&self) {
-        let backend = match self {
+    /// Where its tokens come from.
+    pub(super) fn backend(&self) -> &Backend {
+        match self {
             Self::Paid(gateway) => gateway.backend(),
             Self::Plain(plain) => plain.backend(),
-        };
-        metrics::serving::record(&backend.stats());
+        }
+    }
+
+    /// Records where the backend stands.
+    pub(super) fn record_metrics(&self) {
+        metrics::serving::record(&self.backend().stats());
         if let Self::Plain(plain) = self {
             metrics::serving::record_adapters(&plain.adapters().stats());
         }

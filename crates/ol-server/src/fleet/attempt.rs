@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::http::{Method, StatusCode};
-use ol_serve::{Event, FinishReason, GenerateError, GenerateRequest};
+use ol_serve::{Event, FinishReason, GenerateError, GenerateRequest, StopReason};
 use ol_types::B256;
 use tokio::sync::mpsc;
 
@@ -16,8 +16,8 @@ use super::adapters::{LoadError, worker_name};
 use super::client::{As, Ask, ClientError, Reply};
 use super::lines::EventLines;
 use super::pool::{Nobody, Place, Ticket};
-use super::protocol::{self, Chunk, Refusal};
-use super::transcript::Transcript;
+use super::protocol::{self, Chunk, Refusal, Tokens};
+use super::transcript::{NotTheForm, Transcript};
 
 /// Largest error that is read.
 const ERROR_MAX_SIZE_BYTES: usize = 64 << 10;
@@ -91,8 +91,8 @@ pub(super) async fn run(
     drop(ticket);
     match ended {
         Ok(Ok(End::Stopped)) => transcript.stop(),
-        Ok(Ok(End::Finished(reason))) => transcript.finish(reason),
-        Err(_) if transcript.has_begun() => transcript.finish(FinishReason::Deadline),
+        Ok(Ok(End::Finished(reason, stop_reason))) => transcript.finish(reason, stop_reason),
+        Err(_) if transcript.has_begun() => transcript.finish(FinishReason::Deadline, None),
         Ok(Err(error)) => transcript.fail(error),
         Err(_) => transcript.fail(GenerateError::Deadline),
     }
@@ -199,7 +199,7 @@ async fn wait_for_place(
 /// How an answer is complete.
 enum End {
     Stopped,
-    Finished(FinishReason),
+    Finished(FinishReason, Option<StopReason>),
 }
 
 /// One try at one worker.
@@ -214,7 +214,8 @@ async fn ask(
         fleet.published.load(&fleet.pool, place, hash).await?;
     }
     let client = &fleet.pool.workers[place.worker].client;
-    let body = protocol::completion_body(&place.model, request).to_string();
+    let kind = fleet.pool.workers[place.worker].options.kind;
+    let body = protocol::completion_body(kind, &place.model, request).to_string();
     let ask = Ask {
         role: As::User,
         method: Method::POST,
@@ -246,7 +247,7 @@ async fn ask(
         for data in events.map_err(|error| TryError::Lied(error.to_string()))? {
             let chunk = protocol::chunk(&data).map_err(TryError::Lied)?;
             if let Some(end) = take(fleet, place, request, transcript, chunk)? {
-                if matches!(end, End::Finished(_)) {
+                if matches!(end, End::Finished(..)) {
                     let (fleet, worker) = (Arc::clone(fleet), place.worker);
                     tokio::spawn(async move { read_end(&fleet, worker, reply).await });
                 }
@@ -265,20 +266,23 @@ fn take(
     chunk: Chunk,
 ) -> Result<Option<End>, TryError> {
     let lied = |said: String| Err(TryError::Lied(said));
-    let (model, token_ids, prompt_token_ids, finish_reason) = match chunk {
+    let tokens = match chunk {
         Chunk::Done => {
             return Err(TryError::Failed(
                 "its answer has no reason to end".to_owned(),
             ));
         }
         Chunk::Failed { message } => return Err(TryError::Failed(message)),
-        Chunk::Tokens {
-            model,
-            token_ids,
-            prompt_token_ids,
-            finish_reason,
-        } => (model, token_ids, prompt_token_ids, finish_reason),
+        Chunk::Tokens(tokens) => tokens,
     };
+    let Tokens {
+        model,
+        token_ids,
+        logprobs,
+        prompt_token_ids,
+        finish_reason,
+        stop_token_id,
+    } = tokens;
     if model != place.model {
         return lied(format!(
             "asked for {:?}, it answers as {model:?}",
@@ -289,8 +293,15 @@ fn take(
         return lied("it has answered another prompt".to_owned());
     }
     let n_ids = token_ids.len();
+    let sampling = &request.sampling;
+    if sampling.n_logprobs.is_some() && logprobs.len() != n_ids {
+        return lied("its tokens have no log-probabilities".to_owned());
+    }
+    let mut logprobs = logprobs.into_iter();
     for (n, id) in token_ids.into_iter().enumerate() {
-        let sampling = &request.sampling;
+        let of_token = sampling
+            .n_logprobs
+            .and_then(|n_top| protocol::token_logprobs(logprobs.next()?, n_top));
         let is_end = sampling.stop_token_ids.contains(&id)
             || !sampling.ignores_end && fleet.options.tokenizer.is_end(id);
         if is_end {
@@ -306,12 +317,21 @@ fn take(
         if transcript.is_full() {
             return lied("it sends more tokens than were asked for".to_owned());
         }
-        if transcript.push(id) {
-            return Ok(Some(End::Stopped));
+        if sampling.n_logprobs.is_some() && of_token.is_none() {
+            return lied("it does not name tokens by their ids".to_owned());
+        }
+        match transcript.push(id, of_token) {
+            Ok(false) => {}
+            Ok(true) => return Ok(Some(End::Stopped)),
+            Err(NotTheForm) => return lied("its answer has another form".to_owned()),
         }
     }
+    if finish_reason == Some(FinishReason::Stop) && !transcript.may_end() {
+        return lied("its answer ends before its form is complete".to_owned());
+    }
     // An own worker ends at the last token by itself, and so does vLLM.
-    Ok(finish_reason.map(End::Finished))
+    let stop_token_id = stop_token_id.filter(|id| sampling.stop_token_ids.contains(id));
+    Ok(finish_reason.map(|reason| End::Finished(reason, stop_token_id.map(StopReason::Token))))
 }
 
 /// What a reply that is no success means.

@@ -6,9 +6,11 @@
 //! into the first.
 
 use axum::http::StatusCode;
-use ol_serve::{FinishReason, GenerateRequest, SubmitError};
+use ol_serve::{FinishReason, GenerateRequest, Grammar, TokenLogprobs};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
+
+use super::config::WorkerKind;
 
 /// Longest message of a worker that is logged.
 const MESSAGE_MAX_CHARS: usize = 300;
@@ -18,7 +20,7 @@ const MESSAGE_MAX_CHARS: usize = 300;
 /// Stop strings stay here: text is made from the token ids on this side, by the
 /// tokenizer that the local engine uses too, and an answer that is stopped is
 /// cancelled at the worker.
-pub(super) fn completion_body(model: &str, request: &GenerateRequest) -> Value {
+pub(super) fn completion_body(kind: WorkerKind, model: &str, request: &GenerateRequest) -> Value {
     let sampling = &request.sampling;
     // As f64 a number is written so that the same f32 is read.
     let mut body = json!({
@@ -57,38 +59,49 @@ pub(super) fn completion_body(model: &str, request: &GenerateRequest) -> Value {
     if sampling.ignores_end {
         body["ignore_eos"] = true.into();
     }
+    if let Some(n_top) = sampling.n_logprobs {
+        body["logprobs"] = n_top.into();
+        // Several tokens may have one text.
+        body["return_tokens_as_token_ids"] = true.into();
+    }
+    if let Some(constraint) = &sampling.constraint {
+        let mut form = match constraint.grammar() {
+            Grammar::JsonSchema(schema) => json!({"json": schema}),
+            Grammar::Regex(pattern) => json!({"regex": pattern}),
+            Grammar::Choice(texts) => json!({"choice": texts}),
+        };
+        // Its default lets a weak model fill its answer with space; ours does not.
+        if kind == WorkerKind::Vllm && matches!(constraint.grammar(), Grammar::JsonSchema(_)) {
+            form["disable_any_whitespace"] = true.into();
+        }
+        body["structured_outputs"] = form;
+    }
     body
 }
 
-/// Whether the workers can do what is asked for.
-///
-/// # Errors
-/// [`SubmitError::Unsupported`] names what they cannot.
-pub(super) const fn check(request: &GenerateRequest) -> Result<(), SubmitError> {
-    let what = if request.sampling.constraint.is_some() {
-        "answers of a given form"
-    } else if request.sampling.n_logprobs.is_some() {
-        "log-probabilities"
-    } else {
-        return Ok(());
-    };
-    Err(SubmitError::Unsupported { what })
+/// Tokens of an answer, and perhaps its end.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Tokens {
+    /// Whose they are.
+    pub(super) model: String,
+    /// Their ids; with vLLM the end token too.
+    pub(super) token_ids: Vec<u32>,
+    /// How likely each was, if that was asked for: its own log-probability, and
+    /// the likeliest tokens by `token_id:ID`.
+    pub(super) logprobs: Vec<(f32, Map<String, Value>)>,
+    /// The prompt as the worker saw it, if it says.
+    pub(super) prompt_token_ids: Option<Vec<u32>>,
+    /// Why it ended, if it did.
+    pub(super) finish_reason: Option<FinishReason>,
+    /// The token that ended it, where that is not the model's own.
+    pub(super) stop_token_id: Option<u32>,
 }
 
 /// A part of an answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) enum Chunk {
     /// Tokens, and perhaps the end.
-    Tokens {
-        /// Whose they are.
-        model: String,
-        /// Their ids; with vLLM the end token too.
-        token_ids: Vec<u32>,
-        /// The prompt as the worker saw it, if it says.
-        prompt_token_ids: Option<Vec<u32>>,
-        /// Why it ended, if it did.
-        finish_reason: Option<FinishReason>,
-    },
+    Tokens(Tokens),
     /// `[DONE]`.
     Done,
     /// The worker failed, and says how.
@@ -109,11 +122,42 @@ struct WireChunk {
 
 #[derive(Deserialize)]
 struct WireChoice {
+    stop_reason: Option<Value>,
+    logprobs: Option<WireLogprobs>,
     token_ids: Option<Vec<u32>>,
     prompt_token_ids: Option<Vec<u32>>,
     finish_reason: Option<String>,
     #[serde(default)]
     text: String,
+}
+
+#[derive(Deserialize)]
+struct WireLogprobs {
+    token_logprobs: Vec<f32>,
+    top_logprobs: Vec<Map<String, Value>>,
+}
+
+/// The likeliest `n_top` tokens beside one; `None` if they are not named by
+/// their ids.
+pub(super) fn token_logprobs(
+    (logprob, likeliest): (f32, Map<String, Value>),
+    n_top: u32,
+) -> Option<TokenLogprobs> {
+    #[expect(clippy::cast_possible_truncation, reason = "they were f32")]
+    let read = |(name, value): (&String, &Value)| {
+        let id: u32 = name.strip_prefix("token_id:")?.parse().ok()?;
+        Some((id, value.as_f64()? as f32))
+    };
+    let mut top = likeliest.iter().map(read).collect::<Option<Vec<_>>>()?;
+    top.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    // vLLM adds the drawn token where it is not one of them.
+    top.truncate(n_top as usize);
+    let n_likelier = top.iter().filter(|(_, value)| *value > logprob).count();
+    Some(TokenLogprobs {
+        logprob,
+        rank: u32::try_from(n_likelier + 1).unwrap_or(u32::MAX),
+        top,
+    })
 }
 
 /// Reads the data of one event.
@@ -136,12 +180,10 @@ pub(super) fn chunk(data: &str) -> Result<Chunk, String> {
         (Some(choice), None) => choice,
         // vLLM's last chunk with usage has none.
         (None, _) => {
-            return Ok(Chunk::Tokens {
+            return Ok(Chunk::Tokens(Tokens {
                 model: chunk.model,
-                token_ids: Vec::new(),
-                prompt_token_ids: None,
-                finish_reason: None,
-            });
+                ..Tokens::default()
+            }));
         }
         (Some(_), Some(_)) => return Err("a chunk has several answers".to_owned()),
     };
@@ -165,12 +207,22 @@ pub(super) fn chunk(data: &str) -> Result<Chunk, String> {
             );
         }
     };
-    Ok(Chunk::Tokens {
+    let stop_token_id = choice.stop_reason.as_ref().and_then(Value::as_u64);
+    let logprobs = choice.logprobs.map_or_else(Vec::new, |given| {
+        given
+            .token_logprobs
+            .into_iter()
+            .zip(given.top_logprobs)
+            .collect()
+    });
+    Ok(Chunk::Tokens(Tokens {
         model: chunk.model,
         token_ids,
+        logprobs,
         prompt_token_ids: choice.prompt_token_ids,
         finish_reason,
-    })
+        stop_token_id: stop_token_id.and_then(|id| u32::try_from(id).ok()),
+    }))
 }
 
 /// What a reply other than success means.

@@ -140,6 +140,7 @@ impl Task {
                     }
                     return Ok(Some(Completion {
                         finish_reason: FinishReason::Length,
+                        stop_reason: None,
                         text_delta: String::new(),
                         tokens_in: self.start.prompt_tokens.len(),
                         tokens_cached: 0,
@@ -188,6 +189,7 @@ impl Task {
         drop(answer);
         let Completion {
             finish_reason,
+            stop_reason,
             text_delta: text,
             token_ids,
             tokens_cached,
@@ -198,6 +200,7 @@ impl Task {
         let (tokens_in, tokens_out) = counts.ok_or(SessionError::Account)?;
         let finished = |receipt| Finished {
             finish_reason,
+            stop_reason,
             text,
             tokens_in,
             tokens_cached,

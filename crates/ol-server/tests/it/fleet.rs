@@ -3,6 +3,7 @@
 //! Method: workers in this process that speak vLLM's protocol over the real
 //! engine and can be told to misbehave; the engine itself is the oracle.
 
+mod forms;
 mod worker;
 
 use std::sync::Arc;
@@ -330,15 +331,13 @@ async fn a_worker_that_goes_is_noticed_and_one_that_comes_back_is_used() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_workers_cannot_do_is_refused_before() {
+async fn what_no_worker_would_take_is_refused_before() {
     let world = World::new(1, |_| {}).await;
     let with = |change: &dyn Fn(&mut GenerateRequest)| {
         let mut request = request(1, 1);
         change(&mut request);
         world.fleet.submit(request).unwrap_err()
     };
-    let refused = with(&|request| request.sampling.n_logprobs = Some(1));
-    assert!(matches!(refused, SubmitError::Unsupported { .. }));
     let refused = with(&|request| request.max_tokens = CONTEXT_TOKENS);
     assert!(matches!(refused, SubmitError::TooLong { .. }));
     let refused = with(&|request| request.prompt_tokens[0] = u32::MAX);

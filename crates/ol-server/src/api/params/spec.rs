@@ -194,6 +194,10 @@ fn common() -> Vec<Field> {
             "return_token_ids",
             "Give the token ids of prompt and answer.",
         ),
+        flag(
+            "return_tokens_as_token_ids",
+            "Log-probabilities name a token as token_id:ID instead of by its text.",
+        ),
     ]
 }
 

@@ -7,11 +7,7 @@ use super::*;
 
 fn tokens(data: &str) -> (Vec<u32>, Option<FinishReason>) {
     match chunk(data).unwrap() {
-        Chunk::Tokens {
-            token_ids,
-            finish_reason,
-            ..
-        } => (token_ids, finish_reason),
+        Chunk::Tokens(tokens) => (tokens.token_ids, tokens.finish_reason),
         other => panic!("{other:?}"),
     }
 }
@@ -21,12 +17,12 @@ fn the_chunks_of_vllm_are_understood() {
     let first = r#"{"id":"cmpl-1","object":"text_completion","created":1,"model":"legal@00",
         "choices":[{"index":0,"text":" a","logprobs":null,"finish_reason":null,"stop_reason":null,
         "prompt_token_ids":[1,2],"token_ids":[7]}],"usage":null}"#;
-    let expected = Chunk::Tokens {
+    let expected = Chunk::Tokens(Tokens {
         model: "legal@00".to_owned(),
         token_ids: vec![7],
         prompt_token_ids: Some(vec![1, 2]),
-        finish_reason: None,
-    };
+        ..Tokens::default()
+    });
     assert_eq!(chunk(first).unwrap(), expected);
     let last = r#"{"model":"m","choices":[{"index":0,"text":"","finish_reason":"stop","stop_reason":null,"token_ids":[2]}]}"#;
     assert_eq!(tokens(last), (vec![2], Some(FinishReason::Stop)));

@@ -18,7 +18,10 @@ use axum::{Json, Router};
 use futures::StreamExt as _;
 use ol_model::Lora;
 use ol_runtime::Shutdown;
-use ol_serve::{AdapterRef, EngineHandle, Event, FinishReason, GenerateRequest, Sampling};
+use ol_serve::{
+    AdapterRef, Constraint, ConstraintCompiler, EngineHandle, Event, FinishReason, GenerateRequest,
+    Grammar, Sampling, StopReason, TokenLogprobs,
+};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
@@ -58,6 +61,10 @@ pub(crate) enum Fault {
     EndlessComments,
     /// Sends what is no JSON.
     Garbage,
+    /// Knows of no forms, and passes over the field that asks for one.
+    AnyForm,
+    /// Knows of no log-probabilities.
+    NoLogprobs,
 }
 
 struct Shared {
@@ -247,16 +254,26 @@ async fn completions(State(worker): Worker, Json(body): Json<Value>) -> Response
     #[expect(clippy::cast_possible_truncation, reason = "they were f32")]
     let number = |name: &str| body[name].as_f64().unwrap() as f32;
     let n_extra = usize::from(fault == Fault::TooMany);
+    let form = body.get("structured_outputs");
+    let n_logprobs = body.get("logprobs").and_then(Value::as_u64);
+    if n_logprobs.is_some() {
+        assert_eq!(body["return_tokens_as_token_ids"], json!(true));
+    }
     let request = GenerateRequest {
         adapter,
         sampling: Sampling {
             temperature: number("temperature"),
             top_p: number("top_p"),
             seed: body["seed"].as_i64().unwrap().cast_unsigned(),
+            n_logprobs: n_logprobs.map(|n| u32::try_from(n).unwrap()),
+            stop_token_ids: serde_json::from_value(body["stop_token_ids"].clone())
+                .unwrap_or_default(),
+            constraint: form.filter(|_| fault != Fault::AnyForm).map(constraint),
             ..Sampling::GREEDY
         },
         ..GenerateRequest::new(prompt.clone(), max_tokens + n_extra)
     };
+    let has_logprobs = n_logprobs.is_some();
     let answer = worker.engine.submit(request).unwrap();
     let were_read = Arc::clone(&worker.were_read);
     let start = (answer, 0_usize, Some((model, prompt, were_read)));
@@ -274,18 +291,44 @@ async fn completions(State(worker): Worker, Json(body): Json<Value>) -> Response
         if fault == Fault::NoEnd(n) {
             return None;
         }
+        let mut logprobs = Value::Null;
+        let mut stop_reason = Value::Null;
         let (ids, reason) = match answer.next().await? {
-            Event::Token { id, .. } => (vec![id], None),
+            Event::Token {
+                id,
+                logprobs: given,
+                ..
+            } => {
+                if let Some(given) = given.filter(|_| fault != Fault::NoLogprobs) {
+                    logprobs = logprobs_of(id, &given);
+                }
+                (vec![id], None)
+            }
             Event::Done(completion) => match completion.finish_reason {
                 // As vLLM: the end token is among the ids.
-                FinishReason::Stop => (vec![crate::support::tokenizer().end_id()], Some("stop")),
+                FinishReason::Stop => {
+                    let mut id = crate::support::tokenizer().end_id();
+                    if let Some(StopReason::Token(stop_id)) = completion.stop_reason {
+                        (id, stop_reason) = (stop_id, json!(stop_id));
+                    }
+                    if has_logprobs {
+                        let certain = TokenLogprobs {
+                            logprob: 0.0,
+                            rank: 1,
+                            top: Vec::new(),
+                        };
+                        logprobs = logprobs_of(id, &certain);
+                    }
+                    (vec![id], Some("stop"))
+                }
                 _ => (Vec::new(), Some("length")),
             },
             Event::Failed(_) => return None,
         };
         let mut choice = json!({
             "index": 0, "text": if ids.is_empty() { "" } else { "x" },
-            "finish_reason": reason, "token_ids": ids,
+            "finish_reason": reason, "token_ids": ids, "logprobs": logprobs,
+            "stop_reason": stop_reason,
         });
         match fault {
             Fault::UnknownToken => choice["token_ids"] = json!([u32::MAX]),
@@ -307,6 +350,29 @@ async fn completions(State(worker): Worker, Json(body): Json<Value>) -> Response
         Some((Ok(Bytes::from(data)), (answer, n + 1, head)))
     });
     Response::new(Body::from_stream(chunks))
+}
+
+/// As vLLM: the token that was drawn is always one of those shown.
+fn logprobs_of(id: u32, given: &TokenLogprobs) -> Value {
+    let drawn = (id, given.logprob);
+    let shown = given.top.iter().chain([&drawn]);
+    let top: serde_json::Map<String, Value> = shown
+        .map(|(id, value)| (format!("token_id:{id}"), json!(value)))
+        .collect();
+    json!({
+        "tokens": [format!("token_id:{id}")], "token_logprobs": [given.logprob],
+        "top_logprobs": [top], "text_offset": [0],
+    })
+}
+
+fn constraint(form: &Value) -> Constraint {
+    let grammar = match form.as_object().unwrap().iter().next().unwrap() {
+        (kind, schema) if kind == "json" => Grammar::JsonSchema(schema.clone()),
+        (kind, pattern) if kind == "regex" => Grammar::Regex(pattern.as_str().unwrap().to_owned()),
+        (_, texts) => Grammar::Choice(serde_json::from_value(texts.clone()).unwrap()),
+    };
+    let compiler = ConstraintCompiler::new(&crate::support::tokenizer()).unwrap();
+    compiler.compile(&grammar).unwrap()
 }
 
 fn endless(part: &'static str) -> Response {
