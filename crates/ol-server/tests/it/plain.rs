@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ol_model::{Dtype, GenerationConfig};
+use ol_model::{Dtype, GenerationConfig, Tokenizer};
 use ol_runtime::{ManualClock, Shutdown};
 use ol_serve::{EngineHandle, EngineOptions};
 use ol_server::api::{self, ApiState};
@@ -34,11 +34,16 @@ impl World {
     }
 
     fn over(dir: tempfile::TempDir, is_open: bool) -> Self {
-        Self::with(dir, is_open, SamplingDefaults::default())
+        Self::with(dir, is_open, SamplingDefaults::default(), tokenizer())
     }
 
-    fn with(dir: tempfile::TempDir, is_open: bool, sampling_defaults: SamplingDefaults) -> Self {
-        let engine = EngineHandle::start(base(), tokenizer(), 1, EngineOptions::default()).unwrap();
+    fn with(
+        dir: tempfile::TempDir,
+        is_open: bool,
+        sampling_defaults: SamplingDefaults,
+        tokenizer: Arc<Tokenizer>,
+    ) -> Self {
+        let engine = EngineHandle::start(base(), tokenizer, 1, EngineOptions::default()).unwrap();
         let adapters = adapter_store(&roots(dir.path()));
         for (n, name) in (1..).zip(["one", "two"]) {
             adapters.insert(name, adapter(n)).unwrap();
@@ -297,7 +302,7 @@ fn a_models_recommendations_fill_in_what_a_request_does_not_say() {
         ..GenerationConfig::default()
     };
     let defaults = SamplingDefaults::recommended(&config).unwrap();
-    let world = World::with(tempfile::tempdir().unwrap(), true, defaults);
+    let world = World::with(tempfile::tempdir().unwrap(), true, defaults, tokenizer());
     // Several seeds: the model is rather sure of itself.
     let asked = |sampling: Value| -> Vec<Value> {
         let of_seed = |seed: u64| {
@@ -394,6 +399,81 @@ fn required_tools_are_called_with_arguments_that_fit() {
     // This model's chat format has no place for tools that it may choose to call.
     let error = world.refused(CHAT, None, &question(json!({"tools": tools})), 400);
     assert_eq!(error["param"], "tools");
+    world.stop();
+}
+
+/// A model of a family that writes calls in its text: the constraint makes this
+/// one write what such a model would.
+#[test]
+fn a_call_that_the_model_chose_to_make_streams_by_its_parts() {
+    let mut tokenizer = Tokenizer::clone(&tokenizer());
+    let template = "{% for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}\
+        {% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}";
+    tokenizer.set_chat_template(template).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::with(dir, true, SamplingDefaults::default(), Arc::new(tokenizer));
+    let tools = json!([{"type": "function", "function": {"name": "add", "parameters": {
+        "type": "object", "properties": {"a": {"enum": [1, 2, 3]}}, "required": ["a"],
+    }}}]);
+    let form = r#"so: <tool_call>\{"name": "add", "arguments": \{"a": [1-3], "b": "(how|who)"\}\}</tool_call>"#;
+    let asked = |more: Value| {
+        let mut body = question(json!({
+            "tools": tools, "max_tokens": 300, "structured_outputs": {"regex": form},
+        }));
+        body.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        body
+    };
+    let reply = world.ask(CHAT, &asked(json!({})));
+    let choice = &reply["choices"][0];
+    assert_eq!(choice["finish_reason"], "tool_calls", "{reply}");
+    assert_eq!(choice["message"]["content"], "so: ");
+    let calls = choice["message"]["tool_calls"].as_array().unwrap();
+    assert_eq!(
+        (calls.len(), &calls[0]["function"]["name"]),
+        (1, &json!("add"))
+    );
+    let arguments = calls[0]["function"]["arguments"].as_str().unwrap();
+    let read: Value = serde_json::from_str(arguments).unwrap();
+    assert!((1..=3).contains(&read["a"].as_u64().unwrap()));
+    // More prompt tokens: the template has described the tool.
+    let without = world.ask(CHAT, &question(json!({})));
+    assert!(reply["usage"]["prompt_tokens"].as_u64() > without["usage"]["prompt_tokens"].as_u64());
+
+    let data = events(&world.post(CHAT, None, &asked(json!({"stream": true}))).text);
+    let chunks: Vec<Value> = data
+        .iter()
+        .filter_map(|d| serde_json::from_str(d).ok())
+        .collect();
+    let parts: Vec<&Value> = chunks
+        .iter()
+        .filter_map(|chunk| chunk["choices"][0]["delta"]["tool_calls"].get(0))
+        .collect();
+    assert_eq!(parts[0]["function"]["name"], "add");
+    assert!(parts[0]["id"].as_str().unwrap().starts_with("call_"));
+    assert!(
+        parts[1..]
+            .iter()
+            .all(|part| part["function"].get("name").is_none())
+    );
+    let sum: String = parts
+        .iter()
+        .filter_map(|p| p["function"]["arguments"].as_str())
+        .collect();
+    assert_eq!(sum, arguments, "the same seed gives the same call");
+    assert!(
+        parts.len() > 4,
+        "name and arguments come as they are written: {parts:?}"
+    );
+    let none = world.ask(CHAT, &asked(json!({"tool_choice": "none"})));
+    assert_eq!(none["choices"][0]["finish_reason"], "stop");
+    assert!(
+        none["choices"][0]["message"]["content"]
+            .as_str()
+            .unwrap()
+            .contains("<tool_call>")
+    );
     world.stop();
 }
 

@@ -3,7 +3,10 @@
 use ol_model::Tokenizer;
 use serde_json::Value;
 
+use self::call::{NoHead, Object};
 use super::{Form, ToolChoice};
+
+mod call;
 
 /// Longest text of calls that is kept to be read.
 const CALLS_SIZE_BYTES_MAX: usize = 1 << 20;
@@ -61,6 +64,8 @@ pub(in crate::api) struct ToolParser {
     hidden: Vec<(u32, &'static str)>,
     /// Text that was not decided on.
     held: String,
+    /// The call that is being passed on.
+    open: Option<Open>,
     n_calls: usize,
     n_calls_max: usize,
     id_prefix: String,
@@ -76,8 +81,23 @@ enum Mode {
     Calls(Form),
     /// The text is a list of calls.
     List,
+    /// Calls one after the other; the first one has begun.
+    Listed,
     /// The text is the arguments of this function.
     Arguments { name: String, has_begun: bool },
+}
+
+/// How far a call has come whose name is known.
+#[derive(Debug)]
+enum Open {
+    /// In its arguments.
+    Arguments {
+        object: Object,
+        /// Whether there may be so many calls.
+        is_shown: bool,
+    },
+    /// Behind them.
+    Tail,
 }
 
 impl ToolParser {
@@ -104,6 +124,7 @@ impl ToolParser {
             mode,
             hidden: hidden.collect(),
             held: String::new(),
+            open: None,
             n_calls: 0,
             n_calls_max,
             id_prefix,
@@ -116,6 +137,7 @@ impl ToolParser {
             mode: Mode::Free(form),
             hidden: Vec::new(),
             held: String::new(),
+            open: None,
             n_calls: 0,
             n_calls_max: 8,
             id_prefix: "id".to_owned(),
@@ -143,8 +165,14 @@ impl ToolParser {
         self.held.push_str(text);
         let mut parsed = self.advance();
         let rest = std::mem::take(&mut self.held);
+        if self.open.take().is_some() {
+            // What follows the arguments of a call that was passed on.
+            return parsed;
+        }
         let calls = match &self.mode {
             Mode::Arguments { .. } => Some(Vec::new()),
+            Mode::Listed if rest.is_empty() => Some(Vec::new()),
+            Mode::Listed => None,
             Mode::List => calls_of_json(&rest),
             Mode::Free(Form::Llama) => calls_of_llama(&rest),
             Mode::Free(_) | Mode::Text => None,
@@ -176,11 +204,13 @@ impl ToolParser {
                 });
             }
             Mode::Text => parsed.content = std::mem::take(&mut self.held),
-            Mode::List => self.bound(&mut parsed),
+            Mode::List => self.advance_list(&mut parsed),
+            Mode::Listed => self.advance_listed(&mut parsed),
             Mode::Free(form) => {
                 let form = *form;
                 self.advance_free(form, &mut parsed);
             }
+            Mode::Calls(Form::Mistral) => self.advance_list(&mut parsed),
             Mode::Calls(_) => self.bound(&mut parsed),
         }
         parsed
@@ -200,7 +230,8 @@ impl ToolParser {
                 // A call is all there is: whatever begins otherwise is text.
                 let start = self.held.trim_start();
                 if start.starts_with('{') || LLAMA.starts_with(start) || start.starts_with(LLAMA) {
-                    self.bound(parsed);
+                    let first = start.strip_prefix(LLAMA).unwrap_or(start);
+                    self.begin_list(self.held.len() - first.len(), parsed);
                 } else {
                     parsed.content.push_str(&std::mem::take(&mut self.held));
                     self.mode = Mode::Text;
@@ -227,6 +258,25 @@ impl ToolParser {
     fn advance_hermes(&mut self, parsed: &mut Parsed) {
         let (open, close) = HERMES;
         loop {
+            match &self.open {
+                Some(Open::Arguments { .. }) => {
+                    if !self.pass_arguments(parsed) {
+                        return;
+                    }
+                    continue;
+                }
+                Some(Open::Tail) => {
+                    let Some(end) = self.held.find(close) else {
+                        let n = self.held.len() - open_suffix_bytes(&self.held, close);
+                        self.held.drain(..n);
+                        return;
+                    };
+                    self.held.drain(..end + close.len());
+                    self.open = None;
+                    continue;
+                }
+                None => {}
+            }
             let Some(start) = self.held.find(open) else {
                 let n = self.held.len() - open_suffix_bytes(&self.held, open);
                 let content: String = self.held.drain(..n).collect();
@@ -237,7 +287,18 @@ impl ToolParser {
                 return;
             };
             let inside = start + open.len();
-            let Some(len) = self.held[inside..].find(close) else {
+            let len = self.held[inside..].find(close);
+            let end = len.map_or(self.held.len(), |len| inside + len);
+            if let Ok((name, at)) = call::head(&self.held[inside..end]) {
+                let before: String = self.held.drain(..start).collect();
+                if self.n_calls == 0 || !before.trim().is_empty() {
+                    parsed.content.push_str(&before);
+                }
+                self.held.drain(..open.len() + at);
+                self.begin(name, parsed);
+                continue;
+            }
+            let Some(len) = len else {
                 let before: String = self.held.drain(..start).collect();
                 if self.n_calls == 0 || !before.trim().is_empty() {
                     parsed.content.push_str(&before);
@@ -254,6 +315,107 @@ impl ToolParser {
                 None => parsed.content.push_str(&all[start..]),
             }
         }
+    }
+
+    /// A list of calls begins, if it can be read as one.
+    fn advance_list(&mut self, parsed: &mut Parsed) {
+        let start = self.held.trim_start();
+        match start.strip_prefix('[') {
+            Some(first) => self.begin_list(self.held.len() - first.len(), parsed),
+            None => self.bound(parsed),
+        }
+    }
+
+    /// Begins with the first of several calls, at `at`, if its head is there.
+    fn begin_list(&mut self, at: usize, parsed: &mut Parsed) {
+        match call::head(&self.held[at..]) {
+            Ok(_) => {
+                self.held.drain(..at);
+                self.mode = Mode::Listed;
+                self.advance_listed(parsed);
+            }
+            Err(_) => self.bound(parsed),
+        }
+    }
+
+    /// Passes on what there is of calls with anything between them.
+    fn advance_listed(&mut self, parsed: &mut Parsed) {
+        loop {
+            match &self.open {
+                Some(Open::Arguments { .. }) => {
+                    if !self.pass_arguments(parsed) {
+                        return;
+                    }
+                }
+                Some(Open::Tail) => {
+                    let Some(next) = self.held.find('{') else {
+                        return self.held.clear();
+                    };
+                    self.held.drain(..next);
+                    self.open = None;
+                }
+                None => match call::head(&self.held) {
+                    Ok((name, at)) => {
+                        self.held.drain(..at);
+                        self.begin(name, parsed);
+                    }
+                    Err(NoHead::More) => return self.bound(parsed),
+                    Err(NoHead::Other) => {
+                        let mut values =
+                            serde_json::Deserializer::from_str(&self.held).into_iter::<Value>();
+                        match values.next() {
+                            Some(Err(error)) if error.is_eof() => return self.bound(parsed),
+                            Some(Ok(value)) if call_of(&value).is_some() => {
+                                let n = values.byte_offset();
+                                self.emit(call_of(&value).into_iter().collect(), parsed);
+                                self.held.drain(..n);
+                                self.open = Some(Open::Tail);
+                            }
+                            _ => {
+                                parsed.content.push_str(&std::mem::take(&mut self.held));
+                                self.mode = Mode::Text;
+                                return;
+                            }
+                        }
+                    }
+                },
+            }
+        }
+    }
+
+    /// A call whose name is known; its arguments follow.
+    fn begin(&mut self, name: String, parsed: &mut Parsed) {
+        let is_shown = self.n_calls < self.n_calls_max;
+        let arguments = String::new();
+        self.emit(vec![Call { name, arguments }], parsed);
+        self.open = Some(Open::Arguments {
+            object: Object::default(),
+            is_shown,
+        });
+    }
+
+    /// Passes on what there is of the arguments; whether they are over.
+    fn pass_arguments(&mut self, parsed: &mut Parsed) -> bool {
+        let Some(Open::Arguments { object, is_shown }) = &mut self.open else {
+            return true;
+        };
+        let (n, is_over) = object.scan(&self.held);
+        let arguments: String = self.held.drain(..n).collect();
+        if *is_shown && !arguments.is_empty() {
+            let index = self.n_calls - 1;
+            match parsed.calls.last_mut().filter(|call| call.index == index) {
+                Some(call) => call.arguments.push_str(&arguments),
+                None => parsed.calls.push(CallDelta {
+                    index,
+                    head: None,
+                    arguments,
+                }),
+            }
+        }
+        if is_over {
+            self.open = Some(Open::Tail);
+        }
+        is_over
     }
 
     fn emit(&mut self, calls: Vec<Call>, parsed: &mut Parsed) {

@@ -28,11 +28,15 @@ fn tools(choice: Value) -> Tools {
 /// Content and `(name, arguments)` of the calls in a text that comes in pieces.
 fn parse(form: Form, pieces: &[&str]) -> (String, Vec<(String, String)>) {
     let mut parser = ToolParser::for_form(form);
-    let (mut content, mut calls) = (String::new(), Vec::new());
+    let (mut content, mut calls) = (String::new(), Vec::<(String, String)>::new());
     let mut take = |parsed: Parsed| {
         content.push_str(&parsed.content);
         for call in parsed.calls {
-            let (id, name) = call.head.unwrap();
+            let Some((id, name)) = call.head else {
+                let (_, arguments) = calls.last_mut().unwrap();
+                arguments.push_str(&call.arguments);
+                continue;
+            };
             assert_eq!(
                 (id, call.index),
                 (format!("id{}", calls.len()), calls.len())
@@ -53,8 +57,10 @@ fn call(name: &str, arguments: &str) -> (String, String) {
 
 #[test]
 fn every_family_is_read() {
-    let one = vec![call("add", r#"{"a":1}"#)];
-    let two = vec![call("add", r#"{"a":1}"#), call("now", "{}")];
+    let two_again = vec![call("add", r#"{"a": 1}"#), call("now", "{}")];
+    // As it was written where it is passed on as it comes.
+    let one = vec![call("add", r#"{"a": 1}"#)];
+    let two = vec![call("add", r#"{"a": 1}"#), call("now", "{}")];
     let cases = [
         (
             Form::Hermes,
@@ -129,10 +135,35 @@ fn every_family_is_read() {
         ),
         (Form::Llama, "{\"no\": 1}", "{\"no\": 1}", Vec::new()),
         (Form::Mistral, "[TOOL", "[TOOL", Vec::new()),
+        // Marks within arguments are text of theirs.
+        (
+            Form::Hermes,
+            r#"<tool_call>{"name": "add", "arguments": {"a": "</tool_call>{\""}, "id": 7} </tool_call>!"#,
+            "!",
+            vec![call("add", r#"{"a": "</tool_call>{\""}"#)],
+        ),
+        // An answer that is cut short ends in the middle of a call.
+        (
+            Form::Hermes,
+            r#"<tool_call>{"name": "add", "arguments": {"a": [1, "#,
+            "",
+            vec![call("add", r#"{"a": [1, "#)],
+        ),
+        // Arguments that are no object, or come first, are read when they are whole.
+        (
+            Form::Hermes,
+            r#"<tool_call>{"arguments": {"a": 1}, "name": "add"}</tool_call><tool_call>{"name": "now", "arguments": "{}"}</tool_call>"#,
+            "",
+            two_again,
+        ),
     ];
     for (form, text, content, calls) in cases {
         let whole = parse(form, &[text]);
-        assert_eq!(whole, (content.to_owned(), calls), "{form:?} {text}");
+        let spaced = |(name, arguments): &(String, String)| {
+            (name.clone(), arguments.replace("{\"a\":1}", "{\"a\": 1}"))
+        };
+        let found = (whole.0.clone(), whole.1.iter().map(spaced).collect());
+        assert_eq!(found, (content.to_owned(), calls), "{form:?} {text}");
         let letters: Vec<String> = text.chars().map(String::from).collect();
         let letters: Vec<&str> = letters.iter().map(String::as_str).collect();
         assert_eq!(
@@ -148,7 +179,7 @@ proptest! {
     #[test]
     fn any_text_is_survived(pieces in prop::collection::vec(
         prop_oneof!["[a-z{}\\[\\]\"<>: ]{0,6}", Just("<tool_call>".to_owned()), Just("</tool_call>".to_owned()),
-            Just("[TOOL_CALLS]".to_owned()), Just("<｜tool▁calls▁begin｜>".to_owned()), Just("{\"name\":\"x\"}".to_owned())], 0..12)) {
+            Just("[TOOL_CALLS]".to_owned()), Just("<｜tool▁calls▁begin｜>".to_owned()), Just("{\"name\":\"x\"}".to_owned()), Just("{\"name\":\"x\",\"arguments\":{".to_owned())], 0..12)) {
         let pieces: Vec<&str> = pieces.iter().map(String::as_str).collect();
         let text = pieces.concat();
         for form in [Form::Hermes, Form::Llama, Form::Mistral, Form::DeepSeek] {
@@ -180,8 +211,12 @@ fn a_call_that_must_be_made_has_the_functions_form() {
         parser.push(0, r#"[{"name": "add", "param"#),
         Parsed::default()
     );
-    let parsed = parser.finish(r#"eters": {"a": 3}}]"#);
-    assert_eq!(parsed.calls[0].arguments, r#"{"a":3}"#);
+    let begun = parser.push(0, r#"eters": {"a"#).calls.remove(0);
+    assert_eq!(begun.head, Some(("id0".to_owned(), "add".to_owned())));
+    assert_eq!(begun.arguments, r#"{"a"#);
+    let parsed = parser.finish(r#"": 3}}]"#);
+    assert_eq!(parsed.content, "");
+    assert_eq!(parsed.calls[0].arguments, r#"": 3}"#);
     assert!(parser.has_called());
     let named = tools(json!({"type": "function", "function": {"name": "add"}}));
     let mut parser = named.parser(&tokenizer, "id".to_owned()).unwrap();
