@@ -136,13 +136,19 @@ fn read_format(dir: &Path) -> io::Result<Option<Vec<u8>>> {
 }
 
 /// A name in `dir` that we did not put there. A lock file and what a crash
-/// left of a `format` file are ours.
+/// left of a `format` file are ours; an empty folder holds nobody's data, and was
+/// perhaps made for us, as a mount point or for the workers of a fleet.
 fn foreign_entry(dir: &Path) -> io::Result<Option<String>> {
     for entry in fs::read_dir(dir)? {
-        let name = entry?.file_name().to_string_lossy().into_owned();
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
         // `format` itself appears when another process opens the folder too.
-        let ours = [LOCK_FILE, FORMAT_FILE].contains(&name.as_str());
-        if !ours && !name.starts_with(TEMPORARY_PREFIX) {
+        let is_ours = [LOCK_FILE, FORMAT_FILE].contains(&name.as_str());
+        let is_empty = || {
+            let is_dir = entry.file_type()?.is_dir();
+            Ok::<_, io::Error>(is_dir && fs::read_dir(entry.path())?.next().is_none())
+        };
+        if !is_ours && !name.starts_with(TEMPORARY_PREFIX) && !is_empty()? {
             return Ok(Some(name));
         }
     }

@@ -128,9 +128,9 @@ pub(crate) enum Command {
     Doctor(DoctorArgs),
     /// Make API keys, limit and revoke them
     ///
-    /// A server sees the change with its next request. Only hashes are kept.
-    #[command(subcommand)]
-    Key(KeyCommand),
+    /// A server sees the change with its next request. Only hashes are kept. Without
+    /// --serve they are the keys of the paying gateway of `up`.
+    Key(KeyArgs),
     /// Ask a model, and see who was paid for the answer
     Ask(AskArgs),
     /// Show a receipt, or recompute it from public data
@@ -172,6 +172,16 @@ pub(crate) struct UpArgs {
     pub(crate) fleet: WorkersArgs,
     #[command(flatten)]
     pub(crate) access: AccessArgs,
+}
+
+/// Whose keys, and what to do with them.
+#[derive(Debug, Args)]
+pub(crate) struct KeyArgs {
+    /// The keys of `openledger serve` in this folder, instead of those of `up`
+    #[arg(long, global = true)]
+    pub(crate) serve: bool,
+    #[command(subcommand)]
+    pub(crate) command: KeyCommand,
 }
 
 #[derive(Debug, Subcommand)]

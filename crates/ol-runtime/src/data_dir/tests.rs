@@ -39,6 +39,8 @@ fn an_empty_folder_and_one_with_only_our_leftovers_are_taken() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join(".format.1.1"), "openle").unwrap();
     let _lock = DirLock::acquire(dir.path()).unwrap();
+    // A mount point, or what another program shares with us.
+    fs::create_dir(dir.path().join("fleet-adapters")).unwrap();
     DataDir::open_or_create(dir.path()).unwrap();
 }
 
@@ -49,6 +51,10 @@ fn a_foreign_folder_is_refused_and_left_alone() {
     let error = DataDir::open_or_create(dir.path()).unwrap_err();
     assert!(matches!(&error, DataDirError::Foreign { found, .. } if found == "thesis.tex"));
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir_all(dir.path().join("photos/2024")).unwrap();
+    let error = DataDir::open_or_create(dir.path()).unwrap_err();
+    assert!(matches!(&error, DataDirError::Foreign { found, .. } if found == "photos"));
 }
 
 #[test]

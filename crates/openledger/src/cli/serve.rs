@@ -129,7 +129,7 @@ pub(crate) enum FleetCommand {
 /// Where the gateway is.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct FleetArgs {
-    /// Address of the gateway
+    /// Address of the gateway: `serve` or `up` with workers
     #[arg(long, default_value = "http://127.0.0.1:8000")]
     pub(crate) url: String,
     /// Admin key [default: the one `serve` made in --dir]

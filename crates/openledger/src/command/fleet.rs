@@ -62,7 +62,8 @@ fn key(layout: &Layout, args: &FleetArgs) -> anyhow::Result<String> {
     let path = layout.serve_admin_key();
     let key = fs::read_to_string(&path).with_context(|| {
         format!(
-            "no admin key: give one with --key ({} is not readable)",
+            "no admin key: give one with --key, as `openledger key add --admin` makes it ({} is not \
+             readable)",
             path.display()
         )
     })?;

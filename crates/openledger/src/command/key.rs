@@ -5,18 +5,18 @@ use ol_server::keys::{ApiKeys, Key, KeyLimits, NewKey, Scope};
 use ol_types::WEI_PER_OPEN;
 use serde_json::{Value, json};
 
-use crate::cli::{KeyCommand, KeyLimitArgs};
+use crate::cli::{KeyArgs, KeyCommand, KeyLimitArgs};
 use crate::instance::Layout;
 use crate::output::{Out, open, print};
 
-pub(crate) fn run(
-    layout: &Layout,
-    command: &KeyCommand,
-    json: bool,
-    out: Out<'_>,
-) -> anyhow::Result<()> {
-    let keys = ApiKeys::open(&layout.gateway())?;
-    match command {
+pub(crate) fn run(layout: &Layout, args: &KeyArgs, json: bool, out: Out<'_>) -> anyhow::Result<()> {
+    let dir = if args.serve {
+        layout.serve()
+    } else {
+        layout.gateway()
+    };
+    let keys = ApiKeys::open(&dir)?;
+    match &args.command {
         KeyCommand::Add {
             label,
             account,

@@ -18,7 +18,7 @@ use ol_serve::{
 };
 use ol_server::SamplingDefaults;
 use ol_server::api::{self, ApiState};
-use ol_server::fleet::{self, AdminKey, Fleet, FleetOptions, WorkerOptions};
+use ol_server::fleet::{self, Fleet, FleetOptions, WorkerOptions};
 use ol_server::keys::{NewKey, Scope};
 use ol_server::metrics::{Exporter, ServingObserver};
 use ol_server::plain::{Plain, PlainOptions};
@@ -69,7 +69,10 @@ pub(crate) fn run(
         let (exporter, shutdown) = (exporter.clone(), shutdown.clone());
         async move { exporter.upkeep(shutdown).await }
     });
-    let mut routes = api::router(state.clone()).merge(exporter.router());
+    let routes = api::router(state.clone()).merge(exporter.router());
+    // Who asks in the meantime is told that the server is starting.
+    let serving = api::serve_routes(routes, access, listener, shutdown.clone());
+    let server = runtime.spawn(serving);
 
     let base = find_base(layout, args.base.as_deref())?;
     let name = match &args.name {
@@ -83,24 +86,16 @@ pub(crate) fn run(
         ..PlainOptions::new(layout.serve(), &name)
     };
     let clock = Arc::new(SystemClock::new());
-    let (plain, server, n_workers) = if workers.is_empty() {
-        // Who asks in the meantime is told that the server is starting.
-        let serving = api::serve_routes(routes, access, listener, shutdown.clone());
-        let server = runtime.spawn(serving);
+    let n_workers = workers.len();
+    let plain = if workers.is_empty() {
         let engine = start_engine(&base, args, format)?;
         let adapters = adapters(layout, args, engine.base().config(), &clock)?;
-        let plain = Plain::new(options, engine, adapters, clock)?;
-        (plain, server, 0)
+        Plain::new(options, engine, adapters, clock)?
     } else {
-        let n_workers = workers.len();
         let (config, tokenizer) = read_base(&base)?;
         let adapters = adapters(layout, args, &config, &clock)?;
         let fleet = start_fleet(&runtime, layout, &config, tokenizer, workers, args)?;
-        let plain = Plain::new(options, fleet.clone(), adapters, clock)?;
-        let key = AdminKey::new(&admin_key(layout, &plain)?);
-        routes = routes.merge(fleet::router(fleet, key));
-        let serving = api::serve_routes(routes, access, listener, shutdown.clone());
-        (plain, runtime.spawn(serving), n_workers)
+        Plain::new(options, fleet, adapters, clock)?
     };
     admin_key(layout, &plain)?;
     state.set_ready(plain.clone());
@@ -338,6 +333,11 @@ fn adapters(
 ) -> anyhow::Result<AdapterStore> {
     let mut named = Vec::new();
     let mut roots = args.adapter_root.clone();
+    for root in roots.iter().filter(|root| !root.exists()) {
+        // A worker may start before the gateway that fills the folder.
+        fs::create_dir_all(root).with_context(|| format!("--adapter-root {}", root.display()))?;
+        note(&format!("made the folder {}", root.display()));
+    }
     for given in &args.adapter {
         let (name, path) = given
             .split_once('=')

@@ -109,10 +109,9 @@ fn a_fleet_answers_as_one_server_does() {
     assert_eq!(status, 404, "{reply}");
     alone.stop();
 
-    // Workers load what the gateway puts into this folder, and nothing else.
+    // Workers load what the gateway puts into this folder, and nothing else; they
+    // make it, if they come first.
     let published = dir("gateway").join("fleet-adapters");
-    run_json(&dir("gateway"), &["datanet", "list"]);
-    fs::create_dir_all(&published).unwrap();
     let published = published.to_string_lossy().into_owned();
     let mut workers: Vec<Serve> = ["one", "two"]
         .iter()
@@ -136,6 +135,10 @@ fn a_fleet_answers_as_one_server_does() {
     );
     let given: Vec<Value> = asked().map(|(m, q)| gateway.answer(m, q)).collect();
     assert_eq!(given, expected, "the same tokens as of one server");
+    keys_of_a_running_server_are_edited(&gateway);
+    let url = format!("{}/fleet/workers/one/drain", workers[0].url);
+    let (status, said) = http(&url, Some(&workers[0].key), b"");
+    assert_eq!((status, &said["error"]["code"]), (404, &json!("no_fleet")));
     let answered = |worker: &Value| worker["n_answered"].as_u64().unwrap();
     assert_eq!(gateway.fleet().iter().map(answered).sum::<u64>(), 6);
 
@@ -158,6 +161,23 @@ fn a_fleet_answers_as_one_server_does() {
     assert_eq!(status, 401, "operators have a key");
     gateway.stop();
     workers.remove(0).stop();
+}
+
+fn keys_of_a_running_server_are_edited(server: &Serve) {
+    let url = format!("{}/tokenize", server.url);
+    let ask = |key: &str| http(&url, Some(key), br#"{"model": "legal", "prompt": "law"}"#).0;
+    let made = run_json(&server.dir, &["key", "--serve", "add", "--label", "guest"]);
+    let key = made["key"].as_str().unwrap();
+    assert_eq!(ask(key), 200);
+    let listed = run_json(&server.dir, &["key", "list", "--serve"]);
+    let guest = listed
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|key| key["label"] == "guest");
+    let id = guest.unwrap()["id"].as_str().unwrap();
+    run_json(&server.dir, &["key", "--serve", "revoke", id]);
+    assert_eq!(ask(key), 401);
 }
 
 #[test]
