@@ -17,5 +17,6 @@ mod follow;
 mod idempotency;
 mod money;
 mod plain;
+mod soak;
 mod support;
 mod traces;
