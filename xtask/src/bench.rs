@@ -44,6 +44,11 @@ const ROOMS: &[Room] = &[
         with_contracts: false,
     },
     Room {
+        name: "receipts",
+        benches: &[("openledger", "receipts"), ("ol-server", "settlement")],
+        with_contracts: false,
+    },
+    Room {
         name: "scoring",
         benches: &[("ol-attribution", "scoring"), ("ol-evm", "gas")],
         with_contracts: false,
@@ -55,7 +60,7 @@ const ROOMS: &[Room] = &[
     },
     Room {
         name: "soak",
-        benches: &[("ol-serve", "soak")],
+        benches: &[("ol-serve", "soak"), ("ol-server", "soak")],
         with_contracts: false,
     },
     Room {

