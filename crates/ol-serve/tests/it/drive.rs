@@ -134,13 +134,12 @@ impl Reader {
                 assert!(!self.token_ids.is_empty());
                 assert!(completion.token_ids.starts_with(&self.token_ids));
             }
-            Some(Err(error)) => {
-                assert!(
-                    matches!(error, GenerateError::Deadline | GenerateError::Adapter(_)),
-                    "{error}"
-                );
-                assert!(self.token_ids.is_empty());
+            Some(Err(GenerateError::Deadline)) => assert!(self.token_ids.is_empty()),
+            // It may have made room in its middle, and lost its adapter then.
+            Some(Err(GenerateError::Adapter(_))) => {
+                assert!(completion.token_ids.starts_with(&self.token_ids));
             }
+            Some(Err(error)) => panic!("{error}"),
             None => assert!(completion.token_ids.starts_with(&self.token_ids)),
         }
     }
