@@ -690,7 +690,7 @@ fn what_only_memory_holds_reaches_its_device_before_older_loads() {
     let mut components = AdapterComponents::new(fixture.clock.clone());
     components.device = Some(Arc::new(NoDevice));
     let (store, loader) =
-        AdapterStore::without_threads(&model(), fixture.options.clone(), components).unwrap();
+        AdapterStore::without_threads(&model(), fixture.options, components).unwrap();
     let in_memory = store.insert("x", Arc::new(lora(4, 2))).unwrap();
     store.register("p", "p", PLAIN).unwrap();
     store.unload("x").unwrap();
@@ -718,7 +718,7 @@ fn a_pin_that_leaves_no_room_answers_who_waits() {
     fixture.write("q", &lora(4, 2));
     let components = AdapterComponents::new(fixture.clock.clone());
     let (store, loader) =
-        AdapterStore::without_threads(&model(), fixture.options.clone(), components).unwrap();
+        AdapterStore::without_threads(&model(), fixture.options, components).unwrap();
     store.register("p", "p", PLAIN).unwrap();
     let waiting = store.register("q", "q", PLAIN).unwrap();
     let (waker, bell) = bell();

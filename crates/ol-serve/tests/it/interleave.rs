@@ -423,5 +423,5 @@ fn any_history_gives_what_each_request_gets_alone() {
         seen.stats.n_cancelled,
         seen.stats.n_prefix_tokens_found,
     ];
-    assert!(counts.iter().all(|&n| n > 100), "{seen:?}");
+    assert!(counts.iter().all(|&n| n > 10), "{seen:?}");
 }
