@@ -34,7 +34,10 @@ fn main() {
     }
     let seconds = args.iter().position(|arg| arg == "--seconds");
     let seconds: u32 = seconds.map_or(300, |at| args[at + 1].parse().unwrap());
-    let counts = world::run(Length::Seconds(f64::from(seconds)));
+    let counts = world::run(Length {
+        n_exchanges: 0,
+        seconds: f64::from(seconds),
+    });
     let samples = counts.memory_bytes.lock().unwrap();
     let quarter = samples.len() / 4;
     let early = median(&samples[quarter..2 * quarter]);

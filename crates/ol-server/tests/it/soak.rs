@@ -9,7 +9,10 @@ use self::world::Length;
 
 #[test]
 fn mixed_traffic_with_faults_gives_no_wrong_token_and_leaves_nothing_behind() {
-    let counts = world::run(Length::Exchanges(3_000));
+    let counts = world::run(Length {
+        n_exchanges: 3_000,
+        seconds: 0.0,
+    });
     let seen = [
         &counts.answered,
         &counts.streamed,

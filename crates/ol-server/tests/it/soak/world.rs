@@ -44,14 +44,11 @@ const PATH: &str = "/v1/completions";
 /// An answer that takes longer does not come.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long it goes on.
+/// How long it goes on: until both are reached.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Length {
-    /// Until there were so many exchanges.
-    Exchanges(u64),
-    /// So many seconds.
-    #[cfg_attr(test, expect(dead_code, reason = "the benchmark takes its time"))]
-    Seconds(f64),
+pub(crate) struct Length {
+    pub(crate) n_exchanges: u64,
+    pub(crate) seconds: f64,
 }
 
 /// What happened, and how large the process was meanwhile.
@@ -155,10 +152,12 @@ struct Reply {
 
 impl World {
     fn is_over(&self) -> bool {
-        let is_done = match self.length {
-            Length::Exchanges(n) => self.counts.exchanges.load(Ordering::Relaxed) >= n,
-            Length::Seconds(seconds) => self.clock.monotonic_s() - self.started_s >= seconds,
-        };
+        let Length {
+            n_exchanges,
+            seconds,
+        } = self.length;
+        let is_done = self.counts.exchanges.load(Ordering::Relaxed) >= n_exchanges
+            && self.clock.monotonic_s() - self.started_s >= seconds;
         if is_done {
             self.is_over.store(true, Ordering::Release);
         }
