@@ -71,7 +71,7 @@ impl AdapterSource for Source {
 
 fn files(lora: &Lora) -> AdapterFiles {
     let (config, weights) = lora.to_bytes("base");
-    AdapterFiles {
+    AdapterFiles::Peft {
         config: config.into(),
         weights: weights.into(),
     }

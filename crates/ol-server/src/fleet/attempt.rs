@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::http::{Method, StatusCode};
-use ol_serve::{Event, FinishReason, GenerateError, GenerateRequest, StopReason};
+use ol_serve::{Event, FinishReason, GenerateError, GenerateRequest, Grammar, StopReason};
 use ol_types::B256;
 use tokio::sync::mpsc;
 
 use super::Inner;
 use super::adapters::{LoadError, worker_name};
 use super::client::{As, Ask, ClientError, Reply};
+use super::config::WorkerKind;
 use super::lines::EventLines;
 use super::pool::{Nobody, Place, Ticket};
 use super::protocol::{self, Chunk, Refusal, Tokens};
@@ -215,6 +216,10 @@ async fn ask(
     }
     let client = &fleet.pool.workers[place.worker].client;
     let kind = fleet.pool.workers[place.worker].options.kind;
+    // vLLM's white space in JSON, and its reading of a schema, are its own.
+    let form = request.sampling.constraint.as_ref();
+    let is_schema = form.is_some_and(|form| matches!(form.grammar(), Grammar::JsonSchema(_)));
+    transcript.follow(kind == WorkerKind::Openledger || !is_schema);
     let body = protocol::completion_body(kind, &place.model, request).to_string();
     let ask = Ask {
         role: As::User,

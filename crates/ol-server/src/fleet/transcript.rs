@@ -14,6 +14,7 @@ pub(super) struct Transcript<'a> {
     /// Followed here too: a server that does not know the field that asks for a
     /// form passes over it in silence.
     constraint: Option<Constraint>,
+    is_followed: bool,
     stopped_by: Option<StopReason>,
     tokens_in: usize,
     max_tokens: usize,
@@ -35,6 +36,7 @@ impl<'a> Transcript<'a> {
             text: tokenizer.stream_after(&request.prompt_tokens),
             stop: StopFilter::new(request.stop.clone()),
             constraint: request.sampling.constraint.clone(),
+            is_followed: true,
             stopped_by: None,
             tokens_in: request.prompt_tokens.len(),
             max_tokens: request.max_tokens,
@@ -53,6 +55,11 @@ impl<'a> Transcript<'a> {
         self.token_ids.len() >= self.max_tokens
     }
 
+    /// Whether the form is followed here too.
+    pub(super) const fn follow(&mut self, is_followed: bool) {
+        self.is_followed = is_followed;
+    }
+
     /// Passes a token on; true if a stop string is complete.
     ///
     /// # Errors
@@ -62,7 +69,7 @@ impl<'a> Transcript<'a> {
         id: u32,
         logprobs: Option<TokenLogprobs>,
     ) -> Result<bool, NotTheForm> {
-        if let Some(constraint) = &mut self.constraint {
+        if let Some(constraint) = self.constraint.as_mut().filter(|_| self.is_followed) {
             constraint.accept(id).map_err(|_| NotTheForm)?;
         }
         self.token_ids.push(id);
@@ -78,7 +85,7 @@ impl<'a> Transcript<'a> {
 
     /// Whether the answer may end with the token that came last.
     pub(super) fn may_end(&mut self) -> bool {
-        let constraint = self.constraint.as_mut();
+        let constraint = self.constraint.as_mut().filter(|_| self.is_followed);
         constraint.is_none_or(|constraint| constraint.may_end().unwrap_or(false))
     }
 
