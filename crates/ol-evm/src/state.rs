@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::fmt;
 
 use alloy_primitives::{Address, B256, Bytes, KECCAK256_EMPTY, U256};
-use revm::bytecode::Bytecode;
+use revm::bytecode::{Bytecode, JumpTable};
 use revm::database::{BundleState, DatabaseRef};
 use revm::database_interface::DBErrorMarker;
 use revm::state::AccountInfo;
@@ -242,6 +242,19 @@ pub(crate) enum ReaderError<E: std::error::Error + Send + Sync + 'static> {
 
 impl<E: std::error::Error + Send + Sync + 'static> DBErrorMarker for ReaderError<E> {}
 
+/// Code that ends at its first instruction, such as the chunks of a sketch
+/// index: no jump is ever taken in it, so it is not searched for where jumps
+/// may go, which is most of what loading it costs.
+fn stored_data(code: &Bytes) -> Option<Bytecode> {
+    const STOP: u8 = 0;
+    static NO_JUMPS: [u8; 4_096] = [0; 4_096];
+    let fits = code.len() <= 8 * NO_JUMPS.len();
+    (code.first() == Some(&STOP) && fits).then(|| {
+        let jumps = JumpTable::from_static_slice(&NO_JUMPS, code.len());
+        Bytecode::new_analyzed(code.clone(), code.len(), jumps)
+    })
+}
+
 impl<S: StateReader> DatabaseRef for Reader<S> {
     type Error = ReaderError<S::Error>;
 
@@ -261,6 +274,9 @@ impl<S: StateReader> DatabaseRef for Reader<S> {
             return Ok(Bytecode::default());
         }
         let code = self.0.code(hash).map_err(ReaderError::Read)?;
+        if let Some(data) = stored_data(&code) {
+            return Ok(data);
+        }
         Bytecode::new_raw_checked(code).map_err(|_| ReaderError::Code { hash })
     }
 

@@ -118,16 +118,18 @@ fn bench(
         Instructions::detect().name()
     );
     let mut report = |work: &str, unit: &str, ours: f64, theirs: Option<(&str, f64)>, rounds| {
-        let row = json!({
+        let mut row = json!({
             "work": format!("{work}: {setting}"),
             "unit": unit,
             "ours": rounded(ours),
-            "peer": theirs.map(|(_, theirs)| rounded(theirs)),
-            "peer_name": theirs.map(|(name, _)| name),
-            "ratio": theirs.map(|(_, theirs)| rounded(theirs / ours)),
             "rounds": rounds,
             "command": COMMAND,
         });
+        if let Some((name, theirs)) = theirs {
+            row["peer"] = rounded(theirs).into();
+            row["peer_name"] = name.into();
+            row["ratio"] = rounded(theirs / ours).into();
+        }
         eprintln!("{row}");
         rows.push(row);
     };
