@@ -35,7 +35,7 @@ const OURS_PER_PEER: usize = 8;
 
 fn main() {
     let mut rows = Vec::new();
-    for (n_records, rounds) in [(100_000, 400), (1_000_000, 240), (10_000_000, 160)] {
+    for (n_records, rounds) in [(100_000, 400), (1_000_000, 240), (10_000_000, 120)] {
         bench(n_records, 1_000, Lengths::Equal, rounds, &mut rows);
         if n_records == 10_000_000 {
             bench(n_records, 1_000_000, Lengths::Spread, rounds, &mut rows);
@@ -135,60 +135,51 @@ fn bench(
     };
     report("build", "s", build_s, None, 1);
 
-    write(folder.path(), &queries, all()).expect("room for the sample on the disk");
-    type Work = (
-        &'static str,
-        &'static [&'static str],
-        fn(&Scorer, &Pool, &QuerySketch),
-    );
-    let works: [Work; 3] = [
-        (
-            "nets of all contributors",
-            &["numpy"],
-            |scorer, pool, query| {
-                black_box(scorer.nets(pool, query));
-            },
-        ),
-        (
-            "nets from the records",
-            &["numpy"],
-            |scorer, pool, query| {
-                black_box(scorer.nets_of_records(pool, query));
-            },
-        ),
-        (
-            "50 best records, exact",
-            &["flat", "sq8"],
-            |scorer, pool, query| {
-                black_box(scorer.top(pool, query, N_BEST));
-            },
-        ),
-    ];
-    for query in &queries {
-        assert_eq!(
-            scorer.nets(&pool, query),
-            scorer.nets_of_records(&pool, query)
-        );
+    let has_peers = lengths == Lengths::Equal;
+    if has_peers {
+        write(folder.path(), &queries, all()).expect("room for the sample on the disk");
     }
-    for (name, kinds, work) in works {
-        for &kind in kinds {
-            // 10^7 rows of f32 are 5 GB, twice that while an index grows; what
-            // the lengths are makes no difference to the peers.
-            let fits = (kind != "flat" || n_records <= 1_000_000) && lengths == Lengths::Equal;
-            let peer = fits.then(|| Peer::start("scoring", PYTHON, kind, folder.path()));
-            let (ours, theirs) = race(&scorer, &pool, &queries, rounds, work, peer.flatten());
-            let (theirs, peer_name) = theirs.unzip();
+    for query in &queries {
+        let nets = scorer.nets(&pool, query);
+        assert_eq!(nets, scorer.nets_of_records(&pool, query));
+    }
+    let nets: Work = ("nets of all contributors", |scorer, pool, query| {
+        black_box(scorer.nets(pool, query));
+    });
+    let scan: Work = ("nets from the records", |scorer, pool, query| {
+        black_box(scorer.nets_of_records(pool, query));
+    });
+    let best: Work = ("50 best records, exact", |scorer, pool, query| {
+        black_box(scorer.top(pool, query, N_BEST));
+    });
+    for (kind, works) in [
+        ("numpy", vec![nets, scan]),
+        ("sq8", vec![best]),
+        ("flat", vec![best]),
+    ] {
+        // 10^7 rows of f32 are 5 GB, twice that while an index grows; what the
+        // lengths are makes no difference to the peers.
+        let is_left_out = kind == "flat" && n_records > 1_000_000;
+        if is_left_out {
+            continue;
+        }
+        let mut peer = has_peers
+            .then(|| Peer::start("scoring", PYTHON, kind, folder.path()))
+            .flatten();
+        for (name, work) in works {
+            let (ours, theirs) = race(&scorer, &pool, &queries, rounds, work, peer.as_mut());
             for (p, of_hundred) in [("p50", 50), ("p99", 99)] {
-                let theirs = theirs
+                let theirs = peer
                     .as_ref()
-                    .zip(peer_name.as_deref())
-                    .map(|(theirs, name)| (name, percentile(theirs, of_hundred)));
+                    .map(|peer| (peer.name.as_str(), percentile(&theirs, of_hundred)));
                 let work = format!("{name}, {p}");
                 report(&work, "ms", percentile(&ours, of_hundred), theirs, rounds);
             }
         }
     }
 }
+
+type Work = (&'static str, fn(&Scorer, &Pool, &QuerySketch));
 
 /// Milliseconds of ours and of the peer, in turn, so that both see the same
 /// state of the machine.
@@ -198,8 +189,8 @@ fn race(
     queries: &[QuerySketch],
     rounds: usize,
     work: fn(&Scorer, &Pool, &QuerySketch),
-    mut peer: Option<Peer>,
-) -> (Vec<f64>, Option<(Vec<f64>, String)>) {
+    mut peer: Option<&mut Peer>,
+) -> (Vec<f64>, Vec<f64>) {
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for (at, query) in queries.iter().enumerate() {
         work(scorer, pool, query);
@@ -221,7 +212,7 @@ fn race(
             theirs.push(peer.ask(&format!("{at} {N_BEST}")).0 * 1e3);
         }
     }
-    (ours, peer.map(|peer| (theirs, peer.name.clone())))
+    (ours, theirs)
 }
 
 /// The sample as the peers read it.

@@ -8,7 +8,10 @@
 //! # Source
 //! The cutting is that of Goto and van de Geijn, "Anatomy of high-performance
 //! matrix multiplication", ACM TOMS 34(3), 2008.
-#![expect(unsafe_code, reason = "vector intrinsics for detected instructions")]
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "vector intrinsics for detected instructions")
+)]
 
 use std::num::NonZero;
 

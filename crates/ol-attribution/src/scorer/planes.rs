@@ -15,7 +15,10 @@
 //! `|Σ u q|` of 128 halves `u <= 15` is at most `128 · 15 · 127 = 243,840`, in
 //! 32 bits. With AVX2 two products are at most `2 · 15 · 127 = 3,810` in 16
 //! bits without saturating, and eight of those `30,480 < 2¹⁵`.
-#![expect(unsafe_code, reason = "vector intrinsics for detected instructions")]
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "vector intrinsics for detected instructions")
+)]
 
 use ol_poa::{K, QuerySketch};
 
