@@ -3,6 +3,7 @@
 
 mod export;
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
@@ -226,6 +227,9 @@ fn pre_tokenizer(name: &str) -> Result<(Value, Value, bool), String> {
 
 /// Sentencepiece has no list of merges: two pieces are joined when the whole is
 /// a piece, that with the highest score first. Sorted by score they are a list.
+/// Of equal scores (Mistral's runs of spaces) it takes the leftmost pair, which
+/// makes one piece grow as long as it can: so does a list where longer left
+/// parts come first.
 fn merges_of_scores(gguf: &GgufTokenizer) -> Result<Vec<(String, String)>, String> {
     if gguf.scores.len() != gguf.tokens.len() {
         return Err("there are neither merges nor scores".to_owned());
@@ -253,7 +257,9 @@ fn merges_of_scores(gguf: &GgufTokenizer) -> Result<Vec<(String, String)>, Strin
         for (at, _) in token.char_indices().skip(1) {
             let (left, right) = token.split_at(at);
             if let (Some(left_id), Some(right_id)) = (pieces.get(left), pieces.get(right)) {
-                merges.push((gguf.scores[id], (*left_id, *right_id), left, right));
+                let lengths = Reverse((left.chars().count(), right.chars().count()));
+                let ids = (*left_id, *right_id);
+                merges.push((gguf.scores[id], (lengths, ids), left, right));
             }
         }
     }

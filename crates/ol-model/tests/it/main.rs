@@ -9,3 +9,4 @@ mod families;
 mod fixture;
 mod gguf;
 mod gguf_adapters;
+mod published;
