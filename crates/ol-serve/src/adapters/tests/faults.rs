@@ -103,7 +103,7 @@ fn a_bad_gguf_file_is_refused_with_the_reason_and_changes_nothing() {
         // A base model, for one.
         ("general.type", renamed("adapter", "modeler")),
         ("is missing beside its lora_b", renamed("blk.0", "blk.9")),
-        ("value", not_a_number),
+        ("is NaN", not_a_number),
     ] {
         put(&bytes);
         let error = store.register("legal", "a.gguf", REPLACE).unwrap_err();
