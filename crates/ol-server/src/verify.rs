@@ -5,12 +5,16 @@
 //! gateway says is trusted. All numbers come from `ol-poa`, the code the
 //! chain's precompiles run too.
 
+mod claim;
+
 use std::fmt::{self, Display};
 
 use ol_contracts::bindings::ModelRegistry::Params;
 use ol_contracts::settlement::{Credit, Settlement};
 use ol_poa::{Index, QuerySketch, SharesError};
 use ol_types::{Address, B256, Receipt, keccak256};
+
+pub use claim::{ClaimEvidence, event, judge};
 
 /// Whether this version of a model made the receipt: its base, adapter,
 /// manifest and index are the receipt's, and the fee is its price.
