@@ -15,12 +15,14 @@ use crate::device::Device;
 mod node;
 mod serve;
 mod train;
+mod watch;
 
 pub(crate) use node::{BlockTime, DoctorArgs, NodeCommand, NodeRunArgs, StatusArgs};
 pub(crate) use serve::{FleetArgs, FleetCommand, ServeArgs, WorkersArgs};
 pub(crate) use train::{
     AdapterArgs, AdapterCommand, JobArgs, MergeFormat, TrainArgs, TrainCommand, WorkerArgs,
 };
+pub(crate) use watch::WatchArgs;
 
 /// Payable AI: the people who write the data that models learn from are paid,
 /// automatically and provably, each time a model answers.
@@ -153,6 +155,11 @@ pub(crate) enum Command {
     /// What contributors have earned, and paying it out
     #[command(subcommand)]
     Earnings(EarningsCommand),
+    /// Recompute every receipt and claim on chain, and challenge those that are wrong
+    ///
+    /// Goes on where the last watch ended. A refuted claim pays the challenger
+    /// most of the operator's bond; a challenge costs a bond until it is decided.
+    Watch(WatchArgs),
 }
 
 #[derive(Debug, Args)]

@@ -14,3 +14,4 @@ pub(crate) mod self_query;
 pub(crate) mod serve;
 pub(crate) mod train;
 pub(crate) mod up;
+pub(crate) mod watch;

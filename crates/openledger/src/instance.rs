@@ -55,6 +55,11 @@ impl Layout {
         self.root.join("jobs")
     }
 
+    /// How far the watch of this chain has come.
+    pub(crate) fn watch(&self) -> PathBuf {
+        self.root.join("watch")
+    }
+
     pub(crate) fn gateway(&self) -> PathBuf {
         self.root.join("gateway")
     }

@@ -93,22 +93,57 @@ impl Rpc {
             .with_context(|| format!("{} gave an unknown answer", C::SIGNATURE))
     }
 
+    /// Number of the newest block.
+    pub(crate) fn block_number(&self) -> anyhow::Result<u64> {
+        quantity(&self.request("eth_blockNumber", &json!([]))?)
+    }
+
+    /// Time of the newest block, in Unix seconds.
+    pub(crate) fn block_time_s(&self) -> anyhow::Result<u64> {
+        let block = self.request("eth_getBlockByNumber", &json!(["latest", false]))?;
+        quantity(&block["timestamp"])
+    }
+
     /// Logs of one contract, of any event, whose first indexed field is `topic`.
     pub(crate) fn logs(&self, contract: Address, topic: B256) -> anyhow::Result<Vec<FoundLog>> {
-        let filter = json!([{
+        self.find_logs(&json!([{
             "address": contract,
             "fromBlock": "earliest",
             "toBlock": "latest",
             "topics": [null, topic],
-        }]);
-        let found = self.request("eth_getLogs", &filter)?;
+        }]))
+    }
+
+    /// Logs of one event of one contract in the blocks `first` to `last`.
+    pub(crate) fn events(
+        &self,
+        contract: Address,
+        event: B256,
+        first: u64,
+        last: u64,
+    ) -> anyhow::Result<Vec<FoundLog>> {
+        self.find_logs(&json!([{
+            "address": contract,
+            "fromBlock": format!("{first:#x}"),
+            "toBlock": format!("{last:#x}"),
+            "topics": [event],
+        }]))
+    }
+
+    fn find_logs(&self, filter: &Value) -> anyhow::Result<Vec<FoundLog>> {
+        let found = self.request("eth_getLogs", filter)?;
         let logs = found.as_array().context("the node gave no list of logs")?;
         logs.iter()
             .map(|log| {
+                let contract = log["address"].as_str().and_then(|text| text.parse().ok());
                 let topics = log["topics"].as_array().context("a log without topics")?;
                 let topics = topics.iter().map(hash).collect::<anyhow::Result<_>>()?;
                 Ok(FoundLog {
-                    log: Log::new_unchecked(contract, topics, bytes(&log["data"])?),
+                    log: Log::new_unchecked(
+                        contract.context("a log without address")?,
+                        topics,
+                        bytes(&log["data"])?,
+                    ),
                     tx_hash: hash(&log["transactionHash"])?,
                     block: quantity(&log["blockNumber"])?,
                 })

@@ -1,7 +1,7 @@
 //! Private keys in files: who may read them, and which are no secrets.
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
@@ -13,6 +13,9 @@ use ol_node::BlockSigner;
 
 /// Bits of a file's mode that let others than its owner do anything.
 const OTHERS: u32 = 0o077;
+
+/// Bytes read of a file with a key: more than the digits, `0x` and blanks.
+const KEY_FILE_SIZE_BYTES_MAX: u64 = 256;
 
 /// The accounts of the test mnemonic that [`DEV_ACCOUNTS`] leaves out: anvil and
 /// hardhat fund these too.
@@ -44,6 +47,23 @@ pub(crate) fn read_signer(path: &Path, is_dev: bool) -> anyhow::Result<BlockSign
         path.display()
     );
     Ok(signer)
+}
+
+/// Reads the key of an account from a file: 64 hexadecimal digits. The key
+/// itself is in no error.
+///
+/// # Errors
+/// If others may read or change the file, or it holds no key.
+pub(crate) fn read_key(path: &Path) -> anyhow::Result<PrivateKeySigner> {
+    let mut text = String::new();
+    open_private(path)?
+        .take(KEY_FILE_SIZE_BYTES_MAX)
+        .read_to_string(&mut text)
+        .with_context(|| path.display().to_string())?;
+    text.trim()
+        .parse()
+        .ok()
+        .with_context(|| format!("{} holds no key: 64 hexadecimal digits", path.display()))
 }
 
 /// Opens a file with a secret, if only its owner may read or change it.

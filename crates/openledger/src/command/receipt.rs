@@ -95,6 +95,18 @@ pub(crate) fn run(
     }
 }
 
+/// Recomputes a receipt as `receipt verify` does: what differs, if anything.
+///
+/// # Errors
+/// If something that it takes cannot be read.
+pub(crate) fn recompute(chain: &Chain, id: B256) -> anyhow::Result<Result<(), String>> {
+    let found = collect(chain, id)?;
+    Ok(found
+        .verify(id)
+        .map(drop)
+        .map_err(|error| error.to_string()))
+}
+
 /// What the public objects and the chain say about one receipt.
 struct Found {
     bytes: Vec<u8>,

@@ -10,3 +10,4 @@ mod refusals;
 mod serve;
 mod the_loop;
 mod training;
+mod watch;

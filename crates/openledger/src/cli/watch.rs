@@ -1,0 +1,24 @@
+//! `openledger watch`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+#[derive(Debug, Args)]
+pub(crate) struct WatchArgs {
+    /// File with the key that pays for challenges; without one, lies are only reported
+    #[arg(long, value_name = "FILE", env = "OPENLEDGER_WATCH_KEY_FILE")]
+    pub(crate) key: Option<PathBuf>,
+    /// Report what would be done, and do nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Check what is there and end: status 0 if all is right, 3 if a lie was found
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Begin at this block instead of where the last watch ended
+    #[arg(long, value_name = "BLOCK")]
+    pub(crate) from: Option<u64>,
+    /// Seconds between two looks at the chain
+    #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) every: u64,
+}

@@ -1,0 +1,192 @@
+//! One claim of the optimistic tier: judged, and challenged.
+
+use alloy_primitives::{B256, U256};
+use alloy_signer_local::PrivateKeySigner;
+use anyhow::{Context, bail};
+use ol_contracts::address::{ATTRIBUTION_COURT, MODEL_REGISTRY};
+use ol_contracts::bindings::AttributionCourt::{self, Claimed, IndexCommitted, Revealed};
+use ol_contracts::bindings::ModelRegistry;
+use ol_poa::ENTRY_SIZE_BYTES;
+use ol_poa::court::{COURT_CONTRIBUTORS_MAX, COURT_ENTRIES_MAX, CommittedIndex, Finding};
+use ol_runtime::ObjectsError;
+use ol_server::verify::{ClaimEvidence, event, judge};
+
+use super::Verdict;
+use crate::chain::Chain;
+
+/// Largest index, in bytes.
+const INDEX_SIZE_BYTES_MAX: u64 = (COURT_ENTRIES_MAX * ENTRY_SIZE_BYTES) as u64;
+
+/// Largest object with the numbers of a claim, in bytes.
+const DATA_SIZE_BYTES_MAX: u64 = (COURT_ENTRIES_MAX * 8 + COURT_CONTRIBUTORS_MAX * 24) as u64;
+
+/// The claims of one chain. The index used last is kept: most claims in a row
+/// are about the same one.
+#[derive(Debug, Default)]
+pub(super) struct Claims {
+    index: Option<(B256, CommittedIndex)>,
+}
+
+/// What the contract says of a claim's state.
+mod status {
+    pub(super) const PENDING: u8 = 1;
+    pub(super) const PAID: u8 = 2;
+    pub(super) const REFUTED: u8 = 3;
+}
+
+impl Claims {
+    pub(super) fn new() -> Self {
+        Self::default()
+    }
+
+    /// Judges a claim and, with a key, does what is due.
+    ///
+    /// # Errors
+    /// If the chain or an object cannot be read, or a transaction fails.
+    pub(super) fn judge(
+        &mut self,
+        chain: &Chain,
+        key: Option<&PrivateKeySigner>,
+        id: B256,
+    ) -> anyhow::Result<Verdict> {
+        let rpc = chain.rpc();
+        let claim = rpc.call(ATTRIBUTION_COURT, &AttributionCourt::claimOfCall { id })?;
+        match claim.status {
+            status::PENDING => {}
+            status::PAID => return Ok(Verdict::Over("paid")),
+            status::REFUTED => {
+                // What it takes to be paid is done at once, by whoever sees it first.
+                if let Some(key) = key {
+                    close(chain, key, id)?;
+                }
+                return Ok(Verdict::Over("refuted"));
+            }
+            _ => return Ok(Verdict::Over("refuted, and its fee given back")),
+        }
+        let logs = rpc.logs(ATTRIBUTION_COURT, id)?;
+        let claimed = logs
+            .iter()
+            .find_map(|found| event::<Claimed>(&found.log))
+            .context("the court has no event of the claim")?;
+        let revealed: Vec<Revealed> = logs.iter().filter_map(|found| event(&found.log)).collect();
+        let params = rpc.call(
+            MODEL_REGISTRY,
+            &ModelRegistry::versionOfCall {
+                id: claimed.modelId,
+                version: claimed.version,
+            },
+        )?;
+        let data = match chain.objects()?.get(claimed.data, DATA_SIZE_BYTES_MAX) {
+            Ok(data) => Some(data),
+            // Withheld numbers are revealed on chain.
+            Err(ObjectsError::NotFound { .. }) => None,
+            Err(error) => return Err(error.into()),
+        };
+        let evidence = ClaimEvidence {
+            index: self.index(chain, claim.indexId)?,
+            index_id: claim.indexId,
+            null_threshold: params.nullThreshold,
+            claimed: &claimed,
+            data: data.as_deref(),
+            revealed: &revealed,
+        };
+        match judge(&evidence)? {
+            Finding::Honest => Ok(Verdict::Right),
+            Finding::Lie(step) => {
+                let Some(key) = key else {
+                    return Ok(Verdict::Lie(
+                        "not challenged: no key, or a dry run".to_owned(),
+                    ));
+                };
+                let stake =
+                    rpc.call(ATTRIBUTION_COURT, &AttributionCourt::CHALLENGE_BONDCall {})?;
+                let step = step.into();
+                let call = AttributionCourt::challengeCall { id, step };
+                rpc.send(key, ATTRIBUTION_COURT, stake, &call)?;
+                close(chain, key, id)?;
+                Ok(Verdict::Lie("challenged and refuted".to_owned()))
+            }
+            Finding::Hidden {
+                tree,
+                level,
+                position,
+                path,
+            } => {
+                let place = format!("tree {}, level {level}, position {position}", tree as u8);
+                let Some(key) = key else {
+                    return Ok(Verdict::Lie(format!(
+                        "hidden below {place}; not challenged"
+                    )));
+                };
+                let request = AttributionCourt::requestRevealCall {
+                    id,
+                    tree: tree as u8,
+                    level: level.try_into().context("a level fits a byte")?,
+                    position,
+                    path: path.into(),
+                };
+                reveal(chain, key, id, &request, &place)
+            }
+        }
+    }
+
+    /// The index with this id on chain, from the objects.
+    fn index(&mut self, chain: &Chain, id: B256) -> anyhow::Result<&CommittedIndex> {
+        if self.index.as_ref().is_none_or(|(found, _)| *found != id) {
+            let logs = chain.rpc().logs(ATTRIBUTION_COURT, id)?;
+            let committed = logs
+                .iter()
+                .find_map(|found| event::<IndexCommitted>(&found.log))
+                .with_context(|| format!("no index {id} was committed to"))?;
+            let bytes = chain
+                .objects()?
+                .get(committed.object, INDEX_SIZE_BYTES_MAX)
+                .with_context(|| format!("the index, object {}", committed.object))?;
+            let index = CommittedIndex::from_bytes(bytes.to_vec())
+                .with_context(|| format!("the index, object {}", committed.object))?;
+            self.index = Some((id, index));
+        }
+        match &self.index {
+            Some((_, index)) => Ok(index),
+            None => bail!("the index was read and is not there"),
+        }
+    }
+}
+
+/// Asks the operator to reveal, or ends it when it has not in time.
+fn reveal(
+    chain: &Chain,
+    key: &PrivateKeySigner,
+    id: B256,
+    request: &AttributionCourt::requestRevealCall,
+    place: &str,
+) -> anyhow::Result<Verdict> {
+    let rpc = chain.rpc();
+    let challenger = key.address();
+    let open = rpc.call(
+        ATTRIBUTION_COURT,
+        &AttributionCourt::revealOfCall { id, challenger },
+    )?;
+    if !open.isOpen {
+        let stake = rpc.call(ATTRIBUTION_COURT, &AttributionCourt::REVEAL_BONDCall {})?;
+        rpc.send(key, ATTRIBUTION_COURT, stake, request)?;
+        return Ok(Verdict::Waiting(format!("asked to reveal {place}")));
+    }
+    if rpc.block_time_s()? <= open.deadline {
+        return Ok(Verdict::Waiting(format!("still to reveal {place}")));
+    }
+    let expire = AttributionCourt::expireRevealCall { id, challenger };
+    rpc.send(key, ATTRIBUTION_COURT, U256::ZERO, &expire)?;
+    close(chain, key, id)?;
+    Ok(Verdict::Lie(format!(
+        "refuted: {place} was not revealed in time"
+    )))
+}
+
+fn close(chain: &Chain, key: &PrivateKeySigner, id: B256) -> anyhow::Result<()> {
+    let call = AttributionCourt::closeCall { id };
+    chain
+        .rpc()
+        .send(key, ATTRIBUTION_COURT, U256::ZERO, &call)?;
+    Ok(())
+}
