@@ -257,7 +257,8 @@ fn a_lie_is_found_refuted_and_paid_for() {
     // The operator reveals nothing yet; the watcher neither forgets nor asks twice.
     let (lines, code) = watch(&dir, &["--key", key.to_str().unwrap()]);
     assert_eq!(code, Some(0));
-    assert_eq!(verdicts(&lines), sorted([(withheld, "waiting")]));
+    let found = [(published, "over"), (withheld, "waiting")];
+    assert_eq!(verdicts(&lines), sorted(found));
 
     // It does, and that refutes it.
     let reveal = AttributionCourt::answerRevealCall {
@@ -291,7 +292,10 @@ fn a_lie_is_found_refuted_and_paid_for() {
     assert_eq!(code, Some(3));
     assert_eq!(verdicts(&lines), sorted([(withheld, "lie")]));
 
-    let (lines, code) = watch(&dir, &["--key", key.to_str().unwrap()]);
+    let (lines, code) = watch(&dir, &[]);
+    assert_eq!(code, Some(0));
+    assert_eq!(verdicts(&lines), sorted([(withheld, "over")]));
+    let (lines, code) = watch(&dir, &[]);
     assert_eq!((lines.len(), code), (0, Some(0)));
     node.stop();
 }
