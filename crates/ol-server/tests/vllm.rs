@@ -102,6 +102,9 @@ impl Vllm {
                 "16",
             ])
             .args(["--max-model-len", "512", "--max-num-seqs", "16"])
+            // A model this small fills the space between the parts of JSON.
+            .arg("--structured-outputs-config")
+            .arg(r#"{"backend": "xgrammar", "disable_any_whitespace": true}"#)
             .env("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "True")
             .env("VLLM_CPU_KVCACHE_SPACE", "1")
             .env("VLLM_CPU_OMP_THREADS_BIND", "nobind")

@@ -185,7 +185,7 @@ fn what_cannot_be_served_is_refused_in_one_line() {
     let root = tempfile::tempdir().unwrap();
     let cases: [(&[&str], &str); 6] = [
         (&["--base", "./nowhere"], "there is no ./nowhere"),
-        (&["--adapter", "legal"], "is not NAME=DIR"),
+        (&["--adapter", "legal"], "is not NAME=PATH"),
         (&["--adapter", "legal=/nowhere"], "--adapter legal=/nowhere"),
         (&["--weight-format", "int3"], "int3 is not known; give f32"),
         (&["--worker", "https://a:1"], "there is no TLS"),

@@ -193,7 +193,7 @@ fn sorted<const N: usize>(expected: [(B256, &str); N]) -> Vec<(B256, String)> {
 fn a_lie_is_found_refuted_and_paid_for() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("data");
-    let node = NodeAlone::start(&dir, &["--dev"]);
+    let node = NodeAlone::start(&dir, &["--dev", "--block-time", "on-demand"]);
     let index = index();
     register(&node, &index);
     let objects = DataDir::open_or_create(&dir).unwrap().objects().unwrap();
