@@ -629,6 +629,7 @@ fn another_worker_answers_when_vllm_dies(world: &mut World) {
         }
         reader
     };
+    eprintln!("DEBUG vllm {} own {:?}", world.vllm.n_running(), world.status("vllm"));
     world.vllm.kill();
     let mut reading = reading;
     let mut rest = String::new();
