@@ -11,7 +11,7 @@ use std::time::Duration;
 use alloy_primitives::B256;
 use alloy_signer_local::PrivateKeySigner;
 use alloy_sol_types::SolEvent;
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use ol_contracts::address::{ATTRIBUTION_COURT, INFERENCE_SETTLEMENT};
 use ol_contracts::bindings::{AttributionCourt, InferenceSettlement};
 use serde_json::json;
@@ -82,7 +82,7 @@ pub(crate) fn run(
     let chain = Chain::open(layout)?;
     let mut watch = Watch {
         cursor: Cursor::open(&layout.watch(), chain.rpc().chain_id()?)?,
-        claims: Claims::new(),
+        claims: Claims::default(),
         key: key.filter(|_| !args.dry_run),
         chain,
         json,
@@ -215,13 +215,4 @@ impl Watch {
             .into()),
         }
     }
-}
-
-/// Checks that a page of anything is not longer than it may be.
-fn check_room(len: usize, max: usize, what: &str) -> anyhow::Result<()> {
-    ensure!(
-        len < max,
-        "{max} {what} are undecided: more than one watch keeps in mind; publish the objects that are missing"
-    );
-    Ok(())
 }

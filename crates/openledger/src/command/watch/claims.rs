@@ -35,10 +35,6 @@ mod status {
 }
 
 impl Claims {
-    pub(super) fn new() -> Self {
-        Self::default()
-    }
-
     /// Judges a claim and, with a key, does what is due.
     ///
     /// # Errors

@@ -68,7 +68,10 @@ impl Cursor {
     /// # Errors
     /// If there are too many.
     pub(super) fn add(&mut self, id: B256) -> anyhow::Result<()> {
-        super::check_room(self.claims.len(), CLAIMS_MAX, "claims")?;
+        ensure!(
+            self.claims.len() < CLAIMS_MAX,
+            "{CLAIMS_MAX} claims are undecided: more than one watch keeps in mind; publish the objects that are missing"
+        );
         self.claims.insert(id);
         Ok(())
     }
