@@ -16,7 +16,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use ol_attribution::scorer::{Instructions, Scorer};
-use ol_model::Pool;
+use ol_model::{Pool, Random};
 use ol_poa::{Entry, K, QuerySketch};
 use ol_types::{Address, B256};
 use serde_json::{Value, json};
@@ -66,7 +66,7 @@ impl Lengths {
 
 /// The sketches of `n` records, the same at every call.
 fn entries(n: usize, n_contributors: usize, lengths: Lengths) -> impl Iterator<Item = Entry> {
-    let mut next = random(7);
+    let mut random = Random::new(7);
     let n = u32::try_from(n).expect("at most 10^7");
     (0..n).map(move |record| {
         let contributor = u64::from(record) * n_contributors as u64 / u64::from(n);
@@ -76,19 +76,19 @@ fn entries(n: usize, n_contributors: usize, lengths: Lengths) -> impl Iterator<I
             cluster: record,
             scale: match lengths {
                 Lengths::Equal => 30_000,
-                Lengths::Spread => next().to_le_bytes().map(u16::from)[0].max(1) * 257,
+                Lengths::Spread => random.next_u64().to_le_bytes().map(u16::from)[0].max(1) * 257,
             },
-            codes: sketch(&mut next),
+            codes: sketch(&mut random),
         }
     })
 }
 
 /// Codes spread like a normal distribution, a standard deviation of 37.
-fn sketch(next: &mut impl FnMut() -> u64) -> [i8; K] {
+fn sketch(random: &mut Random) -> [i8; K] {
     let mut codes = [0; K];
     for pair in codes.as_chunks_mut::<2>().0 {
         // Four uniform bytes less their mean, each.
-        let bytes = next().to_le_bytes();
+        let bytes = random.next_u64().to_le_bytes();
         for (code, bytes) in pair.iter_mut().zip(bytes.as_chunks::<4>().0) {
             let sum: i32 = bytes.iter().map(|&byte| i32::from(byte)).sum();
             *code = i8::try_from(((sum - 510) / 4).clamp(-127, 127)).expect("clamped");
@@ -105,9 +105,9 @@ fn bench(
     rows: &mut Vec<Value>,
 ) {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let mut next = random(99);
+    let mut random = Random::new(99);
     let queries: Vec<QuerySketch> = (0..N_QUERIES)
-        .map(|_| QuerySketch::new(sketch(&mut next)).expect("a code is never -128"))
+        .map(|_| QuerySketch::new(sketch(&mut random)).expect("a code is never -128"))
         .collect();
     let all = || entries(n_records, n_contributors, lengths);
     let (build_s, scorer) = timed(|| Scorer::new(all()).expect("the sample is well formed"));
@@ -251,14 +251,4 @@ fn percentile(values: &[f64], of_hundred: usize) -> f64 {
 
 fn rounded(x: f64) -> f64 {
     (x * 1e3).round() / 1e3
-}
-
-/// splitmix64.
-fn random(mut state: u64) -> impl FnMut() -> u64 {
-    move || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
 }

@@ -19,6 +19,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
+use ol_model::Random;
 use ol_poa::spans::{SpanRule, UNITS_PER_MILLIBIT};
 use ol_spans::{BuildOptions, Corpus, RecordRef, SpanIndex, Store};
 use ol_types::{Address, B256, keccak256};
@@ -65,8 +66,9 @@ fn main() {
 fn windows(text: &Text, len: usize, n: usize, seed: u64) -> Vec<Vec<u32>> {
     let long = text.documents().filter(|document| document.len() >= len);
     let long: Vec<&[u16]> = long.collect();
-    let mut next = random(seed);
-    let mut below = |n: usize| usize::try_from(next() % n as u64).expect("below a usize");
+    let mut random = Random::new(seed);
+    let mut below =
+        |n: usize| usize::try_from(random.next_u64() % n as u64).expect("below a usize");
     let window = |_| {
         let document = long[below(long.len())];
         let start = below(document.len() - len + 1);
@@ -404,14 +406,4 @@ fn cpu_s() -> f64 {
 
 fn rounded(x: f64) -> f64 {
     (x * 1e3).round() / 1e3
-}
-
-/// splitmix64.
-fn random(mut state: u64) -> impl FnMut() -> u64 {
-    move || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
 }
