@@ -411,19 +411,11 @@ pub(crate) mod testing {
     /// `a · b` on every kind of instructions and one to three threads.
     pub(crate) fn products(a: &Matrix, b: &Matrix) -> Vec<Matrix> {
         let mut all = Vec::new();
-        for instructions in product::Instructions::available() {
+        for isa in ol_model::Isa::available() {
             for n_threads in 1..=3 {
                 let mut into = Matrix::zeros(a.rows, b.cols);
                 let (row_stride, a, b) = (into.cols, a.view(), b.view());
-                product::add_with(
-                    instructions,
-                    n_threads,
-                    &mut into.data,
-                    row_stride,
-                    1.0,
-                    a,
-                    b,
-                );
+                product::add_with(isa, n_threads, &mut into.data, row_stride, 1.0, a, b);
                 all.push(into);
             }
         }

@@ -9,11 +9,15 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Isa(pub(crate) Level);
 
+/// What an [`Isa`] proves to be there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Level {
+pub enum Level {
+    /// Nothing beyond the target's own instructions.
     Scalar,
+    /// AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// These, and AVX-512 F, VL, DQ and BW.
     #[cfg(target_arch = "x86_64")]
     Avx512,
 }
@@ -50,6 +54,12 @@ impl Isa {
     #[must_use]
     pub fn detect() -> Self {
         Self::available().pop().unwrap_or(Self::SCALAR)
+    }
+
+    /// The instructions themselves, for kernels of other crates.
+    #[must_use]
+    pub const fn level(self) -> Level {
+        self.0
     }
 
     /// Name for logs and reports.

@@ -43,7 +43,7 @@ pub use gguf::{
     Array, Gguf, GgufError, GgufTensor, GgufTokenizer, MAX_GGUF_HEADER_SIZE_BYTES, Storage,
     TokenKind, Value,
 };
-pub use isa::Isa;
+pub use isa::{Isa, Level};
 pub use layout::{Layout, TensorSpec};
 pub use lora::{
     Lora, LoraBlock, LoraConfig, LoraError, MAX_ADAPTER_SIZE_BYTES, MAX_RANK, PeftError, Projection,

@@ -15,6 +15,8 @@
 
 use std::num::NonZero;
 
+use ol_model::{Isa, Level};
+
 use super::View;
 
 /// Summed elements that are multiplied at a time.
@@ -33,60 +35,24 @@ type LeftLine = [f64; TILE.0];
 type RightLine = [f64; TILE.1];
 type Tile = [RightLine; TILE.0];
 
-/// Vector instructions of the tiles. Holding one proves that the CPU has it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Instructions {
-    Scalar,
-    #[cfg(target_arch = "x86_64")]
-    Avx2(Detected),
-    #[cfg(target_arch = "x86_64")]
-    Avx512(Detected),
-}
-
-/// Made only where instructions are detected.
-#[cfg(target_arch = "x86_64")]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Detected(());
-
-impl Instructions {
-    /// All that this CPU has, slowest first.
-    pub(super) fn available() -> Vec<Self> {
-        let mut all = vec![Self::Scalar];
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                all.push(Self::Avx2(Detected(())));
-            }
-            if is_x86_feature_detected!("avx512f") {
-                all.push(Self::Avx512(Detected(())));
-            }
-        }
-        all
-    }
-
-    fn detect() -> Self {
-        Self::available().pop().unwrap_or(Self::Scalar)
-    }
-
-    /// `tile[i][j]` continues its chain over the lines of both panels.
-    fn run(self, left: &[LeftLine], right: &[RightLine], tile: &mut Tile) {
-        match self {
-            Self::Scalar => {
-                for (left, right) in left.iter().zip(right) {
-                    for (row, a) in tile.iter_mut().zip(left) {
-                        for (c, b) in row.iter_mut().zip(right) {
-                            *c = a.mul_add(*b, *c);
-                        }
+/// `tile[i][j]` continues its chain over the lines of both panels.
+fn run(isa: Isa, left: &[LeftLine], right: &[RightLine], tile: &mut Tile) {
+    match isa.level() {
+        Level::Scalar => {
+            for (left, right) in left.iter().zip(right) {
+                for (row, a) in tile.iter_mut().zip(left) {
+                    for (c, b) in row.iter_mut().zip(right) {
+                        *c = a.mul_add(*b, *c);
                     }
                 }
             }
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: `Detected` proves the instructions.
-            Self::Avx2(_) => unsafe { x86::run_avx2(left, right, tile) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            Self::Avx512(_) => unsafe { x86::run_avx512(left, right, tile) },
         }
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: an `Isa` exists only for instructions this CPU has.
+        Level::Avx2 => unsafe { x86::run_avx2(left, right, tile) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Level::Avx512 => unsafe { x86::run_avx512(left, right, tile) },
     }
 }
 
@@ -96,20 +62,12 @@ pub(super) fn add(into: &mut [f64], row_stride: usize, factor: f64, a: View<'_>,
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
     let work = a.rows.saturating_mul(a.cols).saturating_mul(b.cols);
     let threads = threads.min(work / WORK_PER_THREAD).max(1);
-    add_with(
-        Instructions::detect(),
-        threads,
-        into,
-        row_stride,
-        factor,
-        a,
-        b,
-    );
+    add_with(Isa::detect(), threads, into, row_stride, factor, a, b);
 }
 
 /// [`add`] on given instructions and threads.
 pub(super) fn add_with(
-    instructions: Instructions,
+    isa: Isa,
     n_threads: usize,
     into: &mut [f64],
     row_stride: usize,
@@ -119,7 +77,7 @@ pub(super) fn add_with(
 ) {
     let work = |into: &mut [f64], a: View<'_>| {
         Product {
-            instructions,
+            isa,
             row_stride,
             factor,
             b,
@@ -141,7 +99,7 @@ pub(super) fn add_with(
 }
 
 struct Product<'a> {
-    instructions: Instructions,
+    isa: Isa,
     row_stride: usize,
     factor: f64,
     b: View<'a>,
@@ -193,7 +151,7 @@ impl Product<'_> {
                 for (i, tile) in tile[..rows].iter_mut().enumerate() {
                     tile[..cols].copy_from_slice(&into[at(i)..at(i) + cols]);
                 }
-                self.instructions.run(left, right, &mut tile);
+                run(self.isa, left, right, &mut tile);
                 for (i, tile) in tile[..rows].iter().enumerate() {
                     into[at(i)..at(i) + cols].copy_from_slice(&tile[..cols]);
                 }
