@@ -25,7 +25,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ol_model::{KvCache, Lora, LoraConfig, Model, ModelConfig, Pool, Segment, Tokenizer};
+use ol_model::{KvCache, Lora, Model, Pool, Segment, Tokenizer};
 use ol_runtime::SystemClock;
 use ol_serve::{
     AdapterComponents, AdapterStore, AdapterStoreOptions, Answer, EngineHandle, EngineOptions,
@@ -35,17 +35,20 @@ use ol_serve::{
 use ol_types::B256;
 
 use self::random::Random;
+use self::small::{lora, model, resident_bytes};
 
 #[path = "../tests/it/random.rs"]
 mod random;
+#[path = "soak/report.rs"]
+mod report;
+#[path = "soak/small.rs"]
+mod small;
 
 const N_ADAPTERS: usize = 48;
 /// Adapters whose files are broken once they are registered.
 const N_BROKEN: usize = 4;
 const N_CLIENTS: usize = 6;
 const N_PROMPTS: usize = 12;
-/// What a process may grow by for reasons of its allocator, in bytes.
-const GROWTH_MAX_BYTES: u64 = 24 << 20;
 
 #[derive(Debug, Default)]
 struct Counts {
@@ -80,35 +83,6 @@ struct World {
     alone: Mutex<BTreeMap<Question, Vec<u32>>>,
     counts: Counts,
     is_over: AtomicBool,
-}
-
-fn model(tokenizer: &Tokenizer) -> Model {
-    let config = ModelConfig {
-        vocab_size: tokenizer.vocab_size(),
-        hidden_size: 32,
-        intermediate_size: 48,
-        num_hidden_layers: 2,
-        num_attention_heads: 2,
-        num_key_value_heads: 1,
-        head_dim: 16,
-        max_position_embeddings: 512,
-        tie_word_embeddings: false,
-        ..ModelConfig::default_base()
-    };
-    let random = Model::random(config.clone(), 1).unwrap();
-    // Peaked logits, so that answers differ.
-    let params: Vec<f32> = random.parameters().iter().map(|p| p * 20.0).collect();
-    Model::from_parameters(config, &params).unwrap()
-}
-
-fn lora(base: &Model, rank: usize, seed: u64) -> Lora {
-    let config = LoraConfig::all_linear(rank);
-    let n = config.n_params(base.config()).unwrap();
-    let mut random = Random(seed);
-    let params = (0..n)
-        .map(|_| f32::from(u16::try_from(random.below(65_536)).unwrap()) / 65_536.0 - 0.5)
-        .collect();
-    Lora::from_parameters(base.config(), config, params).unwrap()
 }
 
 const MAX_TOKENS: usize = 24;
@@ -365,27 +339,10 @@ impl World {
     }
 }
 
-/// Memory of the process that is in RAM, in bytes.
-fn resident_bytes() -> u64 {
-    let statm = fs::read_to_string("/proc/self/statm").unwrap();
-    let pages: u64 = statm.split(' ').nth(1).unwrap().parse().unwrap();
-    pages * 4096
-}
-
-fn median(samples: &[u64]) -> u64 {
-    let mut samples = samples.to_vec();
-    samples.sort_unstable();
-    samples[samples.len() / 2]
-}
-
 fn main() {
-    let args: Vec<String> = std::env::args().collect();
-    if !args.iter().any(|arg| arg == "--bench") {
-        // `cargo test --benches` checks that it builds.
+    let Some(seconds) = report::seconds() else {
         return;
-    }
-    let seconds = args.iter().position(|arg| arg == "--seconds");
-    let seconds = seconds.map_or(300, |at| args[at + 1].parse().unwrap());
+    };
     let folder = tempfile::tempdir().unwrap();
     let world = World::new(folder.path());
     let mut samples = Vec::new();
@@ -397,7 +354,7 @@ fn main() {
         }
         scope.spawn(|| world.operator());
         scope.spawn(|| world.saboteur(folder.path()));
-        while started.elapsed() < Duration::from_secs(seconds) {
+        while started.elapsed() < Duration::from_secs(seconds.into()) {
             thread::park_timeout(Duration::from_millis(250));
             samples.push(resident_bytes());
         }
@@ -409,63 +366,50 @@ fn main() {
     }
     let stats = world.engine.stats();
     assert_eq!(stats.n_pages_used, 0, "pages were lost");
-    let quarter = samples.len() / 4;
-    let (early, late) = (
-        median(&samples[quarter..2 * quarter]),
-        median(&samples[3 * quarter..]),
-    );
-    assert!(
-        late <= early + GROWTH_MAX_BYTES,
-        "the process grew from {early} to {late} bytes"
-    );
+    let quarters = report::quarters(&samples);
     eprintln!("{:?}\n{stats:?}\n{:?}", world.counts, world.store.stats());
     let command = format!("cargo bench -p ol-serve --bench soak -- --seconds {seconds}");
+    let n = |count: &AtomicU64| count.load(Ordering::Relaxed);
     let rows = [
         (
             "answers that are what their requests get alone",
             "answers",
-            &world.counts.answered,
+            n(&world.counts.answered),
         ),
-        ("clients that left", "requests", &world.counts.left),
+        ("clients that left", "requests", n(&world.counts.left)),
         (
             "requests that ran out of time",
             "requests",
-            &world.counts.late,
+            n(&world.counts.late),
         ),
         (
             "requests refused as too many",
             "calls",
-            &world.counts.refused,
+            n(&world.counts.refused),
         ),
         (
             "requests whose adapter was broken",
             "requests",
-            &world.counts.broken,
+            n(&world.counts.broken),
         ),
-        ("adapters replaced", "calls", &world.counts.replaced),
+        ("adapters replaced", "calls", n(&world.counts.replaced)),
         (
             "times that the store's folder refused writes",
             "times",
-            &world.counts.sabotaged,
+            n(&world.counts.sabotaged),
+        ),
+        (
+            "running requests that made room",
+            "requests",
+            stats.n_preempted,
+        ),
+        (
+            "prompt tokens found in shared pages",
+            "tokens",
+            stats.n_prefix_tokens_found,
         ),
     ];
-    let mut lines: Vec<String> = rows
-        .iter()
-        .map(|(work, unit, n)| (*work, *unit, n.load(Ordering::Relaxed)))
-        .chain([
-            ("running requests that made room", "requests", stats.n_preempted),
-            ("prompt tokens found in shared pages", "tokens", stats.n_prefix_tokens_found),
-            ("memory in the second quarter", "bytes", early),
-            ("memory in the last quarter", "bytes", late),
-        ])
-        .map(|(work, unit, n)| {
-            assert!(n > 0, "the soak had none: {work}");
-            format!(
-                "{{\"work\": \"soak, {seconds} s: {work}\", \"unit\": \"{unit}\", \"ours\": {n}, \"command\": \"{command}\"}}"
-            )
-        })
-        .collect();
-    lines.dedup();
-    println!("[\n{}\n]", lines.join(",\n"));
+    let title = format!("soak, {seconds} s");
+    report::print(&title, &command, &rows, quarters);
     world.engine.shutdown();
 }

@@ -14,38 +14,20 @@ use std::sync::atomic::Ordering;
 
 use self::world::Length;
 
+#[path = "../../ol-serve/benches/soak/report.rs"]
+mod report;
 #[path = "../tests/it/soak/world.rs"]
 mod world;
 
-/// What a process may grow by for reasons of its allocator, in bytes.
-const GROWTH_MAX_BYTES: u64 = 24 << 20;
-
-fn median(samples: &[u64]) -> u64 {
-    let mut samples = samples.to_vec();
-    samples.sort_unstable();
-    samples[samples.len() / 2]
-}
-
 fn main() {
-    let args: Vec<String> = std::env::args().collect();
-    if !args.iter().any(|arg| arg == "--bench") {
-        // `cargo test --benches` checks that it builds.
+    let Some(seconds) = report::seconds() else {
         return;
-    }
-    let seconds = args.iter().position(|arg| arg == "--seconds");
-    let seconds: u32 = seconds.map_or(300, |at| args[at + 1].parse().unwrap());
+    };
     let counts = world::run(Length {
         n_exchanges: 0,
         seconds: f64::from(seconds),
     });
-    let samples = counts.memory_bytes.lock().unwrap();
-    let quarter = samples.len() / 4;
-    let early = median(&samples[quarter..2 * quarter]);
-    let late = median(&samples[3 * quarter..]);
-    assert!(
-        late <= early + GROWTH_MAX_BYTES,
-        "the process grew from {early} to {late} bytes"
-    );
+    let quarters = report::quarters(&counts.memory_bytes.lock().unwrap());
     eprintln!("{counts:?}");
     let n = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
     let command = format!("cargo bench -p ol-server --bench soak -- --seconds {seconds}");
@@ -95,17 +77,7 @@ fn main() {
             "times",
             n(&counts.sabotaged),
         ),
-        ("memory in the second quarter", "bytes", early),
-        ("memory in the last quarter", "bytes", late),
     ];
-    let lines: Vec<String> = rows
-        .iter()
-        .map(|(work, unit, n)| {
-            assert!(*n > 0, "the soak had none: {work}");
-            format!(
-                "{{\"work\": \"soak through HTTP, {seconds} s: {work}\", \"unit\": \"{unit}\", \"ours\": {n}, \"command\": \"{command}\"}}"
-            )
-        })
-        .collect();
-    println!("[\n{}\n]", lines.join(",\n"));
+    let title = format!("soak through HTTP, {seconds} s");
+    report::print(&title, &command, &rows, quarters);
 }

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use ol_model::{KvCache, Lora, LoraConfig, Model, ModelConfig, Pool, Random, Segment, Tokenizer};
+use ol_model::{KvCache, Lora, Model, Pool, Random, Segment, Tokenizer};
 use ol_runtime::{Clock, Shutdown, SystemClock};
 use ol_serve::{
     AdapterComponents, AdapterStore, AdapterStoreOptions, EngineHandle, EngineOptions, Sampler,
@@ -30,6 +30,11 @@ use ol_server::keys::{KeyLimits, NewKey, Scope};
 use ol_server::plain::{Plain, PlainOptions};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
+
+use self::small::{lora, model, resident_bytes};
+
+#[path = "../../../../ol-serve/benches/soak/small.rs"]
+mod small;
 
 const N_ADAPTERS: usize = 24;
 /// Adapters whose files are broken once they are registered.
@@ -101,34 +106,6 @@ struct World {
     clock: Arc<SystemClock>,
     started_s: f64,
     is_over: AtomicBool,
-}
-
-fn model(tokenizer: &Tokenizer) -> Model {
-    let config = ModelConfig {
-        vocab_size: tokenizer.vocab_size(),
-        hidden_size: 32,
-        intermediate_size: 48,
-        num_hidden_layers: 2,
-        num_attention_heads: 2,
-        num_key_value_heads: 1,
-        head_dim: 16,
-        max_position_embeddings: 512,
-        tie_word_embeddings: false,
-        ..ModelConfig::default_base()
-    };
-    let random = Model::random(config.clone(), 1).unwrap();
-    // Peaked logits, so that answers differ.
-    let params: Vec<f32> = random.parameters().iter().map(|p| p * 20.0).collect();
-    Model::from_parameters(config, &params).unwrap()
-}
-
-fn lora(base: &Model, rank: usize, seed: u64) -> Lora {
-    let config = LoraConfig::all_linear(rank);
-    let n = config.n_params(base.config()).unwrap();
-    let mut random = Random::new(seed);
-    #[expect(clippy::cast_possible_truncation, reason = "any numbers will do")]
-    let params = (0..n).map(|_| random.uniform() as f32 - 0.5).collect();
-    Lora::from_parameters(base.config(), config, params).unwrap()
 }
 
 /// How a client treats an exchange.
@@ -535,13 +512,6 @@ fn streamed(text: &str) -> (Vec<u32>, End) {
         ids.extend(ids_of(&chunk["choices"][0]));
     }
     panic!("a stream without an end: {text}");
-}
-
-/// Memory of the process that is in RAM, in bytes.
-fn resident_bytes() -> u64 {
-    let statm = fs::read_to_string("/proc/self/statm").unwrap();
-    let pages: u64 = statm.split(' ').nth(1).unwrap().parse().unwrap();
-    pages * 4096
 }
 
 fn n_files_open() -> usize {
