@@ -135,15 +135,16 @@ pub struct RunningServer {
     /// Where it listens; the port that was chosen, if it was asked for port 0.
     pub addr: SocketAddr,
     sessions: ServerHandle,
-    connections: watch::Receiver<()>,
+    released: watch::Receiver<()>,
 }
 
 impl RunningServer {
-    /// Completes when the server has stopped and no request is being answered.
+    /// Completes when the server has stopped, no request is being answered, and
+    /// nothing of it holds the node any more.
     pub async fn stopped(mut self) {
-        // Ends with an error, when the sender is gone.
-        while self.connections.changed().await.is_ok() {}
         self.sessions.stopped().await;
+        // Ends with an error, when the sender is gone.
+        while self.released.changed().await.is_ok() {}
     }
 }
 
@@ -162,10 +163,20 @@ struct Eth {
     dev: Option<Dev>,
     limits: Limits,
     upstream: Option<Upstream>,
+    /// Tells [`RunningServer::stopped`] that connections, subscriptions and
+    /// methods have ended, whoever was the last. Dropped after the node, since
+    /// fields are dropped in this order.
+    _held: watch::Sender<()>,
 }
 
 impl Eth {
-    fn new(node: Node, limits: Limits, upstream: Option<Upstream>, is_dev: bool) -> Self {
+    fn new(
+        node: Node,
+        limits: Limits,
+        upstream: Option<Upstream>,
+        is_dev: bool,
+        held: watch::Sender<()>,
+    ) -> Self {
         let clock = Arc::clone(node.clock());
         Self {
             gate: Gate::new(&limits),
@@ -176,6 +187,7 @@ impl Eth {
             node,
             limits,
             upstream,
+            _held: held,
         }
     }
 
@@ -231,7 +243,9 @@ pub async fn serve(
         .build();
     let response_max_size_bytes = limits.response_max_size_bytes;
     let connections_max = limits.connections_max as usize;
-    let methods = Methods::from(module(Eth::new(node, limits, upstream, is_dev)));
+    let (held, released) = watch::channel(());
+    let eth = Eth::new(node, limits, upstream, is_dev, held);
+    let methods = Methods::from(module(eth));
     let known = methods.clone();
     let send_together = move |service| batch::SendTogether {
         service,
@@ -249,7 +263,6 @@ pub async fn serve(
         .to_service_builder();
     // Sessions are WebSockets, which outlive the connection they began on.
     let (stop, sessions) = stop_channel();
-    let (running, connections) = watch::channel(());
     tokio::spawn({
         let sessions = sessions.clone();
         async move {
@@ -288,14 +301,13 @@ pub async fn serve(
                 let _ = sessions.stop();
             };
             tokio::join!(answer, stop_sessions);
-            drop(running);
         }
     });
     tracing::info!(%addr, "eth JSON-RPC listening");
     Ok(RunningServer {
         addr,
         sessions,
-        connections,
+        released,
     })
 }
 
@@ -303,7 +315,9 @@ pub async fn serve(
 /// in this process. They need a tokio runtime, here and when they are called.
 #[must_use]
 pub fn methods_of(node: Node, limits: Limits) -> Methods {
-    Methods::from(module(Eth::new(node, limits, None, false)))
+    // Nobody waits for the end of these.
+    let (held, _) = watch::channel(());
+    Methods::from(module(Eth::new(node, limits, None, false, held)))
 }
 
 /// The names of all methods, in no order; with those of development chains.

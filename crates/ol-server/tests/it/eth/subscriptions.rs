@@ -84,6 +84,9 @@ fn what_cannot_be_subscribed_to_has_geths_errors() {
             "{reply}"
         );
     }
+    // Another connection: a refused subscription gives its place back only after
+    // its refusal was sent.
+    let mut socket = WebSocket::connect(server.addr);
     for n in 0..64 {
         let reply = socket.ask("eth_subscribe", json!(["newHeads"]));
         assert!(reply.get("error").is_none(), "{n}: {reply}");
