@@ -49,6 +49,7 @@ pub struct Datanets {
 #[derive(Clone, Copy)]
 pub struct AddOptions<'a> {
     contributor_address: &'a dyn Fn(&str) -> Address,
+    near_duplicates_percent: Option<u8>,
 }
 
 impl fmt::Debug for AddOptions<'_> {
@@ -65,9 +66,25 @@ impl<'a> AddOptions<'a> {
     pub fn new(contributor_address: &'a dyn Fn(&str) -> Address) -> Self {
         Self {
             contributor_address,
+            near_duplicates_percent: None,
         }
     }
+
+    /// Has records count as duplicates whose pairs of words are the same to at
+    /// least so many per cent, 1 to 100; [`NEAR_DUPLICATES_PERCENT`] is what
+    /// was measured to be a good value. The first version of a datanet fixes
+    /// it; later ones keep it, and it need not be given again.
+    #[must_use]
+    pub const fn near_duplicates(mut self, percent: u8) -> Self {
+        self.near_duplicates_percent = Some(percent);
+        self
+    }
 }
+
+/// Similarity of near duplicates, in per cent, that finds copies in which up
+/// to a sixth of the words was changed. `docs/attribution.md` says what else
+/// it finds.
+pub const NEAR_DUPLICATES_PERCENT: u8 = 50;
 
 /// What became of the lines of one input.
 #[derive(Debug, Clone, PartialEq, Eq)]

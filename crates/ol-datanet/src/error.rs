@@ -53,6 +53,19 @@ pub enum DatanetError {
         /// The limit.
         max: u64,
     },
+    /// Near duplicates are a datanet's own rule, fixed by its first version.
+    #[error(
+        "near duplicates of datanet {name:?} are {}; its first version fixed that, and {asked} % was asked for",
+        .fixed.map_or("not looked for".to_owned(), |percent| format!("similar to {percent} %"))
+    )]
+    NearDuplicates {
+        /// The name.
+        name: String,
+        /// What was fixed, in per cent.
+        fixed: Option<u8>,
+        /// What was asked for, in per cent; must be 1 to 100.
+        asked: u8,
+    },
     /// The input could not be read to its end; nothing was added.
     #[error(transparent)]
     Input(#[from] InputError),

@@ -23,12 +23,22 @@ use crate::{CommittedRecord, Record, RejectReason};
 pub(crate) struct History {
     frontier: Frontier,
     clusters: Clusters,
+    near_duplicates_percent: Option<u8>,
     record_hashes: HashSet<B256>,
     contributors: HashSet<String>,
     licenses: BTreeMap<String, u64>,
 }
 
 impl History {
+    /// Of a datanet whose near duplicates are similar to so many per cent.
+    pub(crate) fn new(near_duplicates_percent: Option<u8>) -> Self {
+        Self {
+            clusters: Clusters::new(near_duplicates_percent),
+            near_duplicates_percent,
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn n_records(&self) -> u64 {
         self.record_hashes.len() as u64
     }
@@ -52,7 +62,7 @@ impl History {
         Ok(())
     }
 
-    pub(crate) fn commit(&mut self, committed: &CommittedRecord, placement: &Placement) {
+    pub(crate) fn commit(&mut self, committed: &CommittedRecord, placement: Placement) {
         let record = &committed.record;
         self.frontier.push(committed.leaf());
         self.clusters.insert(placement);
@@ -86,6 +96,7 @@ impl History {
             n_clusters: self.clusters.len().into(),
             shards,
             licenses: self.licenses.clone(),
+            near_duplicates_percent: self.near_duplicates_percent,
         }
     }
 
@@ -101,6 +112,11 @@ impl History {
             "n_clusters",
             &manifest.n_clusters,
             &self.clusters.len().into(),
+        )?;
+        same(
+            "near_duplicates_percent",
+            &manifest.near_duplicates_percent,
+            &self.near_duplicates_percent,
         )?;
         same("licenses", &manifest.licenses, &self.licenses)?;
         same("root", &manifest.root, &self.frontier.root())
@@ -189,7 +205,8 @@ pub(crate) struct Replay<'a> {
 
 impl<'a> Replay<'a> {
     pub(crate) fn new(objects: &'a Objects, id: B256, manifest: &'a Manifest) -> Self {
-        let (history, fill) = (History::default(), ShardFill::default());
+        let history = History::new(manifest.near_duplicates_percent);
+        let fill = ShardFill::default();
         Self {
             objects,
             id,
@@ -226,7 +243,7 @@ impl<'a> Replay<'a> {
         }
         self.is_shard_begin = false;
         self.fill.push(text_size_bytes);
-        self.history.commit(committed, &placement);
+        self.history.commit(committed, placement);
         Ok(())
     }
 

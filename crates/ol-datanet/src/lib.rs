@@ -6,7 +6,8 @@
 //! is `specs/datanet.md`.
 //!
 //! Owns: what a record is and why one is rejected ([`Record`],
-//! [`RejectReason`]), exact duplicates ([`normalize`], [`cluster_owners`]),
+//! [`RejectReason`]), duplicates, exact and near ([`normalize`],
+//! [`AddOptions::near_duplicates`], [`cluster_owners`]),
 //! shards, manifests, proofs of inclusion, and checking all of it from the
 //! objects alone ([`Datanets::verify`]).
 //!
@@ -30,8 +31,8 @@ mod shard;
 
 pub use cluster::normalize;
 pub use datanets::{
-    AddOptions, AddReport, ContributorSummary, Datanets, InclusionProof, Rejection, Summary,
-    VerifyReport, VersionSummary, cluster_owners,
+    AddOptions, AddReport, ContributorSummary, Datanets, InclusionProof, NEAR_DUPLICATES_PERCENT,
+    Rejection, Summary, VerifyReport, VersionSummary, cluster_owners,
 };
 pub use error::{Damage, DamageKind, DatanetError, ObjectRole};
 pub use lines::InputError;

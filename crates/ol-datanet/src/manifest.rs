@@ -34,6 +34,9 @@ pub struct Manifest {
     pub shards: Vec<ShardRef>,
     /// Records under each licence.
     pub licenses: BTreeMap<String, u64>,
+    /// How similar near duplicates are, 1 to 100; `None` if only exact
+    /// duplicates make a cluster. The same in all versions.
+    pub near_duplicates_percent: Option<u8>,
 }
 
 /// A shard, as a manifest names it.
@@ -58,6 +61,8 @@ struct Wire {
     n_contributors: u64,
     n_records: u64,
     name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    near_duplicates_percent: Option<u8>,
     parent: String,
     root: String,
     shards: Vec<WireShard>,
@@ -91,6 +96,7 @@ impl Manifest {
             n_contributors: self.n_contributors,
             n_records: self.n_records,
             name: self.name.clone(),
+            near_duplicates_percent: self.near_duplicates_percent,
             parent: self.parent.map(|id| id.to_string()).unwrap_or_default(),
             root: self.root.to_string(),
             shards: self.shards.iter().map(shard).collect(),
@@ -139,6 +145,7 @@ impl Manifest {
             n_clusters: wire.n_clusters,
             shards,
             licenses: wire.licenses,
+            near_duplicates_percent: wire.near_duplicates_percent,
         };
         if manifest.encode() != bytes {
             return Err(malformed("it is not canonical JSON".to_owned()));
@@ -174,6 +181,12 @@ impl Manifest {
         }
         if self.licenses.len() > LICENSES_MAX {
             return Err(malformed("too many licences"));
+        }
+        let is_percent = |percent: u8| (1..=100).contains(&percent);
+        if !self.near_duplicates_percent.is_none_or(is_percent) {
+            return Err(malformed(
+                "the similarity of near duplicates is not 1 to 100",
+            ));
         }
         for shard in &self.shards {
             let records = 1..=SHARD_RECORDS_MAX as u64;

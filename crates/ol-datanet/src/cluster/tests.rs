@@ -31,7 +31,7 @@ fn the_border_between_question_and_answer_counts() {
     let mut clusters = Clusters::default();
     let first = clusters.place(&record("a", "b c"));
     assert!(first.is_new && first.number == 0);
-    clusters.insert(&first);
+    clusters.insert(first);
     let other = clusters.place(&record("a b", "c"));
     assert!(other.is_new && other.number == 1);
     let same = clusters.place(&record(" A", "b\nC"));

@@ -11,7 +11,7 @@ use crate::error::DatanetError;
 use crate::history::{History, Replay, ShardFill};
 use crate::limits::{INPUT_MAX_SIZE_BYTES, LINE_MAX_SIZE_BYTES, VERSIONS_MAX};
 use crate::lines::{Line, Lines};
-use crate::manifest::ShardRef;
+use crate::manifest::{Manifest, ShardRef};
 use crate::shard::encode_shard;
 use crate::{CommittedRecord, Record, RejectReason};
 
@@ -54,7 +54,8 @@ impl Datanets {
                 max: VERSIONS_MAX,
             });
         }
-        let mut writer = Writer::new(&self.objects);
+        let near_duplicates_percent = near_duplicates(name, parent.as_ref(), options)?;
+        let mut writer = Writer::new(&self.objects, near_duplicates_percent);
         if let Some((id, manifest)) = &parent {
             writer.reopen(Replay::new(&self.objects, *id, manifest), &manifest.shards)?;
         }
@@ -74,6 +75,28 @@ impl Datanets {
     }
 }
 
+/// The rule of the datanet for near duplicates: that of its versions, or what
+/// its first one is asked to fix.
+fn near_duplicates(
+    name: &str,
+    parent: Option<&(B256, Manifest)>,
+    options: &AddOptions<'_>,
+) -> Result<Option<u8>, DatanetError> {
+    let asked = options.near_duplicates_percent;
+    let fixed = match parent {
+        Some((_, manifest)) => manifest.near_duplicates_percent,
+        None => asked.filter(|percent| (1..=100).contains(percent)),
+    };
+    match asked {
+        Some(asked) if fixed != Some(asked) => Err(DatanetError::NearDuplicates {
+            name: name.to_owned(),
+            fixed,
+            asked,
+        }),
+        _ => Ok(fixed),
+    }
+}
+
 /// Collects records into shards, and writes each shard when it is full.
 struct Writer<'a> {
     objects: &'a Objects,
@@ -85,8 +108,9 @@ struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    fn new(objects: &'a Objects) -> Self {
-        let (history, fill) = (History::default(), ShardFill::default());
+    fn new(objects: &'a Objects, near_duplicates_percent: Option<u8>) -> Self {
+        let history = History::new(near_duplicates_percent);
+        let fill = ShardFill::default();
         Self {
             objects,
             history,
@@ -183,7 +207,7 @@ impl<'a> Writer<'a> {
             contributor_address,
             cluster,
         };
-        self.history.commit(&committed, &placement);
+        self.history.commit(&committed, placement);
         self.push(committed)
     }
 

@@ -696,3 +696,63 @@ fn a_fault_at_any_write_leaves_the_old_version_or_the_new_one() {
         assert_eq!(n_good, 4, "writes of one add");
     }
 }
+
+#[test]
+fn near_duplicates_are_fixed_by_the_first_version() {
+    let text = |of: &str, last: &str| Record {
+        answer: format!("{of} one two three four five six seven eight nine {last}"),
+        ..record(0)
+    };
+    let options = AddOptions::new(&address_of);
+    let input = |records: &[Record]| jsonl(records);
+    let fixture = Fixture::new();
+    let datanets = &fixture.datanets;
+    let first = [text("a", "x"), text("a", "y")];
+    for bad in [0, 101] {
+        let refused = datanets.add(NAME, &input(&first)[..], &options.near_duplicates(bad));
+        assert!(matches!(
+            refused,
+            Err(DatanetError::NearDuplicates { fixed: None, asked, .. }) if asked == bad
+        ));
+    }
+    let report = datanets
+        .add(NAME, &input(&first)[..], &options.near_duplicates(50))
+        .unwrap();
+    assert_eq!((report.accepted, report.duplicates), (2, 1));
+    // Later versions keep the rule without being told, and take no other.
+    let refused = datanets.add(
+        NAME,
+        &input(&[text("a", "z")])[..],
+        &options.near_duplicates(60),
+    );
+    assert!(matches!(
+        refused,
+        Err(DatanetError::NearDuplicates {
+            fixed: Some(50),
+            asked: 60,
+            ..
+        })
+    ));
+    let report = fixture.add(&[text("a", "z"), record(7)]);
+    assert_eq!((report.accepted, report.duplicates), (2, 1));
+    assert_eq!(datanets.verify(NAME).unwrap().n_clusters, 2);
+    // A manifest that says otherwise is damaged.
+    fixture.forge(|manifest| manifest.near_duplicates_percent = Some(100));
+    assert!(matches!(fixture.damage().what, DamageKind::Differs { .. }));
+
+    let exact = Fixture::with(&[&first]);
+    let refused = exact.datanets.add(
+        NAME,
+        &input(&[text("a", "z")])[..],
+        &options.near_duplicates(50),
+    );
+    assert!(matches!(
+        refused,
+        Err(DatanetError::NearDuplicates {
+            fixed: None,
+            asked: 50,
+            ..
+        })
+    ));
+    assert_eq!(exact.datanets.verify(NAME).unwrap().n_clusters, 2);
+}

@@ -19,6 +19,7 @@ pub(crate) fn example() -> Manifest {
             n_records: 3,
         }],
         licenses: BTreeMap::from([("CC0-1.0".into(), 1), ("CC-BY-4.0".into(), 2)]),
+        near_duplicates_percent: None,
     }
 }
 
@@ -37,6 +38,17 @@ fn the_encoding_is_the_one_of_the_specification() {
     );
     assert_eq!(String::from_utf8(example().encode()).unwrap(), expected);
     assert_eq!(Manifest::decode(expected.as_bytes()).unwrap(), example());
+
+    let with_near = Manifest {
+        near_duplicates_percent: Some(50),
+        ..example()
+    };
+    let expected = expected.replace(
+        r#""name":"legal","#,
+        r#""name":"legal","near_duplicates_percent":50,"#,
+    );
+    assert_eq!(String::from_utf8(with_near.encode()).unwrap(), expected);
+    assert_eq!(Manifest::decode(expected.as_bytes()).unwrap(), with_near);
 }
 
 #[test]
@@ -60,6 +72,12 @@ fn other_spellings_and_impossible_values_are_refused() {
         with(r#""version":2"#, r#""version":-2"#),
         with(r#""version":2"#, r#""version":2.0"#),
         with("datanet/1", "datanet/2"),
+        with(r#""parent":"#, r#""near_duplicates_percent":0,"parent":"#),
+        with(r#""parent":"#, r#""near_duplicates_percent":101,"parent":"#),
+        with(
+            r#""parent":"#,
+            r#""near_duplicates_percent":null,"parent":"#,
+        ),
         with("legal", "../legal"),
         with("0x02", "02"),
         with("0x020202", "0x02020"),

@@ -46,8 +46,12 @@ pub(crate) fn run(
                 },
             )
         }
-        DatanetCommand::Add { name, file } => {
-            let report = add(&datanets, name, file)?;
+        DatanetCommand::Add {
+            name,
+            file,
+            near_duplicates,
+        } => {
+            let report = add(&datanets, name, file, *near_duplicates)?;
             let published = publish(layout, &datanets, name)?;
             show_added(name, &report, published, json, out)
         }
@@ -93,13 +97,18 @@ pub(crate) fn contributor_address(name: &str) -> Address {
         .address()
 }
 
-fn add(datanets: &Datanets, name: &str, file: &Path) -> anyhow::Result<AddReport> {
+fn add(
+    datanets: &Datanets,
+    name: &str,
+    file: &Path,
+    near_duplicates: Option<u8>,
+) -> anyhow::Result<AddReport> {
     let input = File::open(file).with_context(|| format!("could not read {}", file.display()))?;
-    Ok(datanets.add(
-        name,
-        BufReader::new(input),
-        &AddOptions::new(&contributor_address),
-    )?)
+    let mut options = AddOptions::new(&contributor_address);
+    if let Some(percent) = near_duplicates {
+        options = options.near_duplicates(percent);
+    }
+    Ok(datanets.add(name, BufReader::new(input), &options)?)
 }
 
 /// Tells the chain of a running instance; later, `up` does.
