@@ -6,7 +6,8 @@
 //! cargo bench -p ol-attribution --bench truth -- retrain FOLDER [--setting JSON] [--runs N] [--only NAME]
 //! cargo bench -p ol-attribution --bench truth -- reliability [FOLDER] [--setting JSON]
 //! cargo bench -p ol-attribution --bench truth -- pack FOLDER [--setting JSON]
-//! cargo bench -p ol-attribution --bench truth -- table [FOLDER] [--setting JSON] [--json]
+//! cargo bench -p ol-attribution --bench truth -- export FOLDER [--setting JSON]
+//! cargo bench -p ol-attribution --bench truth -- table [FOLDER] [--setting JSON] [--peer FILE]... [--json]
 //! ```
 //!
 //! `retrain` takes hours; it writes every retraining to the folder as soon as
@@ -29,6 +30,7 @@ mod fixture;
 mod linalg;
 mod log;
 mod methods;
+mod peer;
 mod plan;
 #[path = "../../src/random.rs"]
 #[expect(dead_code, reason = "as above")]
@@ -76,8 +78,13 @@ fn main() -> anyhow::Result<()> {
         "retrain" => retrain_all(&machine, &domains, &arguments),
         "reliability" => reliability(&machine, &domains, &arguments),
         "pack" => pack(&root.join(FIXTURE), &domains, &arguments),
+        "export" => domains.iter().try_for_each(|domain| {
+            peer::export(&arguments.folder, &machine, domain, &arguments.setting)
+        }),
         "table" => table(&machine, &domains, &arguments),
-        other => bail!("no command `{other}`; there are: retrain, reliability, pack, table"),
+        other => {
+            bail!("no command `{other}`; there are: retrain, reliability, pack, export, table")
+        }
     }
 }
 
@@ -95,6 +102,8 @@ struct Arguments {
     threads: usize,
     runs: usize,
     only: Option<String>,
+    /// Scores of other libraries.
+    peers: Vec<PathBuf>,
     json: bool,
 }
 
@@ -115,6 +124,7 @@ impl Arguments {
             threads: 1,
             runs: usize::MAX,
             only: None,
+            peers: Vec::new(),
         };
         while let Some(argument) = arguments.next() {
             let mut value = || {
@@ -127,6 +137,7 @@ impl Arguments {
                 "--threads" => read.threads = value()?.parse()?,
                 "--runs" => read.runs = value()?.parse()?,
                 "--json" => read.json = true,
+                "--peer" => read.peers.push(PathBuf::from(value()?)),
                 "--only" => read.only = Some(value()?),
                 _ => read.folder = PathBuf::from(argument),
             }
@@ -211,10 +222,13 @@ fn table(machine: &Machine, domains: &[Domain], arguments: &Arguments) -> anyhow
     for domain in domains {
         let truth = Truth::read(&arguments.measured, setting, domain)?;
         let banks = bank::banks(&arguments.folder, machine, domain, setting, 0)?;
-        let methods = methods::all(machine, domain, &blocks, &banks, &mut |what| {
+        let mut methods = methods::all(machine, domain, &blocks, &banks, &mut |what| {
             eprintln!("{:.0} s: {what}", clock.monotonic_s() - started_s);
         })?;
         drop(banks);
+        for file in &arguments.peers {
+            methods.extend(peer::read(file, domain)?);
+        }
         let table = Table::new(domain, &truth);
         let rows: Vec<Row> = methods
             .iter()

@@ -294,7 +294,12 @@ pub(crate) fn json(of_domains: &[Vec<Row>]) -> serde_json::Value {
     let Some(first) = of_domains.first() else {
         return serde_json::Value::Array(Vec::new());
     };
-    // Every domain has the same methods in the same order.
+    // Ours come in the same order for every domain; another library's scores may
+    // be of one domain only, and then have no mean.
+    let is_everywhere = |at: usize, name: &str| {
+        let mut of_all = of_domains.iter().map(|rows| rows.get(at));
+        of_all.all(|row| row.is_some_and(|row| row.name == name))
+    };
     let score = |at: usize| {
         mean(
             &of_domains
@@ -304,7 +309,9 @@ pub(crate) fn json(of_domains: &[Vec<Row>]) -> serde_json::Value {
         )
     };
     let reference = first.iter().position(|row| row.name == REFERENCE);
-    let lines = first.iter().enumerate().map(|(at, row)| {
+    let shared = first.iter().enumerate();
+    let shared = shared.filter(|(at, row)| is_everywhere(*at, &row.name));
+    let lines = shared.map(|(at, row)| {
         let draws = (0..DRAWS).map(|draw| {
             mean(
                 &of_domains
