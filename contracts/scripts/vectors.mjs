@@ -15,6 +15,35 @@ const hex = (bytes) => `0x${bytes.toString("hex")}`;
 const bytes = (value, size) => Buffer.from(BigInt(value).toString(16).padStart(2 * size, "0"), "hex");
 const word = (value) => (Buffer.isBuffer(value) ? Buffer.concat([Buffer.alloc(32 - value.length), value]) : bytes(value, 32));
 
+// --- evidence ----------------------------------------------------------------------------------
+function evidence(spans, context, object) {
+  const list = (names) =>
+    names
+      .map(([name, weight]) => [H(text(name)).subarray(12), weight])
+      .sort(([a], [b]) => Buffer.compare(a, b));
+  const [a, b] = [list(spans), list(context)];
+  const packed = (entries) => Buffer.concat(entries.map(([who, weight]) => Buffer.concat([who, bytes(weight, 8)])));
+  const encoding = Buffer.concat([bytes(packed(a).length, 4), bytes(packed(b).length, 4), packed(a), packed(b), object]);
+  const show = (entries) => entries.map(([who, weight]) => ({ contributor: hex(who), weight: weight.toString() }));
+  return {
+    spans: hex(packed(a)),
+    context: hex(packed(b)),
+    object: hex(object),
+    spansList: show(a),
+    contextList: show(b),
+    encoding: hex(encoding),
+    hash: hex(H(encoding)),
+  };
+}
+const crowd = Array.from({ length: 256 }, (_, i) => [`contributor ${i}`, BigInt(i + 1) ** 5n]);
+const evidenceCases = [
+  evidence([], [], Buffer.alloc(32)),
+  evidence([["ana", 1n]], [], H(text("object"))),
+  evidence([], [["ana", 2n ** 63n - 1n]], H(text("object"))),
+  evidence([["ana", 3n], ["bo", 7n]], [["bo", 5n], ["cy", 2n ** 40n]], H(text("both"))),
+  evidence(crowd, crowd.slice(0, 2), H(text("crowd"))),
+];
+
 // --- receipt -----------------------------------------------------------------------------------
 const settlement = Buffer.from("4f50454e00000000000000000000000000000005", "hex");
 const receipt = {
@@ -30,6 +59,7 @@ const receipt = {
   promptHash: H(bytes(1, 4), bytes(2, 4), bytes(70000, 4)),
   responseHash: H(bytes(3, 4)),
   queryHash: H(Buffer.alloc(128, 0xff)),
+  evidenceHash: Buffer.from(evidenceCases[3].hash.slice(2), "hex"),
   tokensIn: 3n,
   tokensOut: 1n,
   feeWei: 1_234_567_890_123_456_789n,
@@ -141,6 +171,7 @@ const shareVectors = shareCases.map(([pot, weights]) => ({
 
 // -----------------------------------------------------------------------------------------------
 const files = {
+  "evidence.json": { cases: evidenceCases },
   "receipt.json": receiptVector,
   "shares.json": { cases: shareVectors },
   "sketch.json": { indexes: sketchVectors },

@@ -7,7 +7,7 @@ import {CommittedIndexes} from "../src/l2/CommittedIndexes.sol";
 import {InferenceSettlement} from "../src/l2/InferenceSettlement.sol";
 import {ModelRegistry} from "../src/l2/ModelRegistry.sol";
 import {IPoaVerify, Terms} from "../src/l2/Precompiles.sol";
-import {Receipt} from "../src/l2/Receipt.sol";
+import {Evidence, Receipt, hashOf} from "../src/l2/Receipt.sol";
 import {SketchStore} from "../src/l2/SketchStore.sol";
 import {Chain} from "./support/Chain.sol";
 
@@ -84,6 +84,9 @@ abstract contract CourtBase is Chain {
         return keccak256(abi.encodePacked(uint8(0), contributor, end));
     }
 
+    /// @dev Optimistic models pay by training alone.
+    Evidence internal none;
+
     function receiptFor() internal returns (Receipt memory receipt) {
         (,, ModelRegistry.Params memory params) = models.current(model);
         receipt.chainId = uint64(CHAIN_ID);
@@ -96,6 +99,7 @@ abstract contract CourtBase is Chain {
         receipt.manifestHash = params.manifestHash;
         receipt.sketchRoot = params.sketchRoot;
         receipt.queryHash = keccak256(query);
+        receipt.evidenceHash = hashOf(none);
         receipt.tokensIn = 1000;
         receipt.feeWei = uint128(settlement.quote(model, 1000, 0));
     }
@@ -409,10 +413,17 @@ contract AttributionCourtTest is CourtBase {
         Receipt memory receipt = receiptFor();
         vm.prank(OPERATOR);
         vm.expectPartialRevert(SketchStore.UnknownRoot.selector);
-        settlement.settle(receipt, query);
+        settlement.settle(receipt, query, none);
         vm.prank(OPERATOR);
         vm.expectPartialRevert(InferenceSettlement.NotCourt.selector);
         settlement.escrow(receipt);
+
+        ModelRegistry.Params memory params = paramsFor(receipt.sketchRoot);
+        params.potsBps = [uint16(9_000), 1_000, 0];
+        vm.expectRevert(abi.encodeWithSelector(ModelRegistry.PotsOfCommittedIndex.selector, params.sketchRoot));
+        models.register("spans-model", params);
+        receipt.evidenceHash = keccak256("evidence");
+        expectRefused(receipt, query, posted(honest()), InferenceSettlement.WrongEvidence.selector);
 
         bytes32 root = sealOne(join2(entry0, entry1));
         vm.prank(OWNER);

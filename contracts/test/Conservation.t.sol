@@ -60,7 +60,23 @@ contract Handler is SettlementBase {
         models.update(model, params);
     }
 
-    function answer(uint256 who, uint16 tokensIn, int8 code) external {
+    function pots(uint16 spansBps, uint16 contextBps) external {
+        (,, ModelRegistry.Params memory params) = models.current(model);
+        (spansBps, contextBps) = (spansBps % 2_501, contextBps % 2_501);
+        params.potsBps = [10_000 - spansBps - contextBps, spansBps, contextBps];
+        vm.prank(OWNER);
+        models.update(model, params);
+    }
+
+    /// @dev Lists of up to three contributors, empty where the model has no such pot.
+    function show(uint256 spans, uint256 context, uint64 weight) private {
+        (,, ModelRegistry.Params memory params) = models.current(model);
+        evidence.spans = params.potsBps[1] == 0 ? bytes("") : listOf(1001, spans % 4, weight);
+        evidence.context = params.potsBps[2] == 0 ? bytes("") : listOf(1002, context % 3, ~weight);
+    }
+
+    function answer(uint256 who, uint16 tokensIn, int8 code, uint256 spans, uint256 context, uint64 weight) external {
+        show(spans, context, weight);
         query = flat(code == -128 ? int8(1) : code);
         Receipt memory receipt = receiptFor(tokensIn, 0);
         receipt.payer = pick(who);

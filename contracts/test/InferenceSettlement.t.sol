@@ -6,7 +6,7 @@ import {InferenceSettlement} from "../src/l2/InferenceSettlement.sol";
 import {ModelRegistry} from "../src/l2/ModelRegistry.sol";
 import {NamedRegistry} from "../src/l2/NamedRegistry.sol";
 import {IPoaScore, IPoaShares} from "../src/l2/Precompiles.sol";
-import {Receipt} from "../src/l2/Receipt.sol";
+import {Evidence, Receipt, hashOf} from "../src/l2/Receipt.sol";
 import {Chain} from "./support/Chain.sol";
 
 /// @dev An account that refuses payment.
@@ -32,6 +32,7 @@ contract Reenterer {
 abstract contract SettlementBase is Chain {
     bytes32 internal model;
     bytes internal query;
+    Evidence internal evidence;
     uint256 internal requests;
 
     /// @dev One datanet, a model over `chunk`, and a payer with 10 OPEN prepaid.
@@ -69,6 +70,7 @@ abstract contract SettlementBase is Chain {
         receipt.promptHash = keccak256("prompt");
         receipt.responseHash = keccak256("response");
         receipt.queryHash = keccak256(query);
+        receipt.evidenceHash = hashOf(evidence);
         receipt.tokensIn = tokensIn;
         receipt.tokensOut = tokensOut;
         receipt.feeWei = uint128(settlement.quote(model, tokensIn, tokensOut));
@@ -77,7 +79,7 @@ abstract contract SettlementBase is Chain {
 
     function settle(Receipt memory receipt) internal returns (bytes32) {
         vm.prank(OPERATOR);
-        return settlement.settle(receipt, query);
+        return settlement.settle(receipt, query, evidence);
     }
 }
 
@@ -104,7 +106,7 @@ contract InferenceSettlementTest is SettlementBase {
         uint256 unit = 0.0213 ether;
         vm.expectEmit(true, true, true, true, INFERENCE_SETTLEMENT);
         emit InferenceSettlement.Settled(
-            id, model, PAYER, receipt.feeWei, unit + 1, 2 * unit + 1, 2 * unit + 1, 5 * unit + 4
+            id, model, PAYER, receipt.feeWei, unit + 1, 2 * unit + 1, 2 * unit + 1, 5 * unit + 4, 0, 0
         );
         address[] memory contributors = new address[](2);
         (contributors[0], contributors[1]) = (address(1001), address(1002));
@@ -115,7 +117,7 @@ contract InferenceSettlementTest is SettlementBase {
         // 0.1065e18 + 4 divided by three leaves 1: a third (remainder 1/3) and two thirds (remainder 2/3), which gets it.
         amounts[1] += 1;
         vm.expectEmit(true, true, true, true, INFERENCE_SETTLEMENT);
-        emit InferenceSettlement.Credited(id, contributors, weights, amounts);
+        emit InferenceSettlement.Credited(id, 0, contributors, weights, amounts);
         equal(settle(receipt), id, "id");
 
         equal(settlement.prepaid(PAYER), 10 ether - receipt.feeWei, "prepaid");
@@ -142,8 +144,8 @@ contract InferenceSettlementTest is SettlementBase {
         uint256 pot = receipt.feeWei - receipt.feeWei / 2;
         vm.expectEmit(true, true, false, true, INFERENCE_SETTLEMENT);
         emit InferenceSettlement.TreasuryCredited(id, TREASURY, pot);
-        vm.expectEmit(true, false, false, true, INFERENCE_SETTLEMENT);
-        emit InferenceSettlement.Credited(id, new address[](0), new uint64[](0), new uint256[](0));
+        vm.expectEmit(true, true, false, true, INFERENCE_SETTLEMENT);
+        emit InferenceSettlement.Credited(id, 0, new address[](0), new uint64[](0), new uint256[](0));
         settle(receipt);
         equal(settlement.credit(TREASURY), pot, "treasury");
     }
@@ -163,7 +165,7 @@ contract InferenceSettlementTest is SettlementBase {
         uint256 before = settlement.prepaid(PAYER);
         vm.expectRevert(reason);
         vm.prank(OPERATOR);
-        settlement.settle(receipt, query);
+        settlement.settle(receipt, query, evidence);
         equal(settlement.prepaid(PAYER), before, "nothing charged");
         check(!settlement.settled(keccak256(abi.encode(receipt))), "not settled");
     }
@@ -174,7 +176,7 @@ contract InferenceSettlementTest is SettlementBase {
         for (uint256 i = 0; i < others.length; ++i) {
             vm.expectRevert(abi.encodeWithSelector(InferenceSettlement.NotOperator.selector, others[i]));
             vm.prank(others[i]);
-            settlement.settle(receipt, query);
+            settlement.settle(receipt, query, evidence);
         }
     }
 
@@ -453,13 +455,14 @@ abstract contract SettlementGas is SettlementBase {
         Receipt memory receipt = receiptFor(1000, 0);
         mockPrecompiles(receipt);
         bytes memory sketch = query;
+        Evidence memory shown = evidence;
         address[4] memory touched = [INFERENCE_SETTLEMENT, MODEL_REGISTRY, SKETCH_STORE, OPERATOR];
         for (uint256 i = 0; i < touched.length; ++i) {
             vm.cool(touched[i]);
         }
         vm.prank(OPERATOR);
         gasUsed = gasleft();
-        settlement.settle(receipt, sketch);
+        settlement.settle(receipt, sketch, shown);
         gasUsed -= gasleft();
         vm.clearMockedCalls();
         emit GasUsed(what, gasUsed);
@@ -473,6 +476,13 @@ abstract contract SettlementGas is SettlementBase {
         uint64[] memory bps = new uint64[](4);
         (bps[0], bps[1], bps[2], bps[3]) = (1000, 2000, 2000, 5000);
         uint256[] memory parts = IPoaShares(POA_SHARES).shares(fee, bps);
+        uint64[] memory pots = new uint64[](3);
+        pots[0] = 10_000;
+        vm.mockCall(
+            POA_SHARES,
+            abi.encodeCall(IPoaShares.shares, (parts[3], pots)),
+            abi.encode(IPoaShares(POA_SHARES).shares(parts[3], pots))
+        );
         uint256[] memory amounts = IPoaShares(POA_SHARES).shares(parts[3], weights);
         vm.mockCall(POA_SCORE, abi.encodeCall(IPoaScore.score, (chunks, 0, query)), abi.encode(contributors, weights));
         vm.mockCall(POA_SHARES, abi.encodeCall(IPoaShares.shares, (fee, bps)), abi.encode(parts));

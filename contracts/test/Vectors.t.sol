@@ -3,7 +3,7 @@ pragma solidity 0.8.37;
 
 import {POA_SCORE, POA_SHARES} from "../src/l2/Addresses.sol";
 import {IPoaScore, IPoaShares} from "../src/l2/Precompiles.sol";
-import {Receipt} from "../src/l2/Receipt.sol";
+import {Evidence, Receipt, hashOf} from "../src/l2/Receipt.sol";
 import {Chain} from "./support/Chain.sol";
 
 /// Goal: contracts and twins agree with the golden vectors, which an independent script computes
@@ -32,6 +32,7 @@ contract VectorsTest is Chain {
             promptHash: vm.parseJsonBytes32(json, ".fields.promptHash"),
             responseHash: vm.parseJsonBytes32(json, ".fields.responseHash"),
             queryHash: vm.parseJsonBytes32(json, ".fields.queryHash"),
+            evidenceHash: vm.parseJsonBytes32(json, ".fields.evidenceHash"),
             tokensIn: uint32(vm.parseJsonUint(json, ".fields.tokensIn")),
             tokensOut: uint32(vm.parseJsonUint(json, ".fields.tokensOut")),
             feeWei: uint128(vm.parseJsonUint(json, ".fields.feeWei")),
@@ -40,6 +41,20 @@ contract VectorsTest is Chain {
         bytes memory encoding = abi.encode(receipt);
         equal(keccak256(encoding), keccak256(vm.parseJsonBytes(json, ".encoding")), "encoding");
         equal(keccak256(encoding), vm.parseJsonBytes32(json, ".id"), "id");
+    }
+
+    function test_evidence() public view {
+        string memory json = vm.readFile("test/vectors/evidence.json");
+        uint256 i = 0;
+        for (; vm.keyExistsJson(json, string.concat(".cases[", vm.toString(i), "]")); ++i) {
+            Evidence memory evidence = Evidence({
+                spans: vm.parseJsonBytes(json, path(".cases", i, "spans")),
+                context: vm.parseJsonBytes(json, path(".cases", i, "context")),
+                object: vm.parseJsonBytes32(json, path(".cases", i, "object"))
+            });
+            equal(hashOf(evidence), vm.parseJsonBytes32(json, path(".cases", i, "hash")), "hash");
+        }
+        equal(i, 5, "cases read");
     }
 
     function test_sketch() public {

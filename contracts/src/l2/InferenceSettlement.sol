@@ -5,13 +5,15 @@ import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/Reentrancy
 import {ATTRIBUTION_COURT, MODEL_REGISTRY, POA_SCORE, POA_SHARES, SKETCH_STORE} from "./Addresses.sol";
 import {ModelRegistry} from "./ModelRegistry.sol";
 import {IPoaScore, IPoaShares} from "./Precompiles.sol";
-import {Receipt} from "./Receipt.sol";
+import {Evidence, Receipt, hashOf} from "./Receipt.sol";
 import {SketchStore} from "./SketchStore.sol";
 
 /// @title Prepaid balances, and what an answer's fee becomes
 /// @notice A receipt charges its payer once. In the same transaction the chain recomputes from the committed sketches
-/// whose data moved the answer, and credits each part of the fee; the parts add up to the fee to the wei.
-/// @dev The operator is trusted to report answers honestly (prompt, tokens, query sketch); it is not trusted with
+/// whose data moved the answer, and credits each part of the fee; the parts add up to the fee to the wei. The
+/// contributors' part has up to three pots: training (scores recomputed here), spans and context (weights that the receipt
+/// commits to); see specs/poa.md, "Pots".
+/// @dev The operator is trusted to report answers honestly (prompt, tokens, query sketch, evidence); it is not trusted with
 /// prices, splits, scores or shares, which are all recomputed here. A payer may withdraw what no receipt has charged yet,
 /// so an operator settles before it lets an account run up more than it is ready to lose.
 ///
@@ -38,6 +40,11 @@ contract InferenceSettlement is ReentrancyGuardTransient {
     error WrongFee(uint256 expected, uint256 given);
     /// @notice The query sketch is not the one the receipt commits to.
     error WrongQuery(bytes32 expected, bytes32 given);
+    /// @notice The evidence is not what the receipt commits to.
+    error WrongEvidence(bytes32 expected, bytes32 given);
+    /// @notice A list of evidence is for a pot without money, or is not 1 to 256 contributors, strictly ascending, each
+    /// with a weight.
+    error InvalidEvidence(uint8 pot);
     /// @notice The account has less than that.
     error InsufficientPrepaid(address account, uint256 balance, uint256 needed);
     /// @notice The account has no credit.
@@ -50,7 +57,7 @@ contract InferenceSettlement is ReentrancyGuardTransient {
     event Deposited(address indexed account, address indexed from, uint256 amount);
     event Withdrawn(address indexed account, uint256 amount);
     event Claimed(address indexed account, address indexed to, uint256 amount);
-    /// @notice A fee was charged and split; the last four amounts add up to `fee`.
+    /// @notice A fee was charged and split; the last six amounts, three of them pots, add up to `fee`.
     event Settled(
         bytes32 indexed receiptId,
         bytes32 indexed modelId,
@@ -59,11 +66,16 @@ contract InferenceSettlement is ReentrancyGuardTransient {
         uint256 platform,
         uint256 model,
         uint256 stakers,
-        uint256 contributors
+        uint256 training,
+        uint256 spans,
+        uint256 context
     );
-    /// @notice Whose data moved the answer, by how much, and what they got. Empty if nobody's did.
-    event Credited(bytes32 indexed receiptId, address[] contributors, uint64[] weights, uint256[] amounts);
-    /// @notice Nobody's data moved the answer: the contributors' part went to the model's treasury.
+    /// @notice Who got what of a pot, and for which weights. Emitted for the pots of spans (1) and context (2) if there is
+    /// evidence, then always for training (0): empty if nobody's data moved the answer.
+    event Credited(
+        bytes32 indexed receiptId, uint8 indexed pot, address[] contributors, uint64[] weights, uint256[] amounts
+    );
+    /// @notice Nobody's data moved the answer: the pot for training went to the model's treasury.
     event TreasuryCredited(bytes32 indexed receiptId, address indexed treasury, uint256 amount);
     /// @notice A fee was charged and is held by the AttributionCourt until its claim is closed.
     event Escrowed(bytes32 indexed receiptId, bytes32 indexed modelId, address indexed payer, uint256 fee);
@@ -71,6 +83,13 @@ contract InferenceSettlement is ReentrancyGuardTransient {
     event StakersPoolChanged(address indexed stakersPool);
     event PlatformOffered(address indexed to);
     event PlatformChanged(address indexed platform);
+
+    uint8 private constant TRAINING = 0;
+    uint8 private constant SPANS = 1;
+    uint8 private constant CONTEXT = 2;
+    /// @dev Contributors of a list of evidence, and bytes of each.
+    uint256 private constant EVIDENCE_MAX = 256;
+    uint256 private constant EVIDENCE_SIZE = 28;
 
     /// @notice Gets the platform's part, and appoints the other roles.
     address public platform;
@@ -115,23 +134,30 @@ contract InferenceSettlement is ReentrancyGuardTransient {
     /// @notice Charges a receipt and credits everybody who has a part in it.
     /// @param receipt as specs/receipt.md; its id is keccak256 of its encoding
     /// @param query the 128 codes of the query sketch, whose hash the receipt holds
+    /// @param evidence who is paid for spans and context, whose hash the receipt holds
     /// @return receiptId the receipt's id
-    function settle(Receipt calldata receipt, bytes calldata query) external nonReentrant returns (bytes32 receiptId) {
+    function settle(Receipt calldata receipt, bytes calldata query, Evidence calldata evidence)
+        external
+        nonReentrant
+        returns (bytes32 receiptId)
+    {
         if (msg.sender != operator) revert NotOperator(msg.sender);
         receiptId = keccak256(abi.encode(receipt));
-        (address owner, ModelRegistry.Params memory params) = _check(receipt, keccak256(query));
+        (address owner, ModelRegistry.Params memory params) = _check(receipt, keccak256(query), hashOf(evidence));
 
         settledAt[receiptId] = block.number;
         receiptOf[receipt.requestId] = receiptId;
-        uint256 fee = receipt.feeWei;
-        _takePrepaid(receipt.payer, fee);
+        _takePrepaid(receipt.payer, receipt.feeWei);
 
-        uint256[] memory parts = _split(fee, params.splitBps);
+        uint256[] memory parts = _split(receipt.feeWei, params.splitBps);
         credit[platform] += parts[0];
         credit[owner] += parts[1];
         credit[stakersPool] += parts[2];
-        emit Settled(receiptId, receipt.modelId, receipt.payer, fee, parts[0], parts[1], parts[2], parts[3]);
-        _creditContributors(receiptId, params, query, parts[3]);
+        uint256[] memory pots = _splitPots(parts[3], params.potsBps, evidence);
+        _emitSettled(receiptId, receipt, parts, pots);
+        _creditEvidence(receiptId, SPANS, evidence.spans, pots[SPANS]);
+        _creditEvidence(receiptId, CONTEXT, evidence.context, pots[CONTEXT]);
+        _creditTraining(receiptId, params, query, pots[TRAINING]);
     }
 
     /// @notice Charges a receipt of an optimistic model; the AttributionCourt holds the fee until nobody can refute how
@@ -139,7 +165,8 @@ contract InferenceSettlement is ReentrancyGuardTransient {
     /// @return receiptId the receipt's id
     function escrow(Receipt calldata receipt) external nonReentrant returns (bytes32 receiptId) {
         if (msg.sender != ATTRIBUTION_COURT) revert NotCourt(msg.sender);
-        _check(receipt, receipt.queryHash);
+        Evidence memory none;
+        _check(receipt, receipt.queryHash, hashOf(none));
         receiptId = keccak256(abi.encode(receipt));
         receiptOf[receipt.requestId] = receiptId;
         _takePrepaid(receipt.payer, receipt.feeWei);
@@ -200,7 +227,7 @@ contract InferenceSettlement is ReentrancyGuardTransient {
     }
 
     /// @dev Everything a receipt can be wrong in, but the payer's balance.
-    function _check(Receipt calldata receipt, bytes32 queryHash)
+    function _check(Receipt calldata receipt, bytes32 queryHash, bytes32 evidenceHash)
         private
         view
         returns (address owner, ModelRegistry.Params memory params)
@@ -212,6 +239,7 @@ contract InferenceSettlement is ReentrancyGuardTransient {
         bytes32 settledBy = receiptOf[receipt.requestId];
         if (settledBy != 0) revert AlreadySettled(receipt.requestId, settledBy);
         if (queryHash != receipt.queryHash) revert WrongQuery(receipt.queryHash, queryHash);
+        if (evidenceHash != receipt.evidenceHash) revert WrongEvidence(receipt.evidenceHash, evidenceHash);
 
         uint64 version;
         (owner, version, params) = ModelRegistry(MODEL_REGISTRY).current(receipt.modelId);
@@ -222,12 +250,52 @@ contract InferenceSettlement is ReentrancyGuardTransient {
         if (receipt.feeWei != expected) revert WrongFee(expected, receipt.feeWei);
     }
 
-    function _creditContributors(
-        bytes32 receiptId,
-        ModelRegistry.Params memory params,
-        bytes calldata query,
-        uint256 pot
-    ) private {
+    function _emitSettled(bytes32 receiptId, Receipt calldata receipt, uint256[] memory parts, uint256[] memory pots)
+        private
+    {
+        emit Settled(
+            receiptId,
+            receipt.modelId,
+            receipt.payer,
+            receipt.feeWei,
+            parts[0],
+            parts[1],
+            parts[2],
+            pots[TRAINING],
+            pots[SPANS],
+            pots[CONTEXT]
+        );
+    }
+
+    function _creditEvidence(bytes32 receiptId, uint8 pot, bytes calldata list, uint256 amount) private {
+        if (list.length == 0) return;
+        uint256 n = list.length / EVIDENCE_SIZE;
+        if (n > EVIDENCE_MAX || list.length != n * EVIDENCE_SIZE) revert InvalidEvidence(pot);
+        address[] memory contributors = new address[](n);
+        uint64[] memory weights = new uint64[](n);
+        address previous = address(0);
+        for (uint256 i = 0; i < n; ++i) {
+            uint256 start = i * EVIDENCE_SIZE;
+            address contributor = address(bytes20(list[start:start + 20]));
+            uint64 weight = uint64(bytes8(list[start + 20:start + EVIDENCE_SIZE]));
+            if (contributor <= previous || weight == 0) revert InvalidEvidence(pot);
+            (contributors[i], weights[i]) = (contributor, weight);
+            previous = contributor;
+        }
+        uint256[] memory amounts = _shares(amount, weights);
+        _credit(contributors, amounts);
+        emit Credited(receiptId, pot, contributors, weights, amounts);
+    }
+
+    function _credit(address[] memory contributors, uint256[] memory amounts) private {
+        for (uint256 i = 0; i < contributors.length; ++i) {
+            credit[contributors[i]] += amounts[i];
+        }
+    }
+
+    function _creditTraining(bytes32 receiptId, ModelRegistry.Params memory params, bytes calldata query, uint256 pot)
+        private
+    {
         (address[] memory chunks,) = SketchStore(SKETCH_STORE).indexOf(params.sketchRoot);
         (address[] memory contributors, uint64[] memory weights) =
             IPoaScore(POA_SCORE).score(chunks, params.nullThreshold, query);
@@ -237,11 +305,26 @@ contract InferenceSettlement is ReentrancyGuardTransient {
             emit TreasuryCredited(receiptId, params.treasury, pot);
         } else {
             amounts = _shares(pot, weights);
-            for (uint256 i = 0; i < contributors.length; ++i) {
-                credit[contributors[i]] += amounts[i];
-            }
+            _credit(contributors, amounts);
         }
-        emit Credited(receiptId, contributors, weights, amounts);
+        emit Credited(receiptId, TRAINING, contributors, weights, amounts);
+    }
+
+    /// @dev A pot without evidence falls to training, which is where the contributors of the model are paid in any case:
+    /// who leaves evidence out takes from some contributors to the profit of others, never to one's own.
+    function _splitPots(uint256 amount, uint16[3] memory potsBps, Evidence calldata evidence)
+        private
+        view
+        returns (uint256[] memory)
+    {
+        uint256[3] memory sizes = [1, evidence.spans.length, evidence.context.length];
+        uint64[] memory weights = new uint64[](3);
+        for (uint8 pot = TRAINING; pot <= CONTEXT; ++pot) {
+            if (sizes[pot] == 0) weights[TRAINING] += potsBps[pot];
+            else if (potsBps[pot] == 0) revert InvalidEvidence(pot);
+            else weights[pot] += potsBps[pot];
+        }
+        return _shares(amount, weights);
     }
 
     function _split(uint256 fee, uint16[4] memory splitBps) private view returns (uint256[] memory) {

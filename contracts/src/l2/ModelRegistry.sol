@@ -1,15 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 pragma solidity 0.8.37;
 
-import {ATTRIBUTION_COURT, DATANET_REGISTRY, SKETCH_STORE} from "./Addresses.sol";
+import {ATTRIBUTION_COURT, DATANET_REGISTRY, INFERENCE_SETTLEMENT, SKETCH_STORE} from "./Addresses.sol";
 import {CommittedIndexes} from "./CommittedIndexes.sol";
 import {DatanetRegistry} from "./DatanetRegistry.sol";
 import {NamedRegistry} from "./NamedRegistry.sol";
 import {SketchStore} from "./SketchStore.sol";
 
+/// @dev Who may set the bounds of the pots, until there is governance.
+interface IPlatform {
+    function platform() external view returns (address);
+}
+
 /// @title Models, what they were made of, and what an answer costs
 /// @notice A model's owner adds versions; old ones are kept for ever. Receipts settle against the newest.
-/// @dev Storage: slots 0 and 1 NamedRegistry, slot 2 number of the newest version, slot 3 versions.
+/// @dev Storage: slots 0 and 1 NamedRegistry, slot 2 number of the newest version, slot 3 versions, slot 4 bounds of
+/// the pots (zero until they are set: the initial ones).
 contract ModelRegistry is NamedRegistry {
     /// @notice One version of a model. Prices are in wei.
     struct Params {
@@ -35,6 +41,15 @@ contract ModelRegistry is NamedRegistry {
         uint128 platformFee;
         /// Parts of platform, model owner, stakers and contributors, in 1/10,000.
         uint16[4] splitBps;
+        /// What the contributors' part is divided into, in 1/10,000: training, spans and context (specs/poa.md, "Pots").
+        uint16[3] potsBps;
+    }
+
+    /// @notice What the pots of a version may be, in 1/10,000 of the contributors' part.
+    struct PotBounds {
+        uint16 trainingMinBps;
+        uint16 spansMaxBps;
+        uint16 contextMaxBps;
     }
 
     /// @notice The hash of base, adapter or training manifest is zero.
@@ -51,6 +66,16 @@ contract ModelRegistry is NamedRegistry {
     error PriceTooHigh();
     /// @notice The parts must add up to 10,000.
     error InvalidSplit(uint256 sumBps);
+    /// @notice The pots must add up to 10,000.
+    error InvalidPots(uint256 sumBps);
+    /// @notice A pot is outside of the bounds that hold for new versions.
+    error PotsOutOfBounds(uint16[3] potsBps, PotBounds bounds);
+    /// @notice Bounds must let some division be, and stay within the hard caps.
+    error InvalidPotBounds(PotBounds bounds);
+    /// @notice A model whose index is only committed to pays by training alone (specs/court.md).
+    error PotsOfCommittedIndex(bytes32 root);
+    /// @notice The caller does not have the role.
+    error NotPlatform(address caller);
     /// @notice The model has no such version.
     error UnknownVersion(bytes32 id, uint64 version);
 
@@ -64,13 +89,20 @@ contract ModelRegistry is NamedRegistry {
         bytes32 sketchRoot
     );
 
+    event PotBoundsChanged(uint16 trainingMinBps, uint16 spansMaxBps, uint16 contextMaxBps);
+
     uint256 private constant DATANETS_MAX = 16;
     /// @dev With at most 2^32 tokens either way, a fee stays below 2^128.
     uint256 private constant PRICE_MAX = 1_000_000_000 ether;
     uint256 private constant BPS = 10_000;
+    /// @dev What bounds may not go beyond: influence is always paid, presence never most of it.
+    uint16 private constant TRAINING_MIN_BPS_FLOOR = 2_500;
+    uint16 private constant SPANS_MAX_BPS_CAP = 5_000;
+    uint16 private constant CONTEXT_MAX_BPS_CAP = 5_000;
 
     mapping(bytes32 id => uint64) private _newest;
     mapping(bytes32 id => mapping(uint64 version => Params)) private _versions;
+    PotBounds private _potBounds;
 
     /// @notice Registers the model `name`, owned by the caller, with its first version.
     /// @return id keccak256 of the name
@@ -99,6 +131,24 @@ contract ModelRegistry is NamedRegistry {
         return _versions[id][version];
     }
 
+    /// @notice Between what the pots of a new version must be.
+    function potBounds() public view returns (PotBounds memory bounds) {
+        bounds = _potBounds;
+        if (bounds.trainingMinBps == 0) {
+            bounds = PotBounds({trainingMinBps: 5_000, spansMaxBps: 4_000, contextMaxBps: 4_000});
+        }
+    }
+
+    /// @notice Sets between what the pots of new versions must be; those that are there stay as they are.
+    function setPotBounds(PotBounds calldata bounds) external {
+        if (msg.sender != IPlatform(INFERENCE_SETTLEMENT).platform()) revert NotPlatform(msg.sender);
+        bool valid = bounds.trainingMinBps >= TRAINING_MIN_BPS_FLOOR && bounds.trainingMinBps <= BPS
+            && bounds.spansMaxBps <= SPANS_MAX_BPS_CAP && bounds.contextMaxBps <= CONTEXT_MAX_BPS_CAP;
+        if (!valid) revert InvalidPotBounds(bounds);
+        _potBounds = bounds;
+        emit PotBoundsChanged(bounds.trainingMinBps, bounds.spansMaxBps, bounds.contextMaxBps);
+    }
+
     function _add(bytes32 id, Params calldata params) private returns (uint64 version) {
         _check(params);
         version = _newest[id] + 1;
@@ -109,9 +159,10 @@ contract ModelRegistry is NamedRegistry {
 
     function _check(Params calldata params) private view {
         if (params.baseHash == 0 || params.adapterHash == 0 || params.manifestHash == 0) revert EmptyHash();
-        bool isKnown = SketchStore(SKETCH_STORE).isSealed(params.sketchRoot)
-            || CommittedIndexes(ATTRIBUTION_COURT).isCommitted(params.sketchRoot);
-        if (!isKnown) revert SketchNotSealed(params.sketchRoot);
+        bool isCommitted = CommittedIndexes(ATTRIBUTION_COURT).isCommitted(params.sketchRoot);
+        if (!isCommitted && !SketchStore(SKETCH_STORE).isSealed(params.sketchRoot)) {
+            revert SketchNotSealed(params.sketchRoot);
+        }
         if (params.treasury == address(0)) revert InvalidTreasury();
         bool affordable = params.priceInPerKTokens <= PRICE_MAX && params.priceOutPerKTokens <= PRICE_MAX
             && params.platformFee <= PRICE_MAX;
@@ -121,6 +172,8 @@ contract ModelRegistry is NamedRegistry {
             sumBps += params.splitBps[i];
         }
         if (sumBps != BPS) revert InvalidSplit(sumBps);
+        _checkPots(params.potsBps);
+        if (isCommitted && params.potsBps[0] != BPS) revert PotsOfCommittedIndex(params.sketchRoot);
 
         uint256 n = params.datanetIds.length;
         if (n == 0 || n > DATANETS_MAX) revert InvalidDatanetCount(n);
@@ -131,5 +184,14 @@ contract ModelRegistry is NamedRegistry {
                 if (params.datanetIds[j] == datanetId) revert InvalidDatanet(datanetId);
             }
         }
+    }
+
+    function _checkPots(uint16[3] calldata potsBps) private view {
+        uint256 sumBps = uint256(potsBps[0]) + potsBps[1] + potsBps[2];
+        if (sumBps != BPS) revert InvalidPots(sumBps);
+        PotBounds memory bounds = potBounds();
+        bool valid = potsBps[0] >= bounds.trainingMinBps && potsBps[1] <= bounds.spansMaxBps
+            && potsBps[2] <= bounds.contextMaxBps;
+        if (!valid) revert PotsOutOfBounds(potsBps, bounds);
     }
 }

@@ -120,6 +120,14 @@ abstract contract Chain {
         return sketches.seal(chunks);
     }
 
+    /// @dev A list of evidence: `n` contributors from `first` on, with different weights from 1 to 2^63 - 1.
+    function listOf(uint160 first, uint256 n, uint64 weight) internal pure returns (bytes memory list) {
+        for (uint160 i = 0; i < n; ++i) {
+            uint64 each = (weight >> (1 + 3 * uint64(i))) + uint64(i) + 1;
+            list = abi.encodePacked(list, first + i, each > type(uint64).max >> 1 ? 1 : each);
+        }
+    }
+
     // --- models ----------------------------------------------------------------------------------
 
     function paramsFor(bytes32 sketchRoot) internal pure returns (ModelRegistry.Params memory params) {
@@ -134,6 +142,7 @@ abstract contract Chain {
         params.priceOutPerKTokens = 2 ether;
         params.platformFee = 7;
         params.splitBps = [uint16(1000), 2000, 2000, 5000];
+        params.potsBps = [uint16(10_000), 0, 0];
     }
 
     /// @dev Registers the datanet and a model over one chunk.

@@ -83,6 +83,7 @@ impl From<&ol_types::Receipt> for $contract::Receipt {
             promptHash: receipt.prompt_hash,
             responseHash: receipt.response_hash,
             queryHash: receipt.query_hash,
+            evidenceHash: receipt.evidence_hash,
             tokensIn: receipt.tokens_in,
             tokensOut: receipt.tokens_out,
             feeWei: receipt.fee_wei,
@@ -116,10 +117,22 @@ impl From<&InferenceSettlement::Receipt> for ol_types::Receipt {
             prompt_hash: receipt.promptHash,
             response_hash: receipt.responseHash,
             query_hash: receipt.queryHash,
+            evidence_hash: receipt.evidenceHash,
             tokens_in: receipt.tokensIn,
             tokens_out: receipt.tokensOut,
             fee_wei: receipt.feeWei,
             answered_at_s: receipt.answeredAt,
+        }
+    }
+}
+
+impl From<&ol_poa::Evidence> for InferenceSettlement::Evidence {
+    fn from(evidence: &ol_poa::Evidence) -> Self {
+        let [spans, context] = evidence.lists().map(Into::into);
+        Self {
+            spans,
+            context,
+            object: evidence.object().unwrap_or_default(),
         }
     }
 }

@@ -2,11 +2,12 @@
 
 use alloy_primitives::{Address, B256, Log, U256};
 use alloy_sol_types::SolEvent;
+use ol_poa::Pot;
 
 use crate::address::INFERENCE_SETTLEMENT;
 use crate::bindings::InferenceSettlement::{Credited, Settled, TreasuryCredited};
 
-/// One settled receipt: the fee, its four parts, and who got the contributors'.
+/// One settled receipt: the fee, its parts, and who got the contributors'.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settlement {
     /// Id of the receipt.
@@ -15,7 +16,7 @@ pub struct Settlement {
     pub model_id: B256,
     /// Whose prepaid balance was charged.
     pub payer: Address,
-    /// What was charged, in wei: the sum of the four parts.
+    /// What was charged, in wei: the sum of the three parts and the three pots.
     pub fee_wei: u128,
     /// The platform's part, in wei.
     pub platform_wei: u128,
@@ -23,13 +24,19 @@ pub struct Settlement {
     pub model_wei: u128,
     /// The stakers' part, in wei.
     pub stakers_wei: u128,
-    /// The contributors' part, in wei.
-    pub contributors_wei: u128,
-    /// Who of the contributors got what, ascending by address. Empty if
-    /// nobody's data moved the answer.
-    pub credits: Vec<Credit>,
-    /// Who got the contributors' part instead, if nobody's data did.
+    /// The contributors' part: training, spans and context, by [`Pot`]'s numbers.
+    pub pots: [PotCredits; 3],
+    /// Who got the pot for training instead, if nobody's data moved the answer.
     pub treasury: Option<Address>,
+}
+
+/// One pot of the contributors' part.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PotCredits {
+    /// The pot, in wei: the sum of the credits, or what the treasury got.
+    pub amount_wei: u128,
+    /// Who got what, ascending by address.
+    pub credits: Vec<Credit>,
 }
 
 /// A contributor's part of one answer.
@@ -37,7 +44,8 @@ pub struct Settlement {
 pub struct Credit {
     /// Whom.
     pub contributor: Address,
-    /// Net score above the null threshold.
+    /// By what the pot is shared: a net score above the null threshold, units of
+    /// spans, or what the answer would lose without a passage.
     pub weight: u64,
     /// How much, in wei.
     pub amount_wei: u128,
@@ -80,13 +88,20 @@ pub enum LogError {
 }
 
 impl Settlement {
+    /// The contributors' part, in wei: all three pots.
+    #[must_use]
+    pub fn contributors_wei(&self) -> u128 {
+        // They and three other parts add up to the fee.
+        self.pots.iter().map(|pot| pot.amount_wei).sum()
+    }
+
     /// Reads every settled receipt from the logs of a transaction, in order.
     /// Logs of other contracts and other events are passed over.
     ///
     /// # Errors
     /// [`LogError`] if the events are malformed, out of order, or their amounts
-    /// do not add up: each returned settlement's parts sum to its fee, and its
-    /// credits to the contributors' part.
+    /// do not add up: each returned settlement's parts and pots sum to its fee,
+    /// and the credits of a pot to the pot.
     pub fn from_logs<'a>(logs: impl IntoIterator<Item = &'a Log>) -> Result<Vec<Self>, LogError> {
         let mut finished = Vec::new();
         let mut open: Option<Self> = None;
@@ -110,18 +125,29 @@ impl Settlement {
                                 && settlement.treasury.is_none()
                         })
                         .ok_or(LogError::Order { index })?;
-                    if U256::from(settlement.contributors_wei) != event.amount {
+                    let training = &settlement.pots[Pot::Training as usize];
+                    if U256::from(training.amount_wei) != event.amount {
                         return Err(settlement.amounts());
                     }
                     settlement.treasury = Some(event.treasury);
                 }
                 Some(&Credited::SIGNATURE_HASH) => {
                     let event = decode::<Credited>(index, "Credited", log)?;
-                    let settlement = open
+                    let mut settlement = open
                         .take()
                         .filter(|settlement| settlement.receipt_id == event.receiptId)
                         .ok_or(LogError::Order { index })?;
-                    finished.push(settlement.finish(&event)?);
+                    let pot = Pot::from_number(event.pot).ok_or(LogError::Order { index })?;
+                    // Each once, the one that is always there at the end.
+                    if !settlement.pots[pot as usize].credits.is_empty() {
+                        return Err(LogError::Order { index });
+                    }
+                    settlement.pots[pot as usize].credits = settlement.credits(&event)?;
+                    if pot == Pot::Training {
+                        finished.push(settlement.finish()?);
+                    } else {
+                        open = Some(settlement);
+                    }
                 }
                 _ => {}
             }
@@ -137,6 +163,12 @@ impl Settlement {
             receipt_id: event.receiptId,
         };
         let wei = |amount: U256| u128::try_from(amount).map_err(|_| broken.clone());
+        let pot = |amount: U256| {
+            wei(amount).map(|amount_wei| PotCredits {
+                amount_wei,
+                credits: Vec::new(),
+            })
+        };
         let settlement = Self {
             receipt_id: event.receiptId,
             model_id: event.modelId,
@@ -145,50 +177,52 @@ impl Settlement {
             platform_wei: wei(event.platform)?,
             model_wei: wei(event.model)?,
             stakers_wei: wei(event.stakers)?,
-            contributors_wei: wei(event.contributors)?,
-            credits: Vec::new(),
+            pots: [pot(event.training)?, pot(event.spans)?, pot(event.context)?],
             treasury: None,
         };
+        let pots = settlement.pots.iter().map(|pot| pot.amount_wei);
         let parts = [
             settlement.platform_wei,
             settlement.model_wei,
             settlement.stakers_wei,
-            settlement.contributors_wei,
         ];
-        if checked_sum(parts) == Some(settlement.fee_wei) {
+        if checked_sum(pots.chain(parts)) == Some(settlement.fee_wei) {
             Ok(settlement)
         } else {
             Err(broken)
         }
     }
 
-    fn finish(mut self, event: &Credited) -> Result<Self, LogError> {
+    fn credits(&self, event: &Credited) -> Result<Vec<Credit>, LogError> {
         let n = event.contributors.len();
         if event.weights.len() != n || event.amounts.len() != n {
             return Err(self.amounts());
         }
-        for ((&contributor, &weight), &amount) in event
-            .contributors
-            .iter()
-            .zip(&event.weights)
-            .zip(&event.amounts)
-        {
-            let amount_wei = u128::try_from(amount).map_err(|_| self.amounts())?;
-            self.credits.push(Credit {
+        let amounts = event.contributors.iter().zip(&event.weights);
+        let credit = |((&contributor, &weight), &amount): ((&Address, &u64), &U256)| {
+            Ok(Credit {
                 contributor,
                 weight,
-                amount_wei,
-            });
-        }
-        let credited = checked_sum(self.credits.iter().map(|credit| credit.amount_wei));
-        let expected = if self.treasury.is_some() {
-            0
-        } else {
-            self.contributors_wei
+                amount_wei: u128::try_from(amount).map_err(|_| self.amounts())?,
+            })
         };
-        // Either contributors or the treasury, never both, never neither.
-        if credited != Some(expected) || self.credits.is_empty() != self.treasury.is_some() {
-            return Err(self.amounts());
+        amounts.zip(&event.amounts).map(credit).collect()
+    }
+
+    fn finish(self) -> Result<Self, LogError> {
+        for pot in Pot::ALL {
+            let PotCredits {
+                amount_wei,
+                credits,
+            } = &self.pots[pot as usize];
+            // Either contributors or the treasury, never both, never neither.
+            let is_treasury = pot == Pot::Training && self.treasury.is_some();
+            let credited = checked_sum(credits.iter().map(|credit| credit.amount_wei));
+            let expected = if is_treasury { 0 } else { *amount_wei };
+            let is_known = pot != Pot::Training || credits.is_empty() == is_treasury;
+            if credited != Some(expected) || !is_known {
+                return Err(self.amounts());
+            }
         }
         Ok(self)
     }

@@ -8,6 +8,7 @@
 //! - [`score`]: a query sketch against an index, netted by contributor.
 //! - [`mod@shares`]: a pot divided by weights, exact to the unit.
 //! - [`commit`]: the sketch root and proofs of single entries.
+//! - [`evidence`]: weights that a receipt commits to, and the pots they open.
 //! - [`spans`]: what an answer's verbatim spans are worth, by contributor.
 //! - [`court`]: claims that pay unless somebody refutes them in one step.
 //! - [`merkle`]: the padded binary tree below it; datanets use it too.
@@ -20,12 +21,14 @@ extern crate alloc;
 
 pub mod commit;
 pub mod court;
+pub mod evidence;
 pub mod index;
 pub mod merkle;
 pub mod score;
 pub mod shares;
 pub mod spans;
 
+pub use evidence::{DEFAULT_POTS_BPS, Evidence, EvidenceError, Pot, split_pots};
 pub use index::{CHUNK_ENTRIES, ENTRIES_MAX, ENTRY_SIZE_BYTES, Entry, Index, IndexError, K};
 pub use score::{QuerySketch, weights};
 pub use shares::{DEFAULT_SPLIT_BPS, SharesError, shares, split_fee};

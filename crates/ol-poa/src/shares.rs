@@ -97,12 +97,19 @@ fn divide(pot: u128, weight: u64, sum: u128) -> (u128, u128) {
 /// [`SharesError::Split`] if the basis points do not add up to 10,000.
 #[expect(clippy::missing_panics_doc, reason = "the expectation cannot fail")]
 pub fn split_fee(fee: u128, split_bps: [u16; 4]) -> Result<[u128; 4], SharesError> {
-    let total_bps: u32 = split_bps.into_iter().map(u32::from).sum();
+    split_total(&split_bps)?;
+    let parts = shares(fee, &split_bps.map(u64::from))?;
+    Ok(parts.try_into().expect("four weights give four shares"))
+}
+
+/// # Errors
+/// [`SharesError::Split`] if basis points do not add up to 10,000.
+pub(crate) fn split_total(bps: &[u16]) -> Result<(), SharesError> {
+    let total_bps = bps.iter().copied().map(u32::from).sum();
     if total_bps != SPLIT_TOTAL_BPS {
         return Err(SharesError::Split { total_bps });
     }
-    let parts = shares(fee, &split_bps.map(u64::from))?;
-    Ok(parts.try_into().expect("four weights give four shares"))
+    Ok(())
 }
 
 /// Why a pot could not be shared.

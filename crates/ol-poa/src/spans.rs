@@ -21,7 +21,6 @@
 //! is paid once, so all units together stay below 2⁵², far under
 //! [`WEIGHT_LIMIT`](crate::shares::WEIGHT_LIMIT).
 
-use alloc::collections::BTreeMap;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::cmp::Reverse;
@@ -29,7 +28,8 @@ use core::fmt;
 
 use alloy_primitives::{Address, B256, keccak256};
 
-use crate::shares::{WEIGHTS_MAX, shares};
+use crate::evidence::weights_of;
+use crate::shares::shares;
 
 /// A span that more clusters hold is boiler-plate, and nobody is paid for it.
 pub const CLUSTERS_MAX: usize = 256;
@@ -228,10 +228,11 @@ pub struct Span {
 
 /// What every contributor has earned by an answer, ascending by address, all
 /// above 0; the weights for [`shares()`] of the pot for spans. Empty if
-/// no span is worth anything: the pot then goes to the treasury.
+/// no span is worth anything: the pot then falls to training.
 ///
-/// If more than [`WEIGHTS_MAX`] contributors earned something, those with the
-/// most units are kept, ties to the lower address.
+/// If more than [`EVIDENCE_MAX`](crate::evidence::EVIDENCE_MAX) contributors
+/// earned something, those with the most units are kept, ties to the lower
+/// address.
 ///
 /// # Shapes and units
 /// - `answer`: the tokens, at most [`ANSWER_TOKENS_MAX`].
@@ -240,32 +241,34 @@ pub struct Span {
 ///
 /// # Errors
 /// [`SpanError`] if the input is not as described.
-#[expect(clippy::missing_panics_doc, reason = "the expectation cannot fail")]
 pub fn span_units(
     answer: &[u32],
     spans: &[Span],
     table: &Unigrams,
     rule: &SpanRule,
 ) -> Result<Vec<(Address, u64)>, SpanError> {
-    let mut units: BTreeMap<Address, u64> = BTreeMap::new();
+    let mut earned = Vec::new();
     for (span, worth) in worths(answer, spans, table, rule)? {
-        let Holders::Listed(holders) = &spans[span].holders else {
-            continue;
-        };
-        let parts = shares(worth.into(), &vec![1; holders.len()])
-            .expect("1 to 256 weights of 1 share any pot");
-        for (holder, part) in holders.iter().zip(parts) {
-            let part = u64::try_from(part).expect("a part of a u64 fits one");
-            *units.entry(holder.contributor).or_default() += part;
+        if let Holders::Listed(holders) = &spans[span].holders {
+            earned.extend(divide(worth, holders));
         }
     }
-    let mut units: Vec<(Address, u64)> = units.into_iter().filter(|(_, u)| *u > 0).collect();
-    if units.len() > WEIGHTS_MAX {
-        units.sort_by_key(|&(contributor, units)| (Reverse(units), contributor));
-        units.truncate(WEIGHTS_MAX);
-        units.sort_unstable();
-    }
-    Ok(units)
+    Ok(weights_of(earned))
+}
+
+/// The worth of a span divided over the clusters that hold it: evenly, the
+/// units left over to the first. Nothing if there is none.
+#[must_use]
+#[expect(clippy::missing_panics_doc, reason = "the expectation cannot fail")]
+pub fn divide(worth: u64, holders: &[Holder]) -> Vec<(Address, u64)> {
+    let Ok(parts) = shares(worth.into(), &vec![1; holders.len()]) else {
+        return Vec::new();
+    };
+    let part = |(holder, part): (&Holder, u128)| {
+        let part = u64::try_from(part).expect("a part of a u64 fits one");
+        (holder.contributor, part)
+    };
+    holders.iter().zip(parts).map(part).collect()
 }
 
 /// The spans that are worth something, by position in `spans`, each with its

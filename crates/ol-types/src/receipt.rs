@@ -2,8 +2,8 @@
 
 use crate::{Address, B256, keccak256};
 
-/// Size of an encoded receipt: sixteen 32-byte words.
-pub const RECEIPT_SIZE_BYTES: usize = 16 * 32;
+/// Size of an encoded receipt: seventeen 32-byte words.
+pub const RECEIPT_SIZE_BYTES: usize = 17 * 32;
 
 /// What was answered, by what, for whom and at which price; every part by hash.
 ///
@@ -36,6 +36,8 @@ pub struct Receipt {
     pub response_hash: B256,
     /// Hash of the query sketch: keccak256 of its codes, one byte each.
     pub query_hash: B256,
+    /// Hash of the evidence: who is paid for spans and context.
+    pub evidence_hash: B256,
     /// Tokens of the prompt.
     pub tokens_in: u32,
     /// Tokens of the answer.
@@ -87,6 +89,7 @@ impl Receipt {
             self.prompt_hash,
             self.response_hash,
             self.query_hash,
+            self.evidence_hash,
             number(self.tokens_in.into()),
             number(self.tokens_out.into()),
             number(self.fee_wei),
@@ -147,10 +150,11 @@ impl Receipt {
             prompt_hash: word(9),
             response_hash: word(10),
             query_hash: word(11),
-            tokens_in: short(12, "tokens_in")?,
-            tokens_out: short(13, "tokens_out")?,
-            fee_wei: narrow(14, u128::MAX, "fee_wei")?,
-            answered_at_s: long(15, "answered_at_s")?,
+            evidence_hash: word(12),
+            tokens_in: short(13, "tokens_in")?,
+            tokens_out: short(14, "tokens_out")?,
+            fee_wei: narrow(15, u128::MAX, "fee_wei")?,
+            answered_at_s: long(16, "answered_at_s")?,
         })
     }
 }

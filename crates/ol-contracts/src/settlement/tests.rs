@@ -28,13 +28,33 @@ fn settled(receipt_id: B256) -> Settled {
         platform: U256::from(1),
         model: U256::from(2),
         stakers: U256::from(2),
-        contributors: U256::from(5),
+        training: U256::from(5),
+        spans: U256::ZERO,
+        context: U256::ZERO,
+    }
+}
+
+/// The same fee, its last five wei in three pots.
+fn potted(receipt_id: B256) -> Settled {
+    Settled {
+        training: U256::from(2),
+        spans: U256::from(2),
+        context: U256::from(1),
+        ..settled(receipt_id)
+    }
+}
+
+fn credited_of(pot: Pot, receipt_id: B256, amounts: &[(Address, u64)]) -> Credited {
+    Credited {
+        pot: pot as u8,
+        ..credited(receipt_id, amounts)
     }
 }
 
 fn credited(receipt_id: B256, amounts: &[(Address, u64)]) -> Credited {
     Credited {
         receiptId: receipt_id,
+        pot: Pot::Training as u8,
         contributors: amounts.iter().map(|&(who, _)| who).collect(),
         weights: amounts.iter().map(|&(_, amount)| amount * 100).collect(),
         amounts: amounts
@@ -75,8 +95,14 @@ fn contributors_are_listed_with_weights_and_amounts() {
         platform_wei: 1,
         model_wei: 2,
         stakers_wei: 2,
-        contributors_wei: 5,
-        credits: vec![credit(ALICE, 2), credit(BOB, 3)],
+        pots: [
+            PotCredits {
+                amount_wei: 5,
+                credits: vec![credit(ALICE, 2), credit(BOB, 3)],
+            },
+            PotCredits::default(),
+            PotCredits::default(),
+        ],
         treasury: None,
     };
     assert_eq!(found, [expected]);
@@ -91,7 +117,55 @@ fn treasury_takes_what_nobody_earned() {
     ]);
     let found = Settlement::from_logs(&logs).unwrap();
     assert_eq!(found[0].treasury, Some(TREASURY));
-    assert_eq!(found[0].credits, []);
+    assert_eq!(found[0].pots[0].credits, []);
+    assert_eq!(found[0].contributors_wei(), 5);
+}
+
+#[test]
+fn pots_are_told_apart() {
+    let spans = credited_of(Pot::Spans, RECEIPT, &[(ALICE, 1), (BOB, 1)]);
+    let context = credited_of(Pot::Context, RECEIPT, &[(BOB, 1)]);
+    let training = credited(RECEIPT, &[(ALICE, 2)]);
+    let logs = encode(&[
+        &|| potted(RECEIPT).encode_log_data(),
+        &|| spans.encode_log_data(),
+        &|| context.encode_log_data(),
+        &|| training.encode_log_data(),
+    ]);
+    let found = Settlement::from_logs(&logs).unwrap().remove(0);
+    let amounts: Vec<Vec<(Address, u128)>> = found
+        .pots
+        .iter()
+        .map(|pot| {
+            let credits = pot.credits.iter();
+            credits.map(|c| (c.contributor, c.amount_wei)).collect()
+        })
+        .collect();
+    let expected = [vec![(ALICE, 2)], vec![(ALICE, 1), (BOB, 1)], vec![(BOB, 1)]];
+    assert_eq!(amounts, expected);
+
+    let amounts = Err(LogError::Amounts {
+        receipt_id: RECEIPT,
+    });
+    // A pot with money and nobody to get it.
+    for missing in [1, 2] {
+        let mut logs = logs.clone();
+        logs.remove(missing);
+        assert_eq!(Settlement::from_logs(&logs), amounts);
+    }
+    let mut twice = logs.clone();
+    twice.insert(2, logs[1].clone());
+    assert_eq!(
+        Settlement::from_logs(&twice),
+        Err(LogError::Order { index: 2 })
+    );
+    let unknown = Credited { pot: 3, ..training };
+    let mut other = logs;
+    other[3] = log(unknown.encode_log_data());
+    assert_eq!(
+        Settlement::from_logs(&other),
+        Err(LogError::Order { index: 3 })
+    );
 }
 
 #[test]
@@ -214,10 +288,10 @@ proptest! {
         logs[1].data.data = data.into();
         if let Ok(found) = Settlement::from_logs(&logs) {
             // Weights and contributors may be spoiled unseen; amounts may not.
-            prop_assert!(is_same || found[0].credits.len() == 2);
+            prop_assert!(is_same || found[0].pots[0].credits.len() == 2);
             prop_assert_eq!(
-                found[0].credits.iter().map(|credit| credit.amount_wei).sum::<u128>(),
-                good[0].contributors_wei
+                found[0].pots[0].credits.iter().map(|credit| credit.amount_wei).sum::<u128>(),
+                good[0].contributors_wei()
             );
         }
     }

@@ -17,7 +17,7 @@ use ol_contracts::court::posted_call;
 use ol_poa::court::{
     Claim, CommittedIndex, Finding, Known, Net, Node, Posted, SumTree, Tree, Value, find,
 };
-use ol_poa::{Entry, Index, K, QuerySketch, merkle};
+use ol_poa::{Entry, Evidence, Index, K, QuerySketch, merkle};
 use ol_types::{DEV_CHAIN_ID, Receipt, WEI_PER_OPEN, name_id};
 use proptest::prelude::*;
 
@@ -107,6 +107,7 @@ impl Court {
                 priceOutPerKTokens: 0,
                 platformFee: 10,
                 splitBps: [1000, 2000, 2000, 5000],
+                potsBps: [10_000, 0, 0],
             },
         };
         chain.must(OWNER, MODEL_REGISTRY, 0, &register);
@@ -154,6 +155,7 @@ impl Court {
             prompt_hash: keccak256("prompt"),
             response_hash: keccak256("response"),
             query_hash: self.query.hash(),
+            evidence_hash: Evidence::default().hash(),
             tokens_in: 1000,
             tokens_out: 0,
             fee_wei: FEE_WEI,

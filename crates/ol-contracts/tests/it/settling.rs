@@ -15,8 +15,9 @@ use ol_contracts::address::{
 use ol_contracts::bindings::{
     DatanetRegistry, IOpenTransfer, InferenceSettlement, ModelRegistry, Open, SketchStore,
 };
-use ol_contracts::settlement::Settlement;
+use ol_contracts::settlement::{Credit, Settlement};
 use ol_contracts::sketch::chunk_address;
+use ol_poa::{DEFAULT_POTS_BPS, Evidence, Pot, split_pots};
 use ol_types::{DEV_CHAIN_ID, DEV_MNEMONIC_KEYS, OPEN_CAP_WEI, Receipt, WEI_PER_OPEN, name_id};
 use serde_json::Value;
 
@@ -134,6 +135,7 @@ fn params(golden: &Golden) -> ModelRegistry::Params {
         priceOutPerKTokens: 2 * WEI_PER_OPEN,
         platformFee: 7,
         splitBps: [1000, 2000, 2000, 5000],
+        potsBps: DEFAULT_POTS_BPS,
     }
 }
 
@@ -152,6 +154,7 @@ fn receipt(golden: &Golden, request: &str) -> Receipt {
         prompt_hash: keccak256("prompt"),
         response_hash: keccak256("response"),
         query_hash: keccak256(&golden.query),
+        evidence_hash: Evidence::default().hash(),
         tokens_in: 123,
         tokens_out: 45,
         fee_wei: params.fee_wei(123, 45).unwrap(),
@@ -163,6 +166,7 @@ fn settle(receipt: &Receipt, query: &Bytes) -> InferenceSettlement::settleCall {
     InferenceSettlement::settleCall {
         receipt: receipt.into(),
         query: query.clone(),
+        evidence: (&Evidence::default()).into(),
     }
 }
 
@@ -215,7 +219,8 @@ fn an_answer_pays_those_whose_data_moved_it() {
     assert_eq!(settlement.receipt_id, receipt.id());
     assert_eq!(settlement.payer, PAYER);
     assert_eq!(settlement.fee_wei, receipt.fee_wei);
-    let weights: Vec<_> = settlement
+    let training = &settlement.pots[Pot::Training as usize];
+    let weights: Vec<_> = training
         .credits
         .iter()
         .map(|credit| (credit.contributor, credit.weight))
@@ -229,7 +234,7 @@ fn an_answer_pays_those_whose_data_moved_it() {
         (STAKERS_POOL, settlement.stakers_wei),
     ];
     expected.extend(
-        settlement
+        training
             .credits
             .iter()
             .map(|credit| (credit.contributor, credit.amount_wei)),
@@ -283,8 +288,67 @@ fn the_treasury_gets_what_nobody_earned() {
     assert_eq!(settlements[0].treasury, Some(TREASURY));
     assert_eq!(
         credit_wei(&chain, TREASURY),
-        settlements[0].contributors_wei
+        settlements[0].contributors_wei()
     );
+}
+
+#[test]
+fn evidence_opens_the_pots_of_spans_and_context() {
+    let golden = golden("chunks");
+    let mut chain = Chain::new();
+    publish(&mut chain, &golden);
+    deposit(&mut chain, 10);
+    let who = |n: u8| Address::repeat_byte(n);
+    let spans: Vec<_> = (1..=200)
+        .map(|n| (who(n), u64::from(n) * 1_000_003))
+        .collect();
+    let mut context = vec![(who(3), u64::MAX >> 1), (golden.weights[0].0, 1)];
+    context.sort_unstable();
+    let evidence = Evidence::new(spans, context, keccak256("object")).unwrap();
+    let receipt = Receipt {
+        evidence_hash: evidence.hash(),
+        ..receipt(&golden, "request")
+    };
+    let call = InferenceSettlement::settleCall {
+        evidence: (&evidence).into(),
+        ..settle(&receipt, &golden.query)
+    };
+    let outcome = chain.must(OPERATOR, INFERENCE_SETTLEMENT, 0, &call);
+    println!(
+        "settle, 202 of evidence for the first time: {} gas",
+        outcome.gas_used
+    );
+    let settlement = Settlement::from_logs(&outcome.logs).unwrap().remove(0);
+
+    let part_wei = ol_poa::split_fee(receipt.fee_wei, [1000, 2000, 2000, 5000]).unwrap()[3];
+    let pots = split_pots(part_wei, DEFAULT_POTS_BPS, &evidence).unwrap();
+    let training = &golden.weights;
+    let mut expected = std::collections::BTreeMap::<Address, u128>::new();
+    for (pot, weights) in [training, evidence.spans(), evidence.context()]
+        .into_iter()
+        .enumerate()
+    {
+        let amounts: Vec<u64> = weights.iter().map(|&(_, weight)| weight).collect();
+        let amounts = ol_poa::shares(pots[pot], &amounts).unwrap();
+        let credits: Vec<Credit> = weights
+            .iter()
+            .zip(&amounts)
+            .map(|(&(contributor, weight), &amount_wei)| Credit {
+                contributor,
+                weight,
+                amount_wei,
+            })
+            .collect();
+        assert_eq!(settlement.pots[pot].amount_wei, pots[pot]);
+        assert_eq!(settlement.pots[pot].credits, credits);
+        for credit in credits {
+            *expected.entry(credit.contributor).or_default() += credit.amount_wei;
+        }
+    }
+    assert_eq!(expected.values().sum::<u128>(), part_wei);
+    for (contributor, amount_wei) in expected {
+        assert_eq!(credit_wei(&chain, contributor), amount_wei);
+    }
 }
 
 #[test]
@@ -334,6 +398,11 @@ fn a_refused_receipt_charges_nothing() {
             OPERATOR,
             with(&|r| r.query_hash = B256::ZERO),
             InferenceSettlement::WrongQuery::SELECTOR,
+        ),
+        (
+            OPERATOR,
+            with(&|r| r.evidence_hash = B256::ZERO),
+            InferenceSettlement::WrongEvidence::SELECTOR,
         ),
         (
             OPERATOR,

@@ -12,6 +12,7 @@ use num_bigint::BigUint;
 use proptest::prelude::*;
 
 use super::*;
+use crate::evidence::EVIDENCE_MAX;
 use crate::shares::shares;
 
 /// `floor(scale · log2(x))`, from the length of a power of `x`.
@@ -276,28 +277,28 @@ fn the_largest_answer_does_not_overflow() {
 
 #[test]
 fn past_the_most_that_share_a_pot_the_largest_are_kept() {
-    // 65 spans of one token, the first heaviest, each held by 256 others.
-    let bytes: Vec<u8> = (0..65_u16)
+    // Three spans of one token, the first heaviest, each held by 128 others.
+    let bytes: Vec<u8> = (0..3_u16)
         .flat_map(|i| (60_000 - i).to_le_bytes())
         .collect();
     let table = Unigrams::from_bytes(&bytes).unwrap();
-    let answer: Vec<u32> = (0..65).collect();
+    let answer: Vec<u32> = (0..3).collect();
     let holder = |n: u32| Holder {
         cluster: n,
         contributor: Address::left_padding_from(&(99_999 - n).to_be_bytes()),
     };
-    let spans: Vec<Span> = (0..65_u32)
+    let spans: Vec<Span> = (0..3_u32)
         .map(|i| Span {
             start: i,
             len: 1,
-            holders: Holders::Listed((256 * i..256 * (i + 1)).map(holder).collect()),
+            holders: Holders::Listed((128 * i..128 * (i + 1)).map(holder).collect()),
         })
         .collect();
     let units = span_units(&answer, &spans, &table, &RULE).unwrap();
-    assert_eq!(units.len(), WEIGHTS_MAX);
+    assert_eq!(units.len(), EVIDENCE_MAX);
     assert!(units.is_sorted());
-    // The last span's 256, with the lowest addresses, are those left out.
-    assert_eq!(units[0].0, holder(64 * 256 - 1).contributor);
+    // The last span's 128, with the lowest addresses, are those left out.
+    assert_eq!(units[0].0, holder(2 * 128 - 1).contributor);
 }
 
 /// Answers with spans that begin and end ever later.

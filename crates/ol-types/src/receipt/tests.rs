@@ -22,6 +22,7 @@ fn receipt(seed: u8, n: u64, fee_wei: u128) -> Receipt {
         prompt_hash: hash(8),
         response_hash: hash(9),
         query_hash: hash(10),
+        evidence_hash: hash(11),
         tokens_in: seed.into(),
         tokens_out: u32::MAX - u32::from(seed),
         fee_wei,
