@@ -31,6 +31,7 @@ use std::time::Duration;
 use ol_model::Lora;
 use ol_runtime::{Clock, Objects};
 use ol_serve::{AdapterRef, GenerateRequest};
+use ol_spans::SpanIndex;
 use ol_types::{Address, B256, name_id};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -38,7 +39,10 @@ pub use self::chain::{Chain, ChainError, Model, Settled};
 pub use self::idempotency::IDEMPOTENCY_KEY_SIZE_BYTES_MAX;
 pub use self::journal::{Journal, JournalError, PENDING_MAX, PendingReceipt};
 pub use self::labels::Labels;
-pub use self::receipts::{ReceiptError, ReceiptView, Receipts, ShareView, SplitView};
+pub use self::receipts::{
+    PassageView, PotView, PotsView, ReceiptError, ReceiptView, Receipts, ShareView, SourceView,
+    SpanView, SplitView,
+};
 pub use self::session::{Session, hash_tokens};
 pub use self::settlement::Status;
 pub use self::sketch::AnswerSketcher;
@@ -114,6 +118,10 @@ pub struct ServedModel {
     pub adapter: Arc<Lora>,
     /// Sketches its answers.
     pub sketcher: Arc<dyn AnswerSketcher>,
+    /// Finds the spans that its answers share with the datanet it learned from,
+    /// as of the version that its training manifest names. Needed if it has a pot
+    /// for spans.
+    pub spans: Option<Arc<SpanIndex>>,
 }
 
 impl std::fmt::Debug for ServedModel {
@@ -250,12 +258,21 @@ impl Gateway {
             .into_iter()
             .map(|served| (served.name.clone(), Arc::new(served)))
             .collect();
+        // A paid answer can be checked by who knows the request: no file that may
+        // change later has a part in it.
+        let preparer = Preparer::new(
+            &backend,
+            options.max_tokens_default,
+            SamplingDefaults::default(),
+        );
         let sketches = Arc::new(Semaphore::new(options.n_sketches_max));
         let tools = Tools {
             journal: journal.clone(),
             settlement: Arc::clone(&settlement),
             models: models.clone(),
             sketches: Arc::clone(&sketches),
+            chain: Arc::clone(&chain),
+            tokenizer: Arc::clone(preparer.tokenizer()),
         };
         let deferred = Deferred::start(tools, options.deferred_max_size_bytes, waiting);
         let inner = Inner {
@@ -268,15 +285,10 @@ impl Gateway {
                 objects,
                 journal.clone(),
                 Arc::clone(&options.labels),
-            ),
+            )
+            .with_tokenizer(Arc::clone(preparer.tokenizer())),
             started_at_s: clock.unix_s(),
-            // A paid answer can be checked by who knows the request: no file that may
-            // change later has a part in it.
-            preparer: Preparer::new(
-                &backend,
-                options.max_tokens_default,
-                SamplingDefaults::default(),
-            ),
+            preparer,
             options,
             chain,
             backend,
@@ -560,6 +572,14 @@ fn check_model(chain: &Chain, served: &ServedModel, base_hash: B256) -> Result<(
                 "its {what} on chain is {on_chain}, here it is {here}"
             )));
         }
+    }
+    let [_, spans_bps, _] = model.params.potsBps;
+    if spans_bps > 0 && served.spans.is_none() {
+        return Err(refuse(
+            "it pays for spans, and there is no index of them; build it with \
+             `openledger datanet spans build`"
+                .to_owned(),
+        ));
     }
     Ok(())
 }

@@ -7,6 +7,7 @@
 //! - [`Backend`]: where tokens come from.
 //! - [`eth`]: Ethereum JSON-RPC over a node.
 //! - [`Access`]: which host names and which pages may ask; for both.
+//! - [`evidence`]: who is paid for spans and context, and what shows it.
 //! - [`fleet`]: many workers behind one backend.
 //! - [`follow`]: following another node over its JSON-RPC.
 //! - [`keys`]: API keys, their scopes, limits and budgets.
@@ -28,6 +29,7 @@ pub mod api;
 mod backend;
 mod edge;
 pub mod eth;
+pub mod evidence;
 pub mod fleet;
 pub mod follow;
 pub mod gateway;

@@ -10,9 +10,12 @@ mod claim;
 use std::fmt::{self, Display};
 
 use ol_contracts::bindings::ModelRegistry::Params;
-use ol_contracts::settlement::{Credit, Settlement};
-use ol_poa::{Index, QuerySketch, SharesError};
+use ol_contracts::settlement::{Credit, PotCredits, Settlement};
+use ol_poa::{Index, Pot, QuerySketch, SharesError, split_pots};
+use ol_spans::SpanIndex;
 use ol_types::{Address, B256, Receipt, keccak256};
+
+use crate::evidence::check;
 
 pub use claim::{ClaimEvidence, event, judge};
 
@@ -47,11 +50,18 @@ pub struct Payout {
     pub fee_wei: u128,
     /// Its four parts.
     pub split: Split,
-    /// The contributors' part divided, ascending by address; empty if nobody's
-    /// data moved the answer.
-    pub credits: Vec<Credit>,
-    /// The contributors' part, where nobody's data moved the answer; else 0.
+    /// The contributors' part: training, spans and context, by [`Pot`]'s numbers.
+    pub pots: [PotCredits; 3],
+    /// The pot for training, where nobody's data moved the answer; else 0.
     pub treasury_wei: u128,
+}
+
+impl Payout {
+    /// One pot of the contributors' part.
+    #[must_use]
+    pub const fn pot(&self, pot: Pot) -> &PotCredits {
+        &self.pots[pot as usize]
+    }
 }
 
 impl From<&Settlement> for Payout {
@@ -63,11 +73,11 @@ impl From<&Settlement> for Payout {
                 platform_wei: settled.platform_wei,
                 model_wei: settled.model_wei,
                 stakers_wei: settled.stakers_wei,
-                contributors_wei: settled.contributors_wei,
+                contributors_wei: settled.contributors_wei(),
             },
-            credits: settled.credits.clone(),
+            pots: settled.pots.clone(),
             treasury_wei: if is_treasury {
-                settled.contributors_wei
+                settled.pots[Pot::Training as usize].amount_wei
             } else {
                 0
             },
@@ -84,6 +94,13 @@ pub struct Evidence<'a> {
     pub receipt: &'a [u8],
     /// The codes of the query sketch, from the objects.
     pub query: &'a [u8],
+    /// The encoded evidence, from the objects.
+    pub evidence: &'a [u8],
+    /// The object that the evidence names, from the objects; empty if it names none.
+    pub shown: &'a [u8],
+    /// The spans of the model's datanet, if an index is at hand: every span that
+    /// is paid for is then found again.
+    pub spans: Option<&'a SpanIndex>,
     /// The chunks of the sketch index, from the chain, without the leading STOP byte.
     pub chunks: &'a [&'a [u8]],
     /// The version of the model that made the receipt, from the chain; see
@@ -97,7 +114,8 @@ pub struct Evidence<'a> {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct Difference {
     /// What differs, by name: `receipt`, `id`, `query`, `base_hash`, …,
-    /// `fee`, `split.platform`, …, `contributors`, `weight of 0x…`, `amount of 0x…`.
+    /// `fee`, `split.platform`, …, `spans`, `spans: contributors`,
+    /// `spans: weight of 0x…`, `spans: amount of 0x…`, ….
     pub part: String,
     /// What recomputing gives.
     pub recomputed: String,
@@ -126,6 +144,7 @@ pub fn payout(
     query: &QuerySketch,
     index: &Index,
     params: &Params,
+    evidence: &ol_poa::Evidence,
 ) -> Result<Payout, Difference> {
     let fee_wei = params.fee_wei(receipt.tokens_in, receipt.tokens_out);
     same(
@@ -142,27 +161,40 @@ pub fn payout(
         stakers_wei,
         contributors_wei,
     };
-    let found = index.weights(params.nullThreshold, query);
-    let weights: Vec<u64> = found.iter().map(|&(_, weight)| weight).collect();
-    let (amounts, treasury_wei) = match ol_poa::shares(contributors_wei, &weights) {
-        Ok(amounts) => (amounts, 0),
-        Err(SharesError::NoWeight) => (Vec::new(), contributors_wei),
-        Err(error) => return Err(unusable("shares", &error)),
-    };
-    let credits = found
-        .into_iter()
-        .zip(amounts)
-        .map(|((contributor, weight), amount_wei)| Credit {
-            contributor,
-            weight,
-            amount_wei,
-        })
-        .collect();
+    let pots_wei = split_pots(contributors_wei, params.potsBps, evidence);
+    let pots_wei = pots_wei.map_err(|error| unusable("pots", &error))?;
+    let scored = index.weights(params.nullThreshold, query);
+    let weights = [scored.as_slice(), evidence.spans(), evidence.context()];
+    let mut pots = <[PotCredits; 3]>::default();
+    for ((pot, amount_wei), weights) in pots.iter_mut().zip(pots_wei).zip(weights) {
+        *pot = divide(amount_wei, weights)?;
+    }
+    let training = &pots[Pot::Training as usize];
+    let is_treasury = training.credits.is_empty();
     Ok(Payout {
         fee_wei: receipt.fee_wei,
         split,
-        credits,
-        treasury_wei,
+        treasury_wei: if is_treasury { training.amount_wei } else { 0 },
+        pots,
+    })
+}
+
+/// A pot divided; without a weight nobody has a part.
+fn divide(amount_wei: u128, weights: &[(Address, u64)]) -> Result<PotCredits, Difference> {
+    let values: Vec<u64> = weights.iter().map(|&(_, weight)| weight).collect();
+    let amounts = match ol_poa::shares(amount_wei, &values) {
+        Ok(amounts) => amounts,
+        Err(SharesError::NoWeight) => Vec::new(),
+        Err(error) => return Err(unusable("shares", &error)),
+    };
+    let credit = |(&(contributor, weight), amount_wei)| Credit {
+        contributor,
+        weight,
+        amount_wei,
+    };
+    Ok(PotCredits {
+        amount_wei,
+        credits: weights.iter().zip(amounts).map(credit).collect(),
     })
 }
 
@@ -176,6 +208,16 @@ pub fn verify(evidence: &Evidence<'_>) -> Result<Payout, Difference> {
     same("query", keccak256(evidence.query), receipt.query_hash)?;
     let query =
         QuerySketch::from_bytes(evidence.query).map_err(|error| unusable("query", &error))?;
+    same(
+        "evidence",
+        keccak256(evidence.evidence),
+        receipt.evidence_hash,
+    )?;
+    let lists = ol_poa::Evidence::from_bytes(evidence.evidence)
+        .map_err(|error| unusable("evidence", &error))?;
+    if lists.object().is_some() || lists != ol_poa::Evidence::default() {
+        check(&lists, evidence.shown, receipt.tokens_out, evidence.spans)?;
+    }
 
     let (params, settled) = (evidence.params, evidence.settled);
     same("base_hash", params.baseHash, receipt.base_hash)?;
@@ -186,11 +228,15 @@ pub fn verify(evidence: &Evidence<'_>) -> Result<Payout, Difference> {
         Index::from_bytes(evidence.chunks.concat()).map_err(|error| unusable("index", &error))?;
     same("sketch_root", index.root(), receipt.sketch_root)?;
 
-    let payout = payout(&receipt, &query, &index, params)?;
+    let payout = payout(&receipt, &query, &index, params, &lists)?;
     same("settled receipt", evidence.id, settled.receipt_id)?;
     same("settled model", receipt.model_id, settled.model_id)?;
     same("settled payer", receipt.payer, settled.payer)?;
-    let treasury = payout.credits.is_empty().then_some(params.treasury);
+    let treasury = payout
+        .pot(Pot::Training)
+        .credits
+        .is_empty()
+        .then_some(params.treasury);
     let name =
         |account: Option<Address>| account.map_or_else(|| "none".to_owned(), |a| a.to_string());
     compare(&payout, &Payout::from(settled))?;
@@ -221,38 +267,8 @@ pub fn compare(recomputed: &Payout, found: &Payout) -> Result<(), Difference> {
         wei(ours.contributors_wei),
         wei(theirs.contributors_wei),
     )?;
-    let names = |payout: &Payout| {
-        payout
-            .credits
-            .iter()
-            .map(|credit| credit.contributor)
-            .collect()
-    };
-    let (ours, theirs): (Vec<Address>, Vec<Address>) = (names(recomputed), names(found));
-    if let Some(at) = (0..ours.len().max(theirs.len())).find(|&at| ours.get(at) != theirs.get(at)) {
-        let name = |names: &[Address]| {
-            names
-                .get(at)
-                .map_or_else(|| "nobody".to_owned(), Address::to_string)
-        };
-        return Err(Difference {
-            part: "contributors".to_owned(),
-            recomputed: name(&ours),
-            found: name(&theirs),
-        });
-    }
-    for (ours, theirs) in recomputed.credits.iter().zip(&found.credits) {
-        let contributor = ours.contributor;
-        same(
-            &format!("weight of {contributor}"),
-            ours.weight,
-            theirs.weight,
-        )?;
-        same(
-            &format!("amount of {contributor}"),
-            wei(ours.amount_wei),
-            wei(theirs.amount_wei),
-        )?;
+    for pot in Pot::ALL {
+        compare_pot(pot, recomputed.pot(pot), found.pot(pot))?;
     }
     same(
         "treasury",
@@ -261,7 +277,42 @@ pub fn compare(recomputed: &Payout, found: &Payout) -> Result<(), Difference> {
     )
 }
 
-fn same<T: PartialEq + Display>(part: &str, recomputed: T, found: T) -> Result<(), Difference> {
+fn compare_pot(pot: Pot, ours: &PotCredits, theirs: &PotCredits) -> Result<(), Difference> {
+    let pot = pot.name();
+    same(pot, wei(ours.amount_wei), wei(theirs.amount_wei))?;
+    let name = |credits: &[Credit], at: usize| {
+        credits
+            .get(at)
+            .map_or_else(|| "nobody".to_owned(), |c| c.contributor.to_string())
+    };
+    for at in 0..ours.credits.len().max(theirs.credits.len()) {
+        same(
+            &format!("{pot}: contributors"),
+            name(&ours.credits, at),
+            name(&theirs.credits, at),
+        )?;
+    }
+    for (ours, theirs) in ours.credits.iter().zip(&theirs.credits) {
+        let contributor = ours.contributor;
+        same(
+            &format!("{pot}: weight of {contributor}"),
+            ours.weight,
+            theirs.weight,
+        )?;
+        same(
+            &format!("{pot}: amount of {contributor}"),
+            wei(ours.amount_wei),
+            wei(theirs.amount_wei),
+        )?;
+    }
+    Ok(())
+}
+
+pub(crate) fn same<T: PartialEq + Display>(
+    part: &str,
+    recomputed: T,
+    found: T,
+) -> Result<(), Difference> {
     if recomputed == found {
         return Ok(());
     }
@@ -272,7 +323,7 @@ fn same<T: PartialEq + Display>(part: &str, recomputed: T, found: T) -> Result<(
     })
 }
 
-fn unusable(part: &str, error: &dyn Display) -> Difference {
+pub(crate) fn unusable(part: &str, error: &dyn Display) -> Difference {
     Difference {
         part: part.to_owned(),
         recomputed: "a valid one".to_owned(),

@@ -142,6 +142,24 @@ impl CorpusFile {
         bytes
     }
 
+    /// Manifest and tokenizer that a file's first bytes name; `None` if it is no
+    /// corpus. The file's id is not looked at.
+    pub(crate) fn peek(path: &Path) -> Result<Option<(B256, B256)>, SpansError> {
+        let file = File::open(path).map_err(SpansError::io(path))?;
+        let mut bytes = Vec::with_capacity(HEADER_SIZE_BYTES);
+        file.take(HEADER_SIZE_BYTES as u64)
+            .read_to_end(&mut bytes)
+            .map_err(SpansError::io(path))?;
+        let mut reader = Reader(&bytes);
+        if reader.format(MAGIC, VERSION, "corpus").is_err() {
+            return Ok(None);
+        }
+        // Sizes, which do not matter here.
+        Ok(reader
+            .take(12)
+            .and_then(|_| Some((reader.hash()?, reader.hash()?))))
+    }
+
     /// Reads the file of `id` and checks that it is what it is called.
     pub(crate) fn read(dir: &Path, id: B256) -> Result<Self, SpansError> {
         let path = dir.join(file_name(id, CORPUS_EXTENSION));

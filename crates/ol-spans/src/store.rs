@@ -120,6 +120,21 @@ impl Store {
         update.finish()
     }
 
+    /// The corpora of a datanet's version in the tokens of a tokenizer, by id:
+    /// one, unless a program that cuts records otherwise made another.
+    ///
+    /// # Errors
+    /// [`SpansError::Io`] if the folder or a file cannot be read.
+    pub fn find(&self, manifest: B256, tokenizer: B256) -> Result<Vec<B256>, SpansError> {
+        let mut found = Vec::new();
+        for (id, path) in self.files(CORPUS_EXTENSION)? {
+            if CorpusFile::peek(&path)? == Some((manifest, tokenizer)) {
+                found.push(id);
+            }
+        }
+        Ok(found)
+    }
+
     /// Opens the corpus `id`.
     ///
     /// # Errors

@@ -21,7 +21,7 @@ use super::error::ApiError;
 use super::service::Running;
 use super::tools::{CallDelta, Parsed, ToolParser, Tools};
 use crate::answer::{Finished, Frame, SessionError, Token};
-use crate::gateway::ReceiptView;
+use crate::gateway::{PotView, PotsView, ReceiptView, ShareView};
 
 /// Most contributors in a reply; the receipt lists them all.
 const SHARES_MAX: usize = 5;
@@ -582,33 +582,55 @@ fn payments(ends: &[End], n_choices: usize) -> Option<Value> {
 
 /// The `openledger` object of an answer.
 fn payment(receipt: &ReceiptView) -> Value {
-    let shares: Vec<Value> = receipt
-        .shares
-        .iter()
-        .take(SHARES_MAX)
-        .map(|share| {
-            json!({
-                "contributor": share.contributor,
-                "address": share.address,
-                "score": share.score,
-                "share_ppb": share.share_ppb,
-                "paid_wei": share.paid_wei,
-                "records": share.records.iter().take(RECORDS_MAX).collect::<Vec<_>>(),
-            })
-        })
-        .collect();
+    let PotsView {
+        training,
+        spans,
+        context,
+    } = &receipt.pots;
+    let pots = json!({
+        "training": pot(training),
+        "spans": pot(spans),
+        "context": pot(context),
+    });
     json!({
         "receipt_id": receipt.id,
         "request_id": receipt.request_id,
         "status": receipt.status,
         "fee_wei": receipt.fee_wei,
         "split": receipt.split,
-        "shares": shares,
-        "n_shares": receipt.n_shares,
+        "pots": pots,
         "treasury_wei": receipt.treasury_wei,
         "tx_hash": receipt.tx_hash,
         "block": receipt.block,
     })
+}
+
+/// The beginning of a pot; the receipt has all of it.
+fn pot(pot: &PotView) -> Value {
+    let share = |share: &ShareView| {
+        json!({
+            "contributor": share.contributor,
+            "address": share.address,
+            "weight": share.weight,
+            "share_ppb": share.share_ppb,
+            "paid_wei": share.paid_wei,
+            "records": share.records.iter().take(RECORDS_MAX).collect::<Vec<_>>(),
+        })
+    };
+    let contributors = pot.contributors.iter().take(SHARES_MAX);
+    let mut shown = json!({
+        "paid_wei": pot.paid_wei,
+        "contributors": contributors.map(share).collect::<Vec<_>>(),
+        "n_contributors": pot.n_contributors,
+    });
+    if !pot.found.is_empty() {
+        shown["found"] = json!(pot.found.iter().take(SHARES_MAX).collect::<Vec<_>>());
+        shown["n_found"] = json!(pot.found.len());
+    }
+    if !pot.passages.is_empty() {
+        shown["passages"] = json!(pot.passages);
+    }
+    shown
 }
 
 /// An adapter that was registered and cannot be had now. Where it lies is not

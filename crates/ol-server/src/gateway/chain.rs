@@ -302,9 +302,12 @@ impl Chain {
         }
         let receipt = (&pending.receipt).into();
         let query = pending.query.to_bytes().to_vec().into();
-        let input: Bytes = InferenceSettlement::settleCall { receipt, query }
-            .abi_encode()
-            .into();
+        let call = InferenceSettlement::settleCall {
+            receipt,
+            query,
+            evidence: (&pending.gathered.evidence).into(),
+        };
+        let input: Bytes = call.abi_encode().into();
         let operator = self.operator.address();
         // Tried first: a refusal then costs no gas and comes with its reason.
         let request = CallRequest {

@@ -15,10 +15,12 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use ol_model::Tokenizer;
 use ol_types::B256;
 use tokio::sync::Semaphore;
 
 use super::ServedModel;
+use super::chain::{Chain, Model};
 use super::holds::Hold;
 use super::journal::{AnsweredRequest, Journal, PENDING_MAX, PendingReceipt};
 use super::settlement::{Job, Settlement, chain_of};
@@ -78,6 +80,9 @@ pub(super) struct Tools {
     pub(super) journal: Journal,
     pub(super) settlement: Arc<Settlement>,
     pub(super) models: BTreeMap<String, Arc<ServedModel>>,
+    /// Knows which pots a model has.
+    pub(super) chain: Arc<Chain>,
+    pub(super) tokenizer: Arc<Tokenizer>,
     /// Shared with the requests that wait for their sketch.
     pub(super) sketches: Arc<Semaphore>,
 }
@@ -222,7 +227,14 @@ impl Worker {
                 return Ok(());
             }
         };
-        let done = match self.receipt(answered) {
+        let model = match self.tools.chain.model_of(&answered.draft) {
+            Ok(model) => model,
+            Err(error) => {
+                tracing::warn!(%request, error = chain_of(&error), "an answer waits for the chain");
+                return Err(waiting);
+            }
+        };
+        let done = match self.receipt(answered, model) {
             Ok(pending) => journal
                 .add(&pending)
                 .and_then(|()| journal.remove_answer(request))
@@ -253,13 +265,18 @@ impl Worker {
 
     /// # Errors
     /// Why there is no sketch.
-    fn receipt(&self, answered: AnsweredRequest) -> Result<PendingReceipt, String> {
+    fn receipt(
+        &self,
+        answered: AnsweredRequest,
+        model: Option<Model>,
+    ) -> Result<PendingReceipt, String> {
         let draft = &answered.draft;
         let served = self.tools.models.values().find(|served| {
             ol_types::name_id(&served.name) == draft.model_id
                 && served.adapter.hash() == draft.adapter_hash
         });
         let served = served.ok_or("its model is not served any more")?;
-        answered.sketched(&*served.sketcher)
+        let model = model.ok_or("its model is not on chain any more")?;
+        answered.recorded(served, model.params.potsBps, &self.tools.tokenizer)
     }
 }

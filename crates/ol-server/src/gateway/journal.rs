@@ -7,11 +7,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use alloy_primitives::hex;
-use ol_poa::QuerySketch;
-use ol_types::{B256, RECEIPT_SIZE_BYTES, Receipt};
+use alloy_primitives::{Bytes, hex};
+use ol_poa::evidence::EVIDENCE_SIZE_BYTES_MAX;
+use ol_poa::{Evidence, QuerySketch};
+use ol_types::{B256, RECEIPT_SIZE_BYTES, Receipt, keccak256};
 
 use super::durable;
+use crate::evidence::{Gathered, OBJECT_SIZE_BYTES_MAX};
 
 pub(super) use self::answered::AnsweredRequest;
 
@@ -28,47 +30,72 @@ const ANSWER_MAX_SIZE_BYTES: u64 = 64 << 20;
 /// Folder of the receipts that the chain refused.
 const REFUSED: &str = "refused";
 
-const PENDING_SIZE_BYTES: usize = RECEIPT_SIZE_BYTES + ol_poa::K;
+/// Receipt, query sketch, and the size of the evidence.
+const HEAD_SIZE_BYTES: usize = RECEIPT_SIZE_BYTES + ol_poa::K + 4;
+
+/// Largest file of a receipt.
+const PENDING_MAX_SIZE_BYTES: u64 =
+    (HEAD_SIZE_BYTES + EVIDENCE_SIZE_BYTES_MAX) as u64 + OBJECT_SIZE_BYTES_MAX;
 
 /// Most receipts that may be owed at once.
 pub const PENDING_MAX: usize = 10_000;
 
-/// A receipt and the query sketch it names: all that settling needs.
+/// A receipt with the query sketch and the evidence it names: all that settling
+/// needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PendingReceipt {
     /// The receipt.
     pub receipt: Receipt,
     /// The sketch whose hash the receipt holds.
     pub query: QuerySketch,
+    /// The evidence whose hash the receipt holds, and the object that shows it.
+    pub gathered: Gathered,
 }
 
 impl PendingReceipt {
-    fn encode(&self) -> [u8; PENDING_SIZE_BYTES] {
-        let mut bytes = [0; PENDING_SIZE_BYTES];
-        bytes[..RECEIPT_SIZE_BYTES].copy_from_slice(&self.receipt.encode());
-        bytes[RECEIPT_SIZE_BYTES..].copy_from_slice(&self.query.to_bytes());
+    /// Receipt, query sketch, size of the evidence, evidence, object.
+    fn encode(&self) -> Vec<u8> {
+        let Gathered { evidence, object } = &self.gathered;
+        let evidence = evidence.to_bytes();
+        let size = u32::try_from(evidence.len()).expect("evidence has some kilobytes at most");
+        let mut bytes = self.receipt.encode().to_vec();
+        bytes.extend(self.query.to_bytes());
+        bytes.extend(size.to_be_bytes());
+        bytes.extend(evidence);
+        bytes.extend(object);
         bytes
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, String> {
-        if bytes.len() != PENDING_SIZE_BYTES {
-            return Err(format!(
-                "it has {} bytes, not {PENDING_SIZE_BYTES}",
-                bytes.len()
-            ));
-        }
-        let (receipt, query) = bytes.split_at(RECEIPT_SIZE_BYTES);
+        let short = || format!("it has only {} bytes", bytes.len());
+        let (receipt, rest) = bytes
+            .split_at_checked(RECEIPT_SIZE_BYTES)
+            .ok_or_else(short)?;
+        let (query, rest) = rest.split_at_checked(ol_poa::K).ok_or_else(short)?;
+        let (size, rest) = rest.split_first_chunk().ok_or_else(short)?;
+        let size = u32::from_be_bytes(*size) as usize;
+        let (evidence, object) = rest.split_at_checked(size).ok_or_else(short)?;
         let receipt = Receipt::decode(receipt).map_err(|error| error.to_string())?;
         let query = QuerySketch::from_bytes(query).map_err(|error| error.to_string())?;
+        let evidence = Evidence::from_bytes(evidence).map_err(|error| error.to_string())?;
         if query.hash() != receipt.query_hash {
             return Err("its query sketch is not the receipt's".to_owned());
         }
-        Ok(Self { receipt, query })
+        let id = (!object.is_empty()).then(|| keccak256(object));
+        if evidence.hash() != receipt.evidence_hash || evidence.object() != id {
+            return Err("its evidence is not the receipt's".to_owned());
+        }
+        let object = Bytes::copy_from_slice(object);
+        Ok(Self {
+            receipt,
+            query,
+            gathered: Gathered { evidence, object },
+        })
     }
 }
 
 /// The folder of receipts that are owed, one file each, named by the receipt's
-/// id and holding the encoded receipt and the query sketch. A file is complete
+/// id and holding the encoded receipt, the query sketch and the evidence. A file is complete
 /// or not there; its name and the hashes in it vouch for its bytes.
 ///
 /// Beside them are the answers that are still to be sketched, named by the id of
@@ -99,10 +126,10 @@ impl Owed {
         }
     }
 
-    /// The query sketch, if it is computed.
-    pub(super) const fn query(&self) -> Option<&QuerySketch> {
+    /// The receipt with its query sketch and evidence, if they are computed.
+    pub(super) const fn recorded(&self) -> Option<&PendingReceipt> {
         match self {
-            Self::Receipt(pending) => Some(&pending.query),
+            Self::Receipt(pending) => Some(pending),
             Self::Answer(_) => None,
         }
     }
@@ -354,7 +381,7 @@ impl Journal {
 
     fn read(&self, name: &str) -> Result<Option<PendingReceipt>, JournalError> {
         let path = self.dir.join(name);
-        let read = durable::read(&path, PENDING_SIZE_BYTES as u64);
+        let read = durable::read(&path, PENDING_MAX_SIZE_BYTES);
         let bytes = match read {
             Ok(Some(bytes)) => bytes,
             Ok(None) => return Ok(None),

@@ -241,6 +241,7 @@ impl Task {
                 prompt_hash: hash_tokens(&prompt_tokens),
                 response_hash: hash_tokens(&token_ids),
                 query_hash: B256::ZERO,
+                evidence_hash: B256::ZERO,
                 tokens_in,
                 tokens_out,
                 fee_wei,
@@ -267,7 +268,7 @@ impl Task {
             .acquire()
             .await
             .map_err(|_| SessionError::Account)?;
-        let pending = record(&gateway, &served, answered).await?;
+        let pending = record(&gateway, &served, params.potsBps, answered).await?;
         drop((turn, place, room));
 
         // From here on the fee is owed, whatever happens.
@@ -305,12 +306,14 @@ fn settle(admission: Option<Admission>, (tokens_in, tokens_out): (u32, u32), fee
 async fn record(
     gateway: &Arc<Inner>,
     served: &Arc<ServedModel>,
+    pots_bps: [u16; 3],
     answered: AnsweredRequest,
 ) -> Result<PendingReceipt, SessionError> {
     let (gateway, served) = (Arc::clone(gateway), Arc::clone(served));
     let request_id = answered.draft.request_id;
     let recorded = tokio::task::spawn_blocking(move || {
-        let pending = answered.sketched(&*served.sketcher)?;
+        let tokenizer = gateway.preparer.tokenizer();
+        let pending = answered.recorded(&served, pots_bps, tokenizer)?;
         if let Err(error) = gateway.journal.add(&pending) {
             // It may be on the disk all the same, and the client is told that
             // nothing is charged.

@@ -229,9 +229,10 @@ impl Worker {
         let id = pending.receipt.id();
         match settled {
             Ok(()) => {
-                // Both before the journal forgets: whoever sees the settlement can verify it.
+                // All before the journal forgets: whoever sees the settlement can verify it.
                 self.objects.put(pending.receipt.encode().to_vec())?;
                 self.objects.put(pending.query.to_bytes().to_vec())?;
+                pending.gathered.store(&self.objects)?;
                 self.journal.remove(id)?;
                 Ok(Status::Settled)
             }

@@ -5,6 +5,7 @@ use ol_poa::Entry;
 use proptest::prelude::*;
 
 use super::*;
+use crate::evidence::{Gathered, Passage, Sources, gather};
 
 /// Owns what an [`Evidence`] borrows.
 #[derive(Debug, Clone)]
@@ -12,6 +13,8 @@ struct Case {
     id: B256,
     receipt: Vec<u8>,
     query: Vec<u8>,
+    evidence: Vec<u8>,
+    shown: Vec<u8>,
     chunks: Vec<Vec<u8>>,
     params: Params,
     settled: Settlement,
@@ -24,6 +27,9 @@ impl Case {
             id: self.id,
             receipt: &self.receipt,
             query: &self.query,
+            evidence: &self.evidence,
+            shown: &self.shown,
+            spans: None,
             chunks: &chunks,
             params: &self.params,
             settled: &self.settled,
@@ -33,6 +39,35 @@ impl Case {
 
 /// 300 records of 7 contributors, some codes for and some against the answer.
 fn case(seed: u8, null_threshold: u64) -> Case {
+    case_with(seed, null_threshold, true)
+}
+
+/// Two passages of two contributors; spans have tests of their own.
+fn passages() -> Gathered {
+    let passage = |n: u8, drop| Passage {
+        record: keccak256([n]),
+        contributor: Address::repeat_byte(n),
+        drop,
+    };
+    let passages = [
+        passage(3, 700),
+        passage(9, 41),
+        passage(3, 1),
+        passage(2, 0),
+    ];
+    let tokenizer = crate::evidence::tests::tokenizer();
+    gather(
+        &[1; 99],
+        &Sources {
+            tokenizer: &tokenizer,
+            spans: None,
+            passages: &passages,
+        },
+    )
+    .unwrap()
+}
+
+fn case_with(seed: u8, null_threshold: u64, has_evidence: bool) -> Case {
     let code = |a: u32, b: u32| {
         let hash = keccak256([&[seed][..], &a.to_be_bytes(), &b.to_be_bytes()].concat());
         hash[0].cast_signed().max(-127)
@@ -59,6 +94,12 @@ fn case(seed: u8, null_threshold: u64) -> Case {
         priceOutPerKTokens: 3_000_000_019,
         platformFee: 11,
         splitBps: ol_poa::DEFAULT_SPLIT_BPS,
+        potsBps: ol_poa::DEFAULT_POTS_BPS,
+    };
+    let gathered = if has_evidence {
+        passages()
+    } else {
+        Gathered::default()
     };
     let receipt = Receipt {
         chain_id: 161_200,
@@ -73,12 +114,13 @@ fn case(seed: u8, null_threshold: u64) -> Case {
         prompt_hash: B256::repeat_byte(9),
         response_hash: B256::repeat_byte(10),
         query_hash: query.hash(),
+        evidence_hash: gathered.evidence.hash(),
         tokens_in: 17,
         tokens_out: 99,
         fee_wei: params.fee_wei(17, 99).unwrap(),
         answered_at_s: 1_700_000_000,
     };
-    let payout = payout(&receipt, &query, &index, &params).unwrap();
+    let payout = payout(&receipt, &query, &index, &params, &gathered.evidence).unwrap();
     let settled = Settlement {
         receipt_id: receipt.id(),
         model_id: receipt.model_id,
@@ -87,14 +129,15 @@ fn case(seed: u8, null_threshold: u64) -> Case {
         platform_wei: payout.split.platform_wei,
         model_wei: payout.split.model_wei,
         stakers_wei: payout.split.stakers_wei,
-        contributors_wei: payout.split.contributors_wei,
-        treasury: payout.credits.is_empty().then_some(params.treasury),
-        credits: payout.credits,
+        treasury: (payout.treasury_wei > 0).then_some(params.treasury),
+        pots: payout.pots,
     };
     Case {
         id: receipt.id(),
         receipt: receipt.encode().to_vec(),
         query: query.to_bytes().to_vec(),
+        evidence: gathered.evidence.to_bytes(),
+        shown: gathered.object.to_vec(),
         chunks: index.chunks().into_iter().map(<[u8]>::to_vec).collect(),
         params,
         settled,
@@ -112,10 +155,16 @@ fn an_honest_receipt_matches() {
     let payout = case.verify().unwrap();
     assert_eq!(payout, Payout::from(&case.settled));
     assert!(
-        (1..7).contains(&payout.credits.len()),
+        (1..7).contains(&payout.pot(Pot::Training).credits.len()),
         "some contributors are for, some against"
     );
-    let paid: u128 = payout.credits.iter().map(|credit| credit.amount_wei).sum();
+    assert_eq!(payout.pot(Pot::Spans), &PotCredits::default());
+    let context = payout.pot(Pot::Context).credits.iter();
+    let weights: Vec<_> = context.map(|c| (c.contributor, c.weight)).collect();
+    let who = Address::repeat_byte;
+    assert_eq!(weights, [(who(3), 701), (who(9), 41)]);
+    let credits = payout.pots.iter().flat_map(|pot| &pot.credits);
+    let paid: u128 = credits.map(|credit| credit.amount_wei).sum();
     let split = payout.split;
     assert_eq!(paid, split.contributors_wei);
     let fee = split.platform_wei + split.model_wei + split.stakers_wei + paid;
@@ -124,10 +173,17 @@ fn an_honest_receipt_matches() {
 
 #[test]
 fn without_a_weight_the_treasury_is_paid() {
-    let case = case(1, u64::MAX);
+    let case = case_with(1, u64::MAX, false);
     let payout = case.verify().unwrap();
-    assert_eq!(payout.credits, []);
+    assert!(payout.pots.iter().all(|pot| pot.credits.is_empty()));
     assert_eq!(payout.treasury_wei, payout.split.contributors_wei);
+}
+
+#[test]
+fn without_evidence_all_of_it_is_for_training() {
+    let payout = case_with(1, 0, false).verify().unwrap();
+    let training = payout.pot(Pot::Training);
+    assert_eq!(training.amount_wei, payout.split.contributors_wei);
 }
 
 #[test]
@@ -153,12 +209,32 @@ fn every_part_is_compared() {
         ("split.model", |case| case.settled.model_wei += 1),
         ("split.stakers", |case| case.settled.stakers_wei += 1),
         ("split.contributors", |case| {
-            case.settled.contributors_wei += 1
+            case.settled.pots[0].amount_wei += 1
         }),
-        ("contributors", |case| {
-            case.settled.credits.pop();
+        ("training", |case| {
+            case.settled.pots[0].amount_wei += 1;
+            case.settled.pots[2].amount_wei -= 1;
         }),
-        ("contributors", |case| case.settled.credits.swap(0, 1)),
+        ("training: contributors", |case| {
+            case.settled.pots[0].credits.pop();
+        }),
+        ("training: contributors", |case| {
+            case.settled.pots[0].credits.swap(0, 1)
+        }),
+        ("context: contributors", |case| {
+            case.settled.pots[2].credits.pop();
+        }),
+        ("spans: contributors", |case| {
+            case.settled.pots[1].credits = case.settled.pots[2].credits.clone();
+        }),
+        ("evidence", |case| case.evidence[9] ^= 1),
+        ("evidence", |case| case.evidence.clear()),
+        ("evidence.object", |case| case.shown[9] ^= 1),
+        ("evidence.object", |case| case.shown.clear()),
+        ("training", |case| {
+            case.params.potsBps = [5_900, 2_000, 2_100]
+        }),
+        ("pots", |case| case.params.potsBps = [8_000, 2_000, 0]),
         ("treasury", |case| {
             case.settled.treasury = Some(Address::ZERO)
         }),
@@ -171,13 +247,16 @@ fn every_part_is_compared() {
         change(&mut changed);
         differs(&changed, part);
     }
-    let contributor = honest.settled.credits[0].contributor;
-    let mut changed = honest.clone();
-    changed.settled.credits[0].weight += 1;
-    differs(&changed, &format!("weight of {contributor}"));
-    let mut changed = honest;
-    changed.settled.credits[0].amount_wei += 1;
-    differs(&changed, &format!("amount of {contributor}"));
+    for pot in [Pot::Training, Pot::Context] {
+        let contributor = honest.settled.pots[pot as usize].credits[0].contributor;
+        let name = pot.name();
+        let mut changed = honest.clone();
+        changed.settled.pots[pot as usize].credits[0].weight += 1;
+        differs(&changed, &format!("{name}: weight of {contributor}"));
+        let mut changed = honest.clone();
+        changed.settled.pots[pot as usize].credits[0].amount_wei += 1;
+        differs(&changed, &format!("{name}: amount of {contributor}"));
+    }
 }
 
 proptest! {

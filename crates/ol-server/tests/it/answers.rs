@@ -3,14 +3,18 @@
 
 use std::sync::Arc;
 
+use ol_poa::spans::SpanRule;
 use ol_runtime::Shutdown;
 use ol_server::Access;
 use ol_server::api::{self, ApiState};
+use ol_server::evidence::Gathered;
 use ol_server::verify::{self, Evidence};
-use ol_types::{B256, Receipt};
+use ol_types::{Address, B256, Receipt};
 use serde_json::{Value, json};
 
-use crate::support::{Disk, MODELS, World, events, question, wei};
+use crate::support::{
+    Disk, MODELS, QUOTED_QUESTION, QUOTING, World, events, question, quoted_answer, spans, wei,
+};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -64,6 +68,10 @@ fn models_are_listed() {
     world.stop();
 }
 
+fn contributors<'a>(receipt: &'a Value, pot: &str) -> &'a [Value] {
+    receipt["pots"][pot]["contributors"].as_array().unwrap()
+}
+
 /// The parts of a fee add up, and the receipt is the one of the reply.
 fn check_payment(world: &World, payment: &Value) -> Value {
     let split = &payment["split"];
@@ -82,48 +90,65 @@ fn check_payment(world: &World, payment: &Value) -> Value {
         "split",
         "tx_hash",
         "block",
-        "n_shares",
         "status",
         "treasury_wei",
         "request_id",
     ] {
         assert_eq!(receipt[field], payment[field], "{field}");
     }
-    let shares = receipt["shares"].as_array().unwrap();
-    assert_eq!(receipt["n_shares"], shares.len());
-    let paid: u128 = shares.iter().map(|share| wei(&share["paid_wei"])).sum();
-    assert_eq!(paid + wei(&receipt["treasury_wei"]), parts[3]);
+    let mut of_pots = 0;
+    for pot in ["training", "spans", "context"] {
+        let pot_wei = wei(&receipt["pots"][pot]["paid_wei"]);
+        assert_eq!(
+            receipt["pots"][pot]["paid_wei"],
+            payment["pots"][pot]["paid_wei"]
+        );
+        let shares = contributors(&receipt, pot);
+        assert_eq!(receipt["pots"][pot]["n_contributors"], shares.len());
+        let paid: u128 = shares.iter().map(|share| wei(&share["paid_wei"])).sum();
+        let treasury_wei = if pot == "training" {
+            wei(&receipt["treasury_wei"])
+        } else {
+            0
+        };
+        assert_eq!(paid + treasury_wei, pot_wei, "{pot}");
+        of_pots += pot_wei;
+    }
+    assert_eq!(of_pots, parts[3]);
     receipt
 }
 
 /// Recomputes a receipt as a stranger would: objects and chain alone.
 fn check_publicly(world: &World, id: &str) {
     let id: B256 = id.parse().unwrap();
-    let encoded = world.objects.get(id, 512).unwrap();
+    let encoded = world.objects.get(id, 1_000).unwrap();
     let receipt = Receipt::decode(&encoded).unwrap();
-    let query = world.objects.get(receipt.query_hash, 128).unwrap();
+    let query = world.objects.get(receipt.query_hash, 1_000).unwrap();
+    let gathered = Gathered::load(&world.objects, receipt.evidence_hash);
+    let gathered = gathered.unwrap().unwrap();
+    let spans = spans(&world.dir);
     let chain = ol_server::gateway::Chain::new(world.node.clone(), crate::support::signer(4));
     let model = chain.model_of(&receipt).unwrap().unwrap();
     let index = chain.index(receipt.sketch_root).unwrap();
     let settled = chain.settled(id).unwrap().unwrap();
-    let payout = verify::verify(&Evidence {
+    let honest = Evidence {
         id,
         receipt: &encoded,
         query: &query,
+        evidence: &gathered.evidence.to_bytes(),
+        shown: &gathered.object,
+        spans: Some(&spans),
         chunks: &index.chunks(),
         params: &model.params,
         settled: &settled.settlement,
-    });
+    };
+    let payout = verify::verify(&honest);
     assert_eq!(payout.unwrap().fee_wei, receipt.fee_wei);
     let mut tampered = query.to_vec();
     tampered[0] ^= 1;
     let difference = verify::verify(&Evidence {
-        id,
-        receipt: &encoded,
         query: &tampered,
-        chunks: &index.chunks(),
-        params: &model.params,
-        settled: &settled.settlement,
+        ..honest
     });
     assert_eq!(difference.unwrap_err().part, "query");
 }
@@ -150,12 +175,12 @@ fn an_answer_comes_with_a_receipt_that_anybody_can_recompute() {
         (&receipt["tokens_in"], &receipt["tokens_out"]),
         (&usage["prompt_tokens"], &json!(20))
     );
-    let shares = receipt["shares"].as_array().unwrap();
+    let shares = contributors(&receipt, "training");
     assert!(
         !shares.is_empty() && shares.len() < 9,
         "some contributors' data moved the answer"
     );
-    assert!(shares.is_sorted_by_key(|share| std::cmp::Reverse(wei(&share["score"]))));
+    assert!(shares.is_sorted_by_key(|share| std::cmp::Reverse(wei(&share["weight"]))));
     assert!(
         shares
             .iter()
@@ -171,12 +196,65 @@ fn an_answer_comes_with_a_receipt_that_anybody_can_recompute() {
 }
 
 #[test]
+fn words_that_stand_in_records_are_paid_from_a_pot_of_their_own() {
+    let disk = Disk::new();
+    let world = disk.start();
+    let mut body = question(QUOTING, QUOTED_QUESTION, 1);
+    body["temperature"] = json!(0);
+    body["max_tokens"] = json!(40);
+    let reply = world.chat(&body);
+    let receipt = check_payment(&world, &reply["openledger"]);
+    let pots = &receipt["pots"];
+    let part_wei = wei(&receipt["split"]["contributors"]);
+    // Nothing was retrieved: the pot for context falls to training.
+    let expected = ol_poa::shares(part_wei, &[8_000, 2_000]).unwrap();
+    assert_eq!(wei(&pots["training"]["paid_wei"]), expected[0]);
+    assert_eq!(wei(&pots["spans"]["paid_wei"]), expected[1]);
+    assert_eq!(pots["context"]["paid_wei"], "0");
+
+    let index = spans(&world.dir);
+    let units = index.units(&quoted_answer(), &SpanRule::default()).unwrap();
+    assert!(units.len() >= 2, "{units:?}");
+    let mut paid: Vec<(Address, u64)> = contributors(&receipt, "spans")
+        .iter()
+        .map(|share| {
+            let text = |field: &str| share[field].as_str().unwrap().to_owned();
+            (
+                text("address").parse().unwrap(),
+                text("weight").parse().unwrap(),
+            )
+        })
+        .collect();
+    paid.sort();
+    assert_eq!(paid, units);
+
+    let answer: Vec<char> = reply["choices"][0]["message"]["content"]
+        .as_str()
+        .unwrap()
+        .chars()
+        .collect();
+    let found = pots["spans"]["found"].as_array().unwrap();
+    assert!(!found.is_empty());
+    for span in found {
+        let place = |n: usize| usize::try_from(span["text_range"][n].as_u64().unwrap()).unwrap();
+        let words: String = answer[place(0)..place(1).min(answer.len())]
+            .iter()
+            .collect();
+        let text = span["text"].as_str().unwrap();
+        assert!(text.starts_with(&words) && !words.is_empty(), "{span}");
+        assert!(!span["holders"].as_array().unwrap().is_empty());
+    }
+    check_publicly(&world, receipt["id"].as_str().unwrap());
+    world.stop();
+}
+
+#[test]
 fn where_nobodys_data_counts_the_treasury_is_paid() {
     let disk = Disk::new();
     let world = disk.start();
     let reply = world.chat(&question("silent", "who", 1));
     let receipt = check_payment(&world, &reply["openledger"]);
-    assert_eq!(receipt["shares"], json!([]));
+    assert_eq!(contributors(&receipt, "training"), [] as [Value; 0]);
     assert_eq!(receipt["treasury_wei"], receipt["split"]["contributors"]);
     check_publicly(&world, receipt["id"].as_str().unwrap());
     world.stop();

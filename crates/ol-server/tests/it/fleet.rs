@@ -376,7 +376,7 @@ fn receipts_do_not_depend_on_who_computes() {
         let given = world.chat(body);
         assert_eq!(given["choices"], expected["choices"]);
         assert_eq!(given["openledger"]["status"], "settled");
-        for part in ["fee_wei", "split", "shares"] {
+        for part in ["fee_wei", "split", "pots"] {
             assert_eq!(given["openledger"][part], expected["openledger"][part]);
         }
     }

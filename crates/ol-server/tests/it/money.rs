@@ -60,7 +60,10 @@ fn pending_answer(disk: &Disk) -> (String, u128) {
     let shown = world.get(&format!("/v1/receipts/{id}")).json();
     assert_eq!(shown["status"], "pending");
     assert!(
-        shown["n_shares"].as_u64().unwrap() > 0,
+        shown["pots"]["training"]["n_contributors"]
+            .as_u64()
+            .unwrap()
+            > 0,
         "what it will pay is known already"
     );
     let fee_wei = wei(&payment["fee_wei"]);

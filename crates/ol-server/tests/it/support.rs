@@ -13,14 +13,18 @@ use alloy_signer_local::PrivateKeySigner;
 use alloy_sol_types::SolCall;
 use ol_contracts::address;
 use ol_contracts::bindings::{DatanetRegistry, InferenceSettlement, ModelRegistry, SketchStore};
-use ol_model::{Lora, LoraConfig, Model, ModelConfig, Tokenizer};
+use ol_model::{ChatMessage, Lora, LoraConfig, Model, ModelConfig, Role, Tokenizer};
 use ol_node::{BlockRef, CallRequest, CallStatus, Node};
 use ol_poa::{Entry, Index, K, QuerySketch};
 use ol_runtime::{ManualClock, Objects, Shutdown};
-use ol_serve::{AdapterComponents, AdapterStore, AdapterStoreOptions, EngineHandle, EngineOptions};
+use ol_serve::{
+    AdapterComponents, AdapterRef, AdapterStore, AdapterStoreOptions, EngineHandle, EngineOptions,
+    GenerateRequest, Sampling,
+};
 use ol_server::api::{self, ApiState};
 use ol_server::gateway::{AnswerSketcher, Chain, Gateway, GatewayOptions, ServedModel};
 use ol_server::{Access, Backend};
+use ol_spans::{BuildOptions, Corpus, RecordRef, SpanIndex, Store};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -161,7 +165,64 @@ fn index(name: &str) -> Index {
 /// The model whose answers cannot be sketched.
 pub(crate) const BROKEN: &str = "broken";
 
-pub(crate) const MODELS: [&str; 5] = [BROKEN, "defi-exploits", "legal", "silent", SLOW];
+pub(crate) const MODELS: [&str; 6] = [BROKEN, "defi-exploits", "legal", QUOTING, "silent", SLOW];
+
+/// The model that pays for spans: its datanet holds what it answers to
+/// [`QUOTED_QUESTION`].
+pub(crate) const QUOTING: &str = "quoting";
+pub(crate) const QUOTED_QUESTION: &str = "who drained the bridge";
+
+/// What [`QUOTING`] answers to [`QUOTED_QUESTION`], without sampling.
+pub(crate) fn quoted_answer() -> Vec<u32> {
+    static ANSWER: OnceLock<Vec<u32>> = OnceLock::new();
+    let make = || {
+        let message = ChatMessage {
+            role: Role::User,
+            content: QUOTED_QUESTION.to_owned(),
+        };
+        let prompt = tokenizer().chat(&[message]).unwrap();
+        let n = MODELS.iter().position(|name| *name == QUOTING).unwrap() + 1;
+        let engine = engine();
+        let answer = engine.submit(GenerateRequest {
+            adapter: Some(AdapterRef::resident(adapter(u32::try_from(n).unwrap()))),
+            sampling: Sampling::GREEDY,
+            ..GenerateRequest::new(prompt, 40)
+        });
+        let (_, completion) = answer.unwrap().blocking_collect().unwrap();
+        engine.shutdown();
+        completion.token_ids
+    };
+    ANSWER.get_or_init(make).clone()
+}
+
+/// The index of the datanet of [`QUOTING`]: two records of contributors 3 and 4
+/// hold different parts of its answer, another one the first part too; a long one
+/// of contributor 6 makes words of others rare.
+pub(crate) fn spans(dir: &Path) -> Arc<SpanIndex> {
+    let dir = dir.join("spans");
+    std::fs::create_dir_all(&dir).unwrap();
+    let answer = quoted_answer();
+    let long = vec![0; 5_000];
+    let texts = [&answer[..22], &answer[22..], &answer[..22], &long].map(<[u32]>::to_vec);
+    let record = |n: u8| RecordRef {
+        hash: keccak256([n]),
+        contributor: contributor(n + 3),
+        cluster: n.into(),
+    };
+    let corpus = Corpus {
+        manifest: keccak256("manifest"),
+        tokenizer: keccak256("tokenizer"),
+        vocabulary_size: tokenizer().vocab_size(),
+        records: (0..4).map(record).collect(),
+    };
+    let mut tokens = |record: &RecordRef| Ok(vec![texts[record.cluster as usize].clone()]);
+    let store = Store::open(&dir).unwrap();
+    let options = BuildOptions::default();
+    let id = store
+        .update(&corpus, &options, &mut tokens, &mut |_| ())
+        .unwrap();
+    Arc::new(store.load(id).unwrap())
+}
 
 /// The model whose answers are sketched when the gate is open.
 pub(crate) const SLOW: &str = "slow";
@@ -289,6 +350,10 @@ fn register(node: &Node) {
             priceOutPerKTokens: OPEN / 3,
             platformFee: 1_234_567,
             splitBps: ol_poa::DEFAULT_SPLIT_BPS,
+            potsBps: match name {
+                QUOTING => ol_poa::DEFAULT_POTS_BPS,
+                _ => [10_000, 0, 0],
+            },
         };
         let call = ModelRegistry::registerCall {
             name: name.to_owned(),
@@ -405,6 +470,7 @@ impl Disk {
             name: name.to_owned(),
             adapter: adapter(n),
             sketcher: sketcher(name, &self.gate),
+            spans: (name == QUOTING).then(|| spans(self.path())),
         });
         let objects = Objects::local(&self.path().join("objects")).unwrap();
         let gateway = Gateway::start(
@@ -444,6 +510,7 @@ impl Disk {
             node,
             gateway,
             objects,
+            dir: self.path().to_owned(),
             runtime,
             address,
             state,
@@ -461,6 +528,7 @@ pub(crate) struct World {
     pub(crate) node: Node,
     pub(crate) gateway: Gateway,
     pub(crate) objects: Objects,
+    pub(crate) dir: PathBuf,
     runtime: Runtime,
     pub(crate) address: SocketAddr,
     state: ApiState,

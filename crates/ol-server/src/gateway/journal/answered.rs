@@ -1,11 +1,13 @@
 //! Answers that are owed a receipt whose query sketch is still to be computed.
 
+use ol_model::Tokenizer;
 use ol_types::{B256, RECEIPT_SIZE_BYTES, Receipt, keccak256};
 
+use super::super::ServedModel;
 use super::super::session::hash_tokens;
 use super::super::settlement::chain_of;
-use super::super::sketch::AnswerSketcher;
 use super::PendingReceipt;
+use crate::evidence::{Gathered, Sources, gather};
 
 const CHECK_SIZE_BYTES: usize = 32;
 
@@ -13,7 +15,7 @@ const CHECK_SIZE_BYTES: usize = 32;
 /// its settlement need.
 #[derive(Clone, PartialEq, Eq)]
 pub(in crate::gateway) struct AnsweredRequest {
-    /// The receipt as it will be, but with a query hash of zero.
+    /// The receipt as it will be, but with hashes of query and evidence of zero.
     pub(in crate::gateway) draft: Receipt,
     /// The prompt.
     pub(in crate::gateway) prompt_tokens: Vec<u32>,
@@ -31,21 +33,42 @@ impl std::fmt::Debug for AnsweredRequest {
 }
 
 impl AnsweredRequest {
-    /// The receipt, with the sketch that follows from the tokens.
+    /// The receipt, with the sketch and the evidence that follow from the tokens.
+    /// Evidence is gathered for the pots that the model has.
     ///
     /// # Errors
     /// Why there is no sketch, in words.
-    pub(in crate::gateway) fn sketched(
+    pub(in crate::gateway) fn recorded(
         self,
-        sketcher: &dyn AnswerSketcher,
+        served: &ServedModel,
+        pots_bps: [u16; 3],
+        tokenizer: &Tokenizer,
     ) -> Result<PendingReceipt, String> {
+        let sketcher = &served.sketcher;
         let query = sketcher.sketch(&self.prompt_tokens, &self.answer_tokens);
         let query = query.map_err(|error| chain_of(&*error))?;
+        let [_, spans_bps, _] = pots_bps;
+        let sources = Sources {
+            tokenizer,
+            spans: served.spans.as_deref().filter(|_| spans_bps > 0),
+            passages: &[],
+        };
+        let gathered = gather(&self.answer_tokens, &sources).unwrap_or_else(|error| {
+            // Its pots fall to training: contributors are paid all the same.
+            let (request, error) = (self.draft.request_id, chain_of(&error));
+            tracing::warn!(%request, error, "an answer is settled without evidence");
+            Gathered::default()
+        });
         let receipt = Receipt {
             query_hash: query.hash(),
+            evidence_hash: gathered.evidence.hash(),
             ..self.draft
         };
-        Ok(PendingReceipt { receipt, query })
+        Ok(PendingReceipt {
+            receipt,
+            query,
+            gathered,
+        })
     }
 
     /// Size of the file of an answer with so many tokens.
@@ -90,6 +113,7 @@ impl AnsweredRequest {
         let mut prompt_tokens: Vec<u32> = tokens.iter().map(|id| u32::from_be_bytes(*id)).collect();
         let answer_tokens = prompt_tokens.split_off(draft.tokens_in as usize);
         let is_whole = draft.query_hash == B256::ZERO
+            && draft.evidence_hash == B256::ZERO
             && draft.prompt_hash == hash_tokens(&prompt_tokens)
             && draft.response_hash == hash_tokens(&answer_tokens);
         if !is_whole {

@@ -1,6 +1,6 @@
 //! Goal: what was added is found after a restart, whole, or the damage is named.
 
-use ol_types::{Address, keccak256};
+use ol_types::Address;
 use proptest::prelude::*;
 
 use super::*;
@@ -8,6 +8,12 @@ use super::*;
 fn pending(seed: u8, answered_at_s: u64) -> PendingReceipt {
     let hash = |salt: u8| keccak256([seed, salt]);
     let query = QuerySketch::new([i8::try_from(seed % 100).unwrap(); ol_poa::K]).unwrap();
+    let object = Bytes::copy_from_slice(&[seed; 9]);
+    let spans = vec![(Address::repeat_byte(seed), 7)];
+    let gathered = Gathered {
+        evidence: Evidence::new(spans, vec![], keccak256(&object)).unwrap(),
+        object,
+    };
     let receipt = Receipt {
         chain_id: 161_200,
         settlement: Address::repeat_byte(5),
@@ -21,12 +27,17 @@ fn pending(seed: u8, answered_at_s: u64) -> PendingReceipt {
         prompt_hash: hash(6),
         response_hash: hash(7),
         query_hash: query.hash(),
+        evidence_hash: gathered.evidence.hash(),
         tokens_in: 3,
         tokens_out: 4,
         fee_wei: 5,
         answered_at_s,
     };
-    PendingReceipt { receipt, query }
+    PendingReceipt {
+        receipt,
+        query,
+        gathered,
+    }
 }
 
 #[test]
@@ -93,11 +104,12 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn any_changed_byte_is_damage(at in 0..PENDING_SIZE_BYTES, mask in 1..=u8::MAX) {
+    fn any_changed_byte_is_damage(at: prop::sample::Index, mask in 1..=u8::MAX) {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::open(dir.path()).unwrap();
         let pending = pending(7, 1);
         let mut bytes = pending.encode();
+        let at = at.index(bytes.len());
         bytes[at] ^= mask;
         fs::write(dir.path().join(file_name(pending.receipt.id())), bytes).unwrap();
         let found = journal.all();
