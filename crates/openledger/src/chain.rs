@@ -1,7 +1,6 @@
 //! The chain and objects of a data folder, whether an instance runs on it or not.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use alloy_primitives::B256;
@@ -27,7 +26,7 @@ use crate::rpc::Rpc;
 pub(crate) struct Chain {
     rpc: Rpc,
     data: DataDir,
-    gateway_dir: PathBuf,
+    layout: Layout,
     source: Source,
 }
 
@@ -56,7 +55,7 @@ impl Chain {
             return Ok(Self {
                 rpc: Rpc::new(&instance.rpc),
                 data: data()?,
-                gateway_dir: layout.gateway(),
+                layout: layout.clone(),
                 source: Source::Running(instance),
             });
         }
@@ -87,13 +86,18 @@ impl Chain {
         Ok(Self {
             rpc,
             data,
-            gateway_dir: layout.gateway(),
+            layout: layout.clone(),
             source: Source::Opened(Box::new(opened)),
         })
     }
 
     pub(crate) const fn rpc(&self) -> &Rpc {
         &self.rpc
+    }
+
+    /// The folder that it is read from.
+    pub(crate) const fn layout(&self) -> &Layout {
+        &self.layout
     }
 
     pub(crate) fn objects(&self) -> anyhow::Result<Objects> {
@@ -114,7 +118,7 @@ impl Chain {
             Source::Opened(opened) => {
                 // Nothing is settled here; reading needs no other key.
                 let chain = gateway::Chain::new(opened.node.clone(), dev_signer(DevRole::Operator));
-                let journal = Journal::open(&self.gateway_dir.join("pending"))?;
+                let journal = Journal::open(&self.layout.gateway().join("pending"))?;
                 let labels = Arc::new(labels(&self.datanets()?)?);
                 let receipts = Receipts::new(Arc::new(chain), self.objects()?, journal, labels);
                 let view = receipts

@@ -14,11 +14,13 @@ use crate::device::Device;
 
 mod node;
 mod serve;
+mod spans;
 mod train;
 mod watch;
 
 pub(crate) use node::{BlockTime, DoctorArgs, NodeCommand, NodeRunArgs, StatusArgs};
 pub(crate) use serve::{FleetArgs, FleetCommand, ServeArgs, WorkersArgs};
+pub(crate) use spans::{SpansCommand, SpansVersion};
 pub(crate) use train::{
     AdapterArgs, AdapterCommand, JobArgs, MergeFormat, TrainArgs, TrainCommand, WorkerArgs,
 };
@@ -342,6 +344,13 @@ pub(crate) enum DatanetCommand {
         /// Datanet to verify [default: all]
         name: Option<String>,
     },
+    /// Index the words of a datanet: which runs of an answer stand in which records
+    ///
+    /// A model's pot for spans pays those whose words stand word for word in its
+    /// answers. `openledger up` builds what it needs; these commands build ahead,
+    /// check, and look up any text.
+    #[command(subcommand)]
+    Spans(SpansCommand),
 }
 
 #[derive(Debug, Args)]

@@ -11,7 +11,7 @@ use ol_attribution::map::SketchMap;
 use ol_attribution::record::{RecordInput, SketchOptions, sketch_records};
 use ol_datanet::{CommittedRecord, Datanets, cluster_owners};
 use ol_model::{Lora, LoraConfig, Model, Pool, Tokenizer, write_atomic};
-use ol_poa::Index;
+use ol_poa::{DEFAULT_POTS_BPS, Index};
 use ol_runtime::{Objects, SystemClock};
 use ol_train::{
     AdapterJob, AdapterReport, DatanetUse, LoraObjective, Observer, Progress, TrainOptions,
@@ -45,6 +45,8 @@ pub(crate) struct Recipe {
     pub(crate) epochs: u16,
     pub(crate) learning_rate: f32,
     pub(crate) seed: u64,
+    /// What contributors are paid by: training, spans and context, in basis points.
+    pub(crate) pots_bps: [u16; 3],
 }
 
 impl Recipe {
@@ -54,6 +56,7 @@ impl Recipe {
         epochs: 6,
         learning_rate: 3e-3,
         seed: 1,
+        pots_bps: DEFAULT_POTS_BPS,
     };
 }
 
@@ -68,6 +71,13 @@ pub(crate) struct Description {
     pub(crate) manifest_hash: B256,
     pub(crate) sketch_root: B256,
     pub(crate) sketch_map_hash: B256,
+    /// What contributors are paid by: training, spans and context, in basis points.
+    #[serde(default = "default_pots_bps")]
+    pub(crate) pots_bps: [u16; 3],
+}
+
+const fn default_pots_bps() -> [u16; 3] {
+    DEFAULT_POTS_BPS
 }
 
 /// A model read from its folder, every part checked against the description.
@@ -237,7 +247,15 @@ pub(crate) fn train_model(
         held_out,
         trained.len(),
     )?;
-    finish(base, &manifest, datanet, name, &trained, &report, dir)?;
+    finish(
+        base,
+        &manifest,
+        name,
+        recipe.pots_bps,
+        &trained,
+        &report,
+        dir,
+    )?;
     Ok(report)
 }
 
@@ -277,8 +295,8 @@ fn training_manifest(
 fn finish(
     base: &Base,
     manifest: &TrainingManifest,
-    datanet: &str,
     name: &str,
+    pots_bps: [u16; 3],
     records: &[&CommittedRecord],
     report: &AdapterReport,
     dir: &Path,
@@ -302,12 +320,13 @@ fn finish(
     let map_bytes = sketches.map.to_bytes();
     let description = Description {
         name: name.to_owned(),
-        datanet: datanet.to_owned(),
+        datanet: manifest.datanets[0].name.clone(),
         base_hash: base.model.hash(),
         adapter_hash: report.adapter_hash,
         manifest_hash: keccak256(&manifest_bytes),
         sketch_root: sketches.index.root(),
         sketch_map_hash: keccak256(&map_bytes),
+        pots_bps,
     };
     let write = |file: &str, bytes: &[u8]| {
         let path = dir.join(file);

@@ -55,6 +55,11 @@ impl Layout {
         self.root.join("jobs")
     }
 
+    /// Indexes of the spans of datanets.
+    pub(crate) fn spans(&self) -> PathBuf {
+        self.root.join("spans")
+    }
+
     /// How far the watch of this chain has come.
     pub(crate) fn watch(&self) -> PathBuf {
         self.root.join("watch")

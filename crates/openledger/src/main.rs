@@ -16,6 +16,7 @@ mod registration;
 mod rpc;
 mod secret;
 mod signals;
+mod spans;
 
 use std::io::{self, Write};
 use std::process::ExitCode;

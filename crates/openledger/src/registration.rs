@@ -48,6 +48,7 @@ pub(crate) struct ModelFacts<'a> {
     pub(crate) adapter_hash: B256,
     pub(crate) manifest_hash: B256,
     pub(crate) index: &'a Index,
+    pub(crate) pots_bps: [u16; 3],
 }
 
 /// Registers a datanet and publishes the versions that the chain does not have.
@@ -121,7 +122,8 @@ pub(crate) fn register_model(rpc: &Rpc, facts: &ModelFacts<'_>) -> anyhow::Resul
         let is_current = params.baseHash == facts.base_hash
             && params.adapterHash == facts.adapter_hash
             && params.manifestHash == facts.manifest_hash
-            && params.sketchRoot == sketch_root;
+            && params.sketchRoot == sketch_root
+            && params.potsBps == facts.pots_bps;
         if is_current {
             return Ok(());
         }
@@ -140,6 +142,7 @@ pub(crate) fn register_model(rpc: &Rpc, facts: &ModelFacts<'_>) -> anyhow::Resul
         priceOutPerKTokens: PRICE_OUT_PER_K_TOKENS_WEI,
         platformFee: PLATFORM_FEE_WEI,
         splitBps: DEFAULT_SPLIT_BPS,
+        potsBps: facts.pots_bps,
     };
     if is_known {
         rpc.send(

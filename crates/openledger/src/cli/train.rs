@@ -115,6 +115,28 @@ pub(crate) struct WorkerArgs {
     pub(crate) runner: Option<String>,
 }
 
+/// Pots in basis points.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Pots(pub(crate) [u16; 3]);
+
+impl Pots {
+    /// Reads three whole per cent that add up to 100. The registry on chain has
+    /// bounds of its own.
+    fn parse(text: &str) -> Result<Self, String> {
+        let parts: Vec<u16> = text
+            .split(',')
+            .map(|part| part.trim().parse().ok().filter(|percent| *percent <= 100))
+            .collect::<Option<_>>()
+            .unwrap_or_default();
+        match <[u16; 3]>::try_from(parts) {
+            Ok(percent) if percent.iter().sum::<u16>() == 100 => Ok(Self(percent.map(|p| p * 100))),
+            _ => {
+                Err("three whole numbers that add up to 100, as 60,20,20, are expected".to_owned())
+            }
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct JobArgs {
     /// The job as a file, JSON or TOML (specs/job.md); flags change what it says
@@ -135,6 +157,13 @@ pub(crate) struct JobArgs {
     /// which `openledger up` serves
     #[arg(long, conflicts_with = "data")]
     pub(crate) datanet: Option<String>,
+    /// What a payable model's contributors are paid by, in per cent of their part
+    /// of a fee: influence on the answer, words that stand in it, passages that
+    /// the model was given [default: 60,20,20]
+    ///
+    /// What there is no evidence for falls to the first.
+    #[arg(long, value_name = "TRAINING,SPANS,CONTEXT", value_parser = Pots::parse)]
+    pub(crate) pots: Option<Pots>,
     /// Name of the job, or of the payable model
     #[arg(long)]
     pub(crate) name: Option<String>,

@@ -90,10 +90,30 @@ pub(crate) fn show_payment(payment: &Value, out: Out<'_>) -> anyhow::Result<()> 
     ] {
         writeln!(out, "  {name:<14}{:>24} OPEN", open_of(&split[part]))?;
     }
-    let shares = payment["shares"]
+    for (pot, what) in [
+        ("training", "whose data moved the answer"),
+        ("spans", "whose words stand in it"),
+        ("context", "whose passages it was given"),
+    ] {
+        show_pot(&payment["pots"][pot], pot, what, out)?;
+    }
+    Ok(())
+}
+
+/// One pot, with the contributors who earned most; nothing if it is empty.
+fn show_pot(pot: &Value, name: &str, what: &str, out: Out<'_>) -> anyhow::Result<()> {
+    let shares = pot["contributors"]
         .as_array()
         .map(Vec::as_slice)
         .unwrap_or_default();
+    if shares.is_empty() {
+        return Ok(());
+    }
+    writeln!(
+        out,
+        "    {name:<12}{:>24} OPEN  {what}",
+        open_of(&pot["paid_wei"])
+    )?;
     for share in shares.iter().take(SHARES_SHOWN_MAX) {
         let records: Vec<&str> = share["records"]
             .as_array()
@@ -104,19 +124,19 @@ pub(crate) fn show_payment(payment: &Value, out: Out<'_>) -> anyhow::Result<()> 
             .collect();
         writeln!(
             out,
-            "    {:<54}{:>8} {:>22} OPEN  {}",
+            "      {:<52}{:>8} {:>22} OPEN  {}",
             share["contributor"].as_str().unwrap_or("?"),
             percent_of(&share["share_ppb"]),
             open_of(&share["paid_wei"]),
             records.join(", ")
         )?;
     }
-    let n_shares = payment["n_shares"]
+    let n_shares = pot["n_contributors"]
         .as_u64()
         .and_then(|n| usize::try_from(n).ok())
         .unwrap_or(shares.len());
     if n_shares > SHARES_SHOWN_MAX {
-        writeln!(out, "    … and {} more", n_shares - SHARES_SHOWN_MAX)?;
+        writeln!(out, "      … and {} more", n_shares - SHARES_SHOWN_MAX)?;
     }
     Ok(())
 }

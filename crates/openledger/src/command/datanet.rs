@@ -1,4 +1,4 @@
-//! `openledger datanet`: create, add, list, show, verify.
+//! `openledger datanet`: create, add, list, show, verify, index.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -18,6 +18,8 @@ use crate::instance::{Instance, Layout};
 use crate::output::{Out, print};
 use crate::registration;
 use crate::rpc::Rpc;
+
+mod spans;
 
 /// Most rejected lines shown to a person; `--json` has them all.
 const REJECTIONS_SHOWN_MAX: usize = 10;
@@ -57,6 +59,7 @@ pub(crate) fn run(
         }
         DatanetCommand::List => list(&datanets, json, out),
         DatanetCommand::Show { name } => show(&datanets.show(name)?, json, out),
+        DatanetCommand::Spans(command) => spans::run(layout, &datanets, command, json, out),
         DatanetCommand::Verify { name } => verify(&datanets, name.as_deref(), json, out),
     }
 }

@@ -7,20 +7,23 @@ use anyhow::{Context, anyhow, bail, ensure};
 use ol_contracts::address::{DATANET_REGISTRY, INFERENCE_SETTLEMENT, MODEL_REGISTRY, SKETCH_STORE};
 use ol_contracts::bindings::ModelRegistry::{self, Params};
 use ol_contracts::bindings::{DatanetRegistry, SketchStore};
-use ol_contracts::settlement::Settlement;
-use ol_poa::{Index, K};
+use ol_contracts::settlement::{PotCredits, Settlement};
+use ol_poa::{Index, K, Pot};
+use ol_server::evidence::Gathered;
 use ol_server::verify::{Evidence, Payout, is_made_by, verify};
+use ol_spans::SpanIndex;
 use ol_train::TrainingManifest;
 use ol_types::{B256, RECEIPT_SIZE_BYTES, Receipt, name_id};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::chain::Chain;
 use crate::cli::ReceiptCommand;
 use crate::command::ask::show_payment;
 use crate::command::rerun::rerun;
 use crate::instance::Layout;
-use crate::output::{Out, print};
+use crate::output::{Out, open, print};
 use crate::rpc::Rpc;
+use crate::spans::Spans;
 
 /// Largest training manifest, in bytes.
 const MANIFEST_SIZE_BYTES_MAX: u64 = 1 << 20;
@@ -58,14 +61,24 @@ pub(crate) fn run(
             found.verify_training(&chain)?;
             let question = args.question.as_deref();
             let answer = question
-                .map(|question| rerun(layout, &found.receipt, question, args))
+                .map(|question| {
+                    let lists = &found.evidence.evidence;
+                    rerun(
+                        layout,
+                        &found.receipt,
+                        (lists, found.params.potsBps),
+                        question,
+                        args,
+                    )
+                })
                 .transpose()
                 .with_context(|| format!("receipt {id} does not match"))?;
             let value = json!({
                 "id": id,
                 "verdict": "match",
                 "fee_wei": payout.fee_wei.to_string(),
-                "n_contributors": payout.credits.len(),
+                "n_contributors": payout.pot(Pot::Training).credits.len(),
+                "pots": pots(&payout),
                 "n_records": found.index.len(),
                 "answer": answer,
                 "tx_hash": found.tx_hash,
@@ -77,10 +90,22 @@ pub(crate) fn run(
                     out,
                     "Recomputed from objects and chain: {} record scores, {} contributors, {} wei, block {}.",
                     found.index.len(),
-                    payout.credits.len(),
+                    payout.pot(Pot::Training).credits.len(),
                     payout.fee_wei,
                     found.block
                 )?;
+                for pot in Pot::ALL {
+                    let PotCredits {
+                        amount_wei,
+                        credits,
+                    } = payout.pot(pot);
+                    let (name, n) = (pot.name(), credits.len());
+                    writeln!(
+                        out,
+                        "  {name:<10}{:>24} OPEN  {n} contributors",
+                        open(*amount_wei)
+                    )?;
+                }
                 match &answer {
                     Some(answer) => {
                         writeln!(out, "Answered again, to the same query sketch: {answer}")
@@ -93,6 +118,18 @@ pub(crate) fn run(
             })
         }
     }
+}
+
+fn pots(payout: &Payout) -> Value {
+    let pot = |pot: Pot| {
+        let PotCredits {
+            amount_wei,
+            credits,
+        } = payout.pot(pot);
+        let view = json!({"paid_wei": amount_wei.to_string(), "n_contributors": credits.len()});
+        (pot.name().to_owned(), view)
+    };
+    Value::Object(Pot::ALL.into_iter().map(pot).collect())
 }
 
 /// Recomputes a receipt as `receipt verify` does: what differs, if anything.
@@ -112,6 +149,9 @@ struct Found {
     bytes: Vec<u8>,
     receipt: Receipt,
     query: Vec<u8>,
+    evidence: Gathered,
+    /// The spans of the datanet that the model learned from, if they are paid for.
+    spans: Option<SpanIndex>,
     datanets: Vec<String>,
     params: Params,
     index: Index,
@@ -136,6 +176,13 @@ fn collect(chain: &Chain, id: B256) -> anyhow::Result<Found> {
         .get(receipt.query_hash, K as u64)
         .context("the query sketch")?
         .to_vec();
+    let evidence = Gathered::load(&objects, receipt.evidence_hash).context("the evidence")?;
+    let evidence = evidence.context("the evidence is none")?;
+    let spans = if evidence.evidence.spans().is_empty() {
+        None
+    } else {
+        Some(find_spans(chain, &receipt)?)
+    };
     let (params, datanets) = params_of(rpc, &receipt)?;
     let index = read_index(rpc, receipt.sketch_root)?;
     let (settled, tx_hash, block) = read_settlement(rpc, id)?;
@@ -143,6 +190,8 @@ fn collect(chain: &Chain, id: B256) -> anyhow::Result<Found> {
         bytes,
         receipt,
         query,
+        evidence,
+        spans,
         datanets,
         params,
         index,
@@ -150,6 +199,22 @@ fn collect(chain: &Chain, id: B256) -> anyhow::Result<Found> {
         tx_hash,
         block,
     })
+}
+
+/// The index in which spans are found again; built if this folder has none.
+fn find_spans(chain: &Chain, receipt: &Receipt) -> anyhow::Result<SpanIndex> {
+    let manifest = read_manifest(chain, receipt)?;
+    let spans = Spans::open(chain.layout())?;
+    spans.of_model(&chain.datanets()?, &manifest)
+}
+
+fn read_manifest(chain: &Chain, receipt: &Receipt) -> anyhow::Result<TrainingManifest> {
+    let bytes = chain
+        .objects()?
+        .get(receipt.manifest_hash, MANIFEST_SIZE_BYTES_MAX);
+    Ok(TrainingManifest::from_bytes(
+        &bytes.context("the training manifest")?,
+    )?)
 }
 
 /// The registered version that made the receipt, and its datanets.
@@ -211,6 +276,9 @@ impl Found {
             id,
             receipt: &self.bytes,
             query: &self.query,
+            evidence: &self.evidence.evidence.to_bytes(),
+            shown: &self.evidence.object,
+            spans: self.spans.as_ref(),
             chunks: &chunks,
             params: &self.params,
             settled: &self.settled,
@@ -222,10 +290,7 @@ impl Found {
     /// names base, adapter and datanet version, and each sketched record is in
     /// that version, paid to the address and owning the cluster it names there.
     fn verify_training(&self, chain: &Chain) -> anyhow::Result<()> {
-        let bytes = chain
-            .objects()?
-            .get(self.receipt.manifest_hash, MANIFEST_SIZE_BYTES_MAX);
-        let manifest = TrainingManifest::from_bytes(&bytes.context("the training manifest")?)?;
+        let manifest = read_manifest(chain, &self.receipt)?;
         ensure!(
             manifest.base == self.receipt.base_hash,
             "the training manifest names another base"

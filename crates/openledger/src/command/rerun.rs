@@ -10,22 +10,29 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use ol_attribution::query::QuerySketcher;
 use ol_model::{ChatMessage, Role};
+use ol_poa::Evidence;
+use ol_runtime::DataDir;
 use ol_serve::{AdapterRef, EngineHandle, EngineOptions, GenerateRequest, Sampling};
+use ol_server::evidence::{Sources, gather};
 use ol_server::gateway::hash_tokens;
+use ol_train::TrainingManifest;
 use ol_types::Receipt;
 
 use crate::cli::VerifyArgs;
+use crate::command::datanet;
 use crate::factory::{Base, TrainedModel, model_folders};
 use crate::instance::Layout;
+use crate::spans::Spans;
 
 /// Answers the question as the receipt's model does, and compares prompt, answer
-/// and query sketch with what the receipt commits to. Returns the answer.
+/// query sketch and spans with what the receipt commits to. Returns the answer.
 ///
 /// # Errors
 /// If the model is not in this folder, or anything differs, by name.
 pub(crate) fn rerun(
     layout: &Layout,
     receipt: &Receipt,
+    (evidence, pots_bps): (&Evidence, [u16; 3]),
     question: &str,
     args: &VerifyArgs,
 ) -> anyhow::Result<String> {
@@ -86,6 +93,27 @@ pub(crate) fn rerun(
         recomputed == found,
         "query sketch differs: recomputed {recomputed}, found {found}"
     );
+    let [_, spans_bps, _] = pots_bps;
+    if spans_bps > 0 {
+        let data = DataDir::open_or_create(layout.root())?;
+        let manifest = TrainingManifest::from_bytes(&model.manifest)?;
+        let spans = Spans::open(layout)?;
+        let index = spans.of_model(&datanet::open(&data)?, &manifest)?;
+        let sources = Sources {
+            tokenizer: spans.tokenizer(),
+            spans: Some(&index),
+            passages: &[],
+        };
+        let gathered = gather(&completion.token_ids, &sources)?;
+        let (recomputed, found) = (gathered.evidence.spans(), evidence.spans());
+        ensure!(
+            recomputed == found,
+            "spans differ: recomputed {} contributors, found {}; the answer's words stand \
+             elsewhere than the receipt pays for",
+            recomputed.len(),
+            found.len()
+        );
+    }
     Ok(text)
 }
 

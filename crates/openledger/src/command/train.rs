@@ -18,6 +18,11 @@ pub(crate) fn run(
 ) -> anyhow::Result<()> {
     match &args.command {
         None if is_payable(args) => payable::run(layout, &args.job, json, out),
+        None if args.job.pots.is_some() => {
+            anyhow::bail!(
+                "--pots is for a payable model: --datanet without --base, --spec or --out"
+            )
+        }
         None => jobs::train(layout, &args.job, json, out),
         Some(TrainCommand::Jobs) => jobs::list(layout, json, out),
         Some(TrainCommand::Show { id }) => jobs::show(layout, *id, json, out),

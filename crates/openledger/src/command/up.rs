@@ -23,6 +23,7 @@ use ol_server::eth::{self, ServeConfig};
 use ol_server::fleet::{Fleet, FleetOptions};
 use ol_server::gateway::{AnswerSketcher, Chain, Gateway, GatewayOptions, ServedModel};
 use ol_server::metrics::{Exporter, ServingObserver};
+use ol_train::TrainingManifest;
 use ol_types::WEI_PER_OPEN;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -40,6 +41,7 @@ use crate::registration::{DevRole, ModelFacts, dev_signer, publish_datanet, regi
 use crate::rpc::Rpc;
 use crate::secret::write_private;
 use crate::signals::stop_signals;
+use crate::spans::Spans;
 
 /// What the development payer is given to spend, and below what it is given more.
 const PREPAID_WEI: u128 = 10_000 * WEI_PER_OPEN;
@@ -100,6 +102,7 @@ pub(crate) fn run(layout: &Layout, args: &UpArgs, out: Out<'_>) -> anyhow::Resul
             adapter_hash: model.description.adapter_hash,
             manifest_hash: model.description.manifest_hash,
             index: &model.index,
+            pots_bps: model.description.pots_bps,
         };
         register_model(&rpc, &facts)?;
     }
@@ -300,9 +303,20 @@ fn start_gateway(
         tokenizer,
         pool.threads(),
     )?;
+    let spans = Spans::open(layout)?;
     let served = trained
         .into_iter()
         .map(|model| {
+            let [_, spans_bps, _] = model.description.pots_bps;
+            let index = match spans_bps {
+                0 => None,
+                _ => {
+                    let manifest = TrainingManifest::from_bytes(&model.manifest)?;
+                    let index = spans.of_model(datanets, &manifest);
+                    let name = &model.description.name;
+                    Some(Arc::new(index.with_context(|| format!("model {name}"))?))
+                }
+            };
             let adapter = Arc::new(model.adapter);
             let sketcher = Sketcher {
                 query: QuerySketcher::new(model.map, &base_model, &adapter)?,
@@ -314,6 +328,7 @@ fn start_gateway(
                 name: model.description.name,
                 adapter,
                 sketcher: Arc::new(sketcher),
+                spans: index,
             })
         })
         .collect::<anyhow::Result<_>>()?;

@@ -41,7 +41,23 @@ fn a_users_own_datanet_becomes_a_model_that_pays() {
         "nothing new makes no version: {again}"
     );
 
-    let trained = run_json(&dir, &["train", "--datanet", "clauses", "--epochs", "3"]);
+    refused(
+        &dir,
+        &["train", "--data", file, "--pots", "80,20,0"],
+        "payable model",
+    );
+    let trained = run_json(
+        &dir,
+        &[
+            "train",
+            "--datanet",
+            "clauses",
+            "--epochs",
+            "3",
+            "--pots",
+            "75,25,0",
+        ],
+    );
     let (before, after) = (&trained["held_out_before"], &trained["held_out_after"]);
     assert!(
         after.as_f64().unwrap() < before.as_f64().unwrap(),
@@ -60,7 +76,14 @@ fn a_users_own_datanet_becomes_a_model_that_pays() {
         "clauses",
         "Does the clause limit what may be done with confidential information?",
     );
-    let share = &reply["openledger"]["shares"][0];
+    let pots = &reply["openledger"]["pots"];
+    let spans_wei = wei(&pots["spans"]["paid_wei"]);
+    let part_wei = wei(&reply["openledger"]["split"]["contributors"]);
+    assert!(
+        spans_wei == 0 || spans_wei.abs_diff(part_wei / 4) <= 1,
+        "a quarter, or nobody is quoted: {pots}"
+    );
+    let share = &reply["openledger"]["pots"]["training"]["contributors"][0];
     assert!(
         contributors.contains(&share["contributor"].as_str().unwrap()),
         "{reply}"
@@ -74,7 +97,17 @@ fn a_users_own_datanet_becomes_a_model_that_pays() {
     // What was credited can be claimed, once.
     let contributor = share["contributor"].as_str().unwrap();
     let claimed = run_json(&dir, &["earnings", "claim", contributor]);
-    assert_eq!(wei(&claimed["claimed_wei"]), wei(&share["paid_wei"]));
+    let earned: u128 = ["training", "spans", "context"]
+        .iter()
+        .flat_map(|pot| {
+            reply["openledger"]["pots"][pot]["contributors"]
+                .as_array()
+                .unwrap()
+        })
+        .filter(|other| other["address"] == share["address"])
+        .map(|share| wei(&share["paid_wei"]))
+        .sum();
+    assert_eq!(wei(&claimed["claimed_wei"]), earned);
     assert_eq!(claimed["balance_wei"], claimed["claimed_wei"]);
     refused(
         &dir,

@@ -20,7 +20,7 @@ use ol_contracts::bindings::{
 };
 use ol_contracts::court::posted_call;
 use ol_poa::court::{Claim, CommittedIndex};
-use ol_poa::{Entry, Index, K, QuerySketch};
+use ol_poa::{Entry, Evidence, Index, K, QuerySketch};
 use ol_runtime::DataDir;
 use ol_types::{DEV_CHAIN_ID, DEV_MNEMONIC_KEYS, Receipt, WEI_PER_OPEN, name_id};
 use serde_json::{Value, json};
@@ -115,6 +115,7 @@ fn register(node: &NodeAlone, index: &CommittedIndex) {
             priceOutPerKTokens: 0,
             platformFee: 10,
             splitBps: [1000, 2000, 2000, 5000],
+            potsBps: [10_000, 0, 0],
         },
     };
     send(node, OWNER, MODEL_REGISTRY, 0, &register);
@@ -145,6 +146,7 @@ fn claim(node: &NodeAlone, index: &CommittedIndex, number: u8, claim: &Claim, da
         prompt_hash: keccak256("prompt"),
         response_hash: keccak256("response"),
         query_hash: keccak256(query),
+        evidence_hash: Evidence::default().hash(),
         tokens_in: 1000,
         tokens_out: 0,
         fee_wei: FEE_WEI,

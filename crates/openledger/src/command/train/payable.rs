@@ -92,6 +92,7 @@ fn recipe(args: &JobArgs) -> anyhow::Result<Recipe> {
         epochs: epochs as u16,
         learning_rate: args.learning_rate.unwrap_or(shipped.learning_rate),
         seed: args.seed.unwrap_or(shipped.seed),
+        pots_bps: args.pots.map_or(shipped.pots_bps, |pots| pots.0),
     };
     ensure!(
         recipe.learning_rate > 0.0,
