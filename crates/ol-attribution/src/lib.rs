@@ -12,6 +12,7 @@
 //! - [`method`], [`record`], [`query`]: the same for an adapter on a language
 //!   model: its records' sketches, and the sketch of an answer.
 //! - [`kronecker`]: curvature of adapters of any size, within a memory budget.
+//! - [`placebo`]: what chance pays, and nobody should get.
 //! - [`scorer`]: an answer's nets and best records among millions.
 //! - [`self_query`]: the acceptance measure.
 //!
@@ -26,6 +27,7 @@ mod linalg;
 mod linalg_tests;
 pub mod map;
 pub mod method;
+pub mod placebo;
 pub mod query;
 mod random;
 pub mod record;
