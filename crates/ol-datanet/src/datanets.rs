@@ -82,9 +82,9 @@ impl<'a> AddOptions<'a> {
 }
 
 /// Similarity of near duplicates, in per cent, that finds copies in which up
-/// to a sixth of the words was changed. `docs/attribution.md` says what else
+/// to an eighth of the words was changed. `docs/attribution.md` says what else
 /// it finds.
-pub const NEAR_DUPLICATES_PERCENT: u8 = 50;
+pub const NEAR_DUPLICATES_PERCENT: u8 = 60;
 
 /// What became of the lines of one input.
 #[derive(Debug, Clone, PartialEq, Eq)]

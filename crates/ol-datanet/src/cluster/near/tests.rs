@@ -12,7 +12,7 @@ use crate::cluster::Clusters;
 #[derive(Deserialize)]
 struct Vectors {
     records: Vec<Text>,
-    signature_of_the_first: Vec<u32>,
+    signature_of_the_first: Vec<u16>,
     clusters: std::collections::BTreeMap<String, Vec<u32>>,
 }
 
@@ -101,7 +101,7 @@ proptest! {
         for record in &records {
             let signature = Signature::of(record).unwrap();
             let is_near = |owner: &Signature| {
-                let bands = |of: &Signature| of.0.as_chunks::<BAND_VALUES>().0.to_vec();
+                let bands = |of: &Signature| of.0.as_chunks::<BAND_VALUES>().0[..BANDS].to_vec();
                 bands(owner).iter().zip(bands(&signature)).any(|(a, b)| *a == b)
                     && 100 * owner.n_equal(&signature) >= usize::from(percent) * VALUES
             };
