@@ -25,6 +25,11 @@ struct Room {
 
 const ROOMS: &[Room] = &[
     Room {
+        name: "attacks",
+        benches: &[("ol-attribution", "attacks")],
+        with_contracts: false,
+    },
+    Room {
         name: "attribution-truth",
         benches: &[("ol-attribution", "truth")],
         with_contracts: false,
