@@ -74,7 +74,7 @@ fn main() -> anyhow::Result<()> {
         ..Setting::default()
     };
     let market = Market::open(&root, setting, threads)?;
-    let attacks: [(&str, Attack); 6] = [
+    let attacks: [(&str, Attack<'_>); 6] = [
         ("copies", &copies::exact),
         ("paraphrases", &|market| {
             copies::paraphrased(market, &PARAPHRASED)
