@@ -13,14 +13,16 @@ use alloy_consensus::{
 use alloy_eips::eip2718::Encodable2718 as _;
 use alloy_eips::eip2930::{AccessList, AccessListItem};
 use alloy_eips::eip7702::Authorization;
-use alloy_primitives::{Address, B256, Bytes, Log, Signature, TxKind, U256, hex};
+use alloy_primitives::{Address, B256, Bytes, Log, Signature, TxKind, U256, hex, keccak256};
 use alloy_signer::SignerSync as _;
 use alloy_signer_local::PrivateKeySigner;
 use ol_evm::{Header, Transaction, TransactionReceipt};
 use ol_model::{
     Dtype, Family, Format, GgufTokenizer, Lora, LoraConfig, Model, ModelConfig, Projection,
-    SlidingWindow, TokenKind,
+    SlidingWindow, TokenKind, Tokenizer,
 };
+use ol_server::evidence::{Passage, Sources, gather};
+use ol_spans::{BuildOptions, Corpus, RecordRef, Store};
 
 const TO: Address = Address::repeat_byte(0x11);
 
@@ -45,6 +47,68 @@ fn main() {
     models(&root);
     adapters(&root);
     ggufs(&root);
+    spans(&root);
+}
+
+/// An index of three records, spans with holders, and evidence.
+fn spans(root: &Path) {
+    let text = |n: u32| -> Vec<u32> { (0..20).map(|i| (i * i + n * i) % 16).collect() };
+    let record = |n: u8| RecordRef {
+        hash: keccak256([n]),
+        contributor: Address::repeat_byte(n + 1),
+        cluster: u32::from(n / 2),
+    };
+    for (name, vocabulary_size) in [("narrow", 16), ("spare", 40)] {
+        let corpus = Corpus {
+            manifest: keccak256("manifest"),
+            tokenizer: keccak256("tokenizer"),
+            vocabulary_size,
+            records: (0..3).map(record).collect(),
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let mut tokens = |record: &RecordRef| Ok(vec![text(record.cluster), vec![1, 2]]);
+        let options = BuildOptions::default();
+        store
+            .update(&corpus, &options, &mut tokens, &mut |_| ())
+            .unwrap();
+        let file = |extension: &str| {
+            let mut files = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path());
+            fs::read(
+                files
+                    .find(|p| p.extension().is_some_and(|e| e == extension))
+                    .unwrap(),
+            )
+            .unwrap()
+        };
+        let bytes = joined(&[&file("corpus"), &file("shard")]);
+        write(root, "spans", name, &bytes);
+    }
+    let table: Vec<u8> = (0..8_u16).flat_map(|i| (9_000 + i).to_le_bytes()).collect();
+    let answer = [0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7];
+    let spans = [[0, 0, 6, 0, 2, 1, 5, 9], [4, 0, 8, 0, 1, 3, 7, 9]].concat();
+    write(
+        root,
+        "span_units",
+        "overlap",
+        &joined(&[&table, &[&answer[..], &spans].concat()]),
+    );
+    let passages = [Passage {
+        record: keccak256("record"),
+        contributor: Address::repeat_byte(3),
+        drop: 1 << 20,
+    }];
+    let tokenizer = Tokenizer::train(["a text".to_owned()].into_iter(), 260).unwrap();
+    let sources = Sources {
+        tokenizer: &tokenizer,
+        spans: None,
+        passages: &passages,
+    };
+    let gathered = gather(&[1, 2, 3], &sources).unwrap();
+    write(root, "evidence", "lists", &gathered.evidence.to_bytes());
+    write(root, "evidence", "passages", &gathered.object);
+    let spans = r#"{"format":"openledger-evidence-1","n_tokens":9,"spans":{"corpus":"0x1111111111111111111111111111111111111111111111111111111111111111","runs":[{"start":2,"tokens":[5,6,7]}],"found":[{"start":2,"len":3,"text":[4,9],"units":7000000,"holders":[{"cluster":1,"contributor":"0x0101010101010101010101010101010101010101","record":"0x2222222222222222222222222222222222222222222222222222222222222222"}]}]}}"#;
+    write(root, "evidence", "spans", spans.as_bytes());
 }
 
 /// GGUF files of a few kilobytes.

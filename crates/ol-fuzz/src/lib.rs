@@ -16,6 +16,9 @@
 //! - [`model`], [`adapter`]: files of weights are read and written alike, or an error.
 //! - [`gguf`]: a GGUF file is a model, and the same one twice, or an error.
 //! - [`gguf_adapter`]: a GGUF file is an adapter, and as a PEFT directory the same, or an error.
+//! - [`spans`]: files of an index open and are asked, or are damaged by name.
+//! - [`span_units_of`]: whatever spans are said to be found, no token is paid twice.
+//! - [`evidence`]: lists have one encoding; objects that show them are read or refused.
 
 mod chain;
 mod codec;
@@ -23,6 +26,7 @@ mod evm;
 mod gguf;
 mod model;
 mod rpc;
+mod spans;
 mod trie;
 
 pub use chain::{genesis, submit};
@@ -31,6 +35,7 @@ pub use evm::execute;
 pub use gguf::{gguf, gguf_adapter};
 pub use model::{adapter, adapter_base, model};
 pub use rpc::{method, rpc};
+pub use spans::{evidence, span_units_of, spans};
 pub use trie::trie;
 
 /// Something to throw bytes at.
@@ -95,5 +100,17 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "gguf_adapter",
         run: gguf_adapter,
+    },
+    Target {
+        name: "spans",
+        run: spans,
+    },
+    Target {
+        name: "span_units",
+        run: span_units_of,
+    },
+    Target {
+        name: "evidence",
+        run: evidence,
     },
 ];

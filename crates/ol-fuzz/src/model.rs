@@ -7,7 +7,7 @@ use ol_model::{Dtype, Lora, Model, ModelConfig};
 
 /// The parts of an input: the length of each but the last as four bytes
 /// (little-endian), then the parts. A length too large takes what there is.
-fn parts<const N: usize>(bytes: &[u8]) -> Option<[&[u8]; N]> {
+pub(crate) fn parts<const N: usize>(bytes: &[u8]) -> Option<[&[u8]; N]> {
     let (lengths, mut rest) = bytes.split_at_checked(4 * (N - 1))?;
     let mut parts = [rest; N];
     for (part, length) in parts.iter_mut().zip(lengths.as_chunks::<4>().0) {

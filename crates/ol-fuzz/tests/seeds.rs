@@ -124,4 +124,7 @@ targets! {
     adapter: 2_000,
     gguf: 1_000,
     gguf_adapter: 2_000,
+    spans: 2_000,
+    span_units: 4_000,
+    evidence: 4_000,
 }

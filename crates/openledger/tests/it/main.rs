@@ -8,6 +8,7 @@ mod node_alone;
 mod own_data;
 mod refusals;
 mod serve;
+mod spans;
 mod the_loop;
 mod training;
 mod watch;
