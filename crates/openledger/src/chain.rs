@@ -6,6 +6,7 @@ use std::sync::Arc;
 use alloy_primitives::B256;
 use anyhow::{Context, ensure};
 use ol_datanet::Datanets;
+use ol_model::Tokenizer;
 use ol_node::{BlockSigner, Node, NodeConfig};
 use ol_runtime::{DataDir, DirLock, Objects, Shutdown, SystemClock};
 use ol_server::eth;
@@ -120,7 +121,11 @@ impl Chain {
                 let chain = gateway::Chain::new(opened.node.clone(), dev_signer(DevRole::Operator));
                 let journal = Journal::open(&self.layout.gateway().join("pending"))?;
                 let labels = Arc::new(labels(&self.datanets()?)?);
-                let receipts = Receipts::new(Arc::new(chain), self.objects()?, journal, labels);
+                let mut receipts = Receipts::new(Arc::new(chain), self.objects()?, journal, labels);
+                // The words of spans, where the base is at hand.
+                if let Ok(tokenizer) = Tokenizer::load(&self.layout.base()) {
+                    receipts = receipts.with_tokenizer(Arc::new(tokenizer));
+                }
                 let view = receipts
                     .get(id)?
                     .with_context(|| format!("there is no receipt {id} here"))?;
