@@ -58,7 +58,7 @@ const receipt = {
   sketchRoot: H(text("sketches")),
   promptHash: H(bytes(1, 4), bytes(2, 4), bytes(70000, 4)),
   responseHash: H(bytes(3, 4)),
-  queryHash: H(Buffer.alloc(128, 0xff)),
+  queryHash: H(Buffer.alloc(256, 0xff)),
   evidenceHash: Buffer.from(evidenceCases[3].hash.slice(2), "hex"),
   tokensIn: 3n,
   tokensOut: 1n,
@@ -90,10 +90,16 @@ function padded(nodes, width) {
 }
 /** Codes of a sketch from a seed: any byte but 0x80. */
 function codes(seed) {
-  const out = Buffer.alloc(128);
-  for (let i = 0; i < 4; i++) H(text(`${seed} ${i}`)).copy(out, 32 * i);
+  const out = Buffer.alloc(256);
+  for (let i = 0; i < 8; i++) H(text(`${seed} ${i}`)).copy(out, 32 * i);
   return Buffer.from(out.map((code) => (code === 0x80 ? 0x81 : code)));
 }
+/** Codes of an entry, -7 to 7, and the same with code j above code 128 + j in byte j. */
+const small = (sketch) => signed(sketch).map((code) => code % 8n);
+const packed = (sketch) => {
+  const halves = small(sketch).map((code) => Number(code) & 15);
+  return Buffer.from(halves.slice(0, 128).map((high, j) => (high << 4) | halves[128 + j]));
+};
 const signed = (sketch) => [...new Int8Array(sketch)].map(BigInt);
 
 function index(name, nEntries, nContributors, nullThreshold) {
@@ -105,7 +111,7 @@ function index(name, nEntries, nContributors, nullThreshold) {
     codes: codes(`${name} codes ${cluster}`),
   })).sort((a, b) => Buffer.compare(a.contributor, b.contributor) || a.cluster - b.cluster);
   const encoded = entries.map((entry) =>
-    Buffer.concat([entry.contributor, entry.record, bytes(entry.cluster, 4), bytes(entry.scale, 2), entry.codes]),
+    Buffer.concat([entry.contributor, entry.record, bytes(entry.cluster, 4), bytes(entry.scale, 2), packed(entry.codes)]),
   );
   const chunks = [];
   for (let i = 0; i < nEntries; i += CHUNK) chunks.push(encoded.slice(i, i + CHUNK));
@@ -120,7 +126,7 @@ function index(name, nEntries, nContributors, nullThreshold) {
   const query = codes(`${name} query`);
   const nets = new Map();
   for (const entry of entries) {
-    const dot = signed(query).reduce((sum, q, j) => sum + q * signed(entry.codes)[j], 0n);
+    const dot = signed(query).reduce((sum, q, j) => sum + q * small(entry.codes)[j], 0n);
     const key = hex(entry.contributor);
     nets.set(key, (nets.get(key) ?? 0n) + BigInt(entry.scale) * dot);
   }

@@ -31,7 +31,7 @@ contract Greedy {
     }
 }
 
-/// @dev A model over an index of two entries by two contributors, and claims about it. Scores are 128 and 384, so the
+/// @dev A model over an index of two entries by two contributors, and claims about it. Scores are 256 and 768, so the
 /// weights are a quarter and three quarters.
 abstract contract CourtBase is Chain {
     address internal constant FIRST = address(1001);
@@ -56,8 +56,8 @@ abstract contract CourtBase is Chain {
     function build() internal {
         genesis();
         query = flat(1);
-        entry0 = entry(FIRST, 1, 1, flat(1));
-        entry1 = entry(SECOND, 2, 3, flat(1));
+        entry0 = entry(FIRST, 1, 1, packed(1));
+        entry1 = entry(SECOND, 2, 3, packed(1));
         bytes32 leaf0 = keccak256(abi.encodePacked(uint8(0), entry0));
         bytes32 leaf1 = keccak256(abi.encodePacked(uint8(0), entry1));
         bytes32 id = court.commitIndex(
@@ -112,12 +112,12 @@ abstract contract CourtBase is Chain {
     /// @dev What stands: a quarter, three quarters.
     function honest() internal pure returns (Trees memory) {
         uint128 share0 = pot() / 4;
-        return Trees({score0: 128, score1: 384, share0: share0, share1: pot() - share0});
+        return Trees({score0: 256, score1: 768, share0: share0, share1: pot() - share0});
     }
 
     function cutoff(Trees memory) internal pure returns (uint64 remainder, uint32 position) {
-        uint256 remainder0 = uint256(pot()) * 128 % 512;
-        uint256 remainder1 = uint256(pot()) * 384 % 512;
+        uint256 remainder0 = uint256(pot()) * 256 % 1024;
+        uint256 remainder1 = uint256(pot()) * 768 % 1024;
         if (remainder0 == 0) return (0, 0);
         return remainder0 >= remainder1 ? (uint64(remainder0), uint32(0)) : (uint64(remainder1), uint32(1));
     }
@@ -158,7 +158,7 @@ abstract contract CourtBase is Chain {
     function scoreStep(Trees memory trees) internal view returns (bytes memory) {
         bytes32 leaf1 = keccak256(abi.encodePacked(uint8(0), entry1));
         return abi.encodePacked(
-            uint8(1), uint32(0), scoreNode(0, trees.score0), scoreNode(1, trees.score1), entry0, leaf1, query
+            uint8(1), uint32(0), trees.score0, scoreNode(1, trees.score1), entry0, leaf1, query
         );
     }
 
@@ -349,7 +349,7 @@ contract AttributionCourtTest is CourtBase {
 
     function test_an_answer_that_nobody_moved_pays_the_treasury() public {
         query = flat(-1);
-        Trees memory trees = Trees({score0: -128, score1: -384, share0: 0, share1: 0});
+        Trees memory trees = Trees({score0: -256, score1: -768, share0: 0, share1: 0});
         AttributionCourt.Posted memory claimed = posted(trees);
         claimed.weight = 0;
         (claimed.cutoffRemainder, claimed.cutoffPosition) = (0, 0);

@@ -45,13 +45,13 @@ abstract contract SettlementBase is Chain {
         settlement.deposit{value: 10 ether}();
     }
 
-    /// @dev Contributors 1 and 2 get weights 128 and 256, contributor 3 a negative net.
+    /// @dev Contributors 1 and 2 get weights 256 and 512, contributor 3 a negative net.
     function threeContributors() internal pure returns (bytes memory) {
         bytes[] memory entries = new bytes[](4);
-        entries[0] = entry(address(1001), 1, 1, flat(1));
-        entries[1] = entry(address(1002), 2, 3, flat(1));
-        entries[2] = entry(address(1002), 3, 1, flat(-1));
-        entries[3] = entry(address(1003), 4, 1, flat(-1));
+        entries[0] = entry(address(1001), 1, 1, packed(1));
+        entries[1] = entry(address(1002), 2, 3, packed(1));
+        entries[2] = entry(address(1002), 3, 1, packed(-1));
+        entries[3] = entry(address(1003), 4, 1, packed(-1));
         return join(entries);
     }
 
@@ -111,7 +111,7 @@ contract InferenceSettlementTest is SettlementBase {
         address[] memory contributors = new address[](2);
         (contributors[0], contributors[1]) = (address(1001), address(1002));
         uint64[] memory weights = new uint64[](2);
-        (weights[0], weights[1]) = (128, 256);
+        (weights[0], weights[1]) = (256, 512);
         uint256[] memory amounts = new uint256[](2);
         (amounts[0], amounts[1]) = ((5 * unit + 4) / 3, (5 * unit + 4) * 2 / 3);
         // 0.1065e18 + 4 divided by three leaves 1: a third (remainder 1/3) and two thirds (remainder 2/3), which gets it.
@@ -134,9 +134,9 @@ contract InferenceSettlementTest is SettlementBase {
 
     function test_nobodysDataGoesToTheTreasury() public {
         query = flat(-1);
-        // Contributor 3's net is now positive; above a threshold of 128 it is not.
+        // Contributor 3's net is now positive; above a threshold of 256 it is not.
         (,, ModelRegistry.Params memory params) = models.current(model);
-        params.nullThreshold = 128;
+        params.nullThreshold = 256;
         vm.prank(OWNER);
         models.update(model, params);
         Receipt memory receipt = receiptFor(1000, 0);
@@ -255,7 +255,7 @@ contract InferenceSettlementTest is SettlementBase {
         // Committed to, but no query sketch: POA_SCORE says so.
         query = hex"0102";
         receipt = receiptFor(1, 1);
-        refused(receipt, bytes("query: 128 codes"));
+        refused(receipt, bytes("query: 256 codes"));
         query = flat(-128);
         receipt = receiptFor(1, 1);
         refused(receipt, bytes("code: -128"));
@@ -492,7 +492,7 @@ abstract contract SettlementGas is SettlementBase {
 
 contract FirstSettlementGasTest is SettlementGas {
     function setUp() public {
-        build(chunkOf(5000, 100, flat(1)));
+        build(chunkOf(5000, 100, packed(1)));
     }
 
     function test_gas() public {
@@ -503,7 +503,7 @@ contract FirstSettlementGasTest is SettlementGas {
 /// @dev Credit slots are in use since `setUp`: what an answer costs from the second one on.
 contract LaterSettlementGasTest is SettlementGas {
     function setUp() public {
-        build(chunkOf(5000, 100, flat(1)));
+        build(chunkOf(5000, 100, packed(1)));
         settle(receiptFor(1000, 0));
     }
 

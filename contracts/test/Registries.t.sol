@@ -137,7 +137,7 @@ contract RegistriesTest is Chain {
 
     function prepared() private returns (ModelRegistry.Params memory) {
         create("legal");
-        return paramsFor(sealOne(chunkOf(1, 1, flat(1))));
+        return paramsFor(sealOne(chunkOf(1, 1, packed(1))));
     }
 
     function test_registerAndUpdate() public {
@@ -178,7 +178,7 @@ contract RegistriesTest is Chain {
         vm.expectRevert(abi.encodeWithSelector(ModelRegistry.SketchNotSealed.selector, params.sketchRoot));
         register(params);
 
-        params = paramsFor(sealOne(chunkOf(1, 1, flat(1))));
+        params = paramsFor(sealOne(chunkOf(1, 1, packed(1))));
         params.adapterHash = 0;
         vm.expectRevert(ModelRegistry.EmptyHash.selector);
         register(params);

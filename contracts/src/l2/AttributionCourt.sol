@@ -78,7 +78,7 @@ contract AttributionCourt is CommittedIndexes, ReentrancyGuardTransient {
     error NotOperator(address caller);
     /// @notice Only the settlement pays in without a call.
     error UnexpectedPayment(address from);
-    /// @notice A query sketch is 128 codes, none of them -128, with the hash that the receipt names.
+    /// @notice A query sketch is 256 codes, none of them -128, with the hash that the receipt names.
     error InvalidQuery();
     /// @notice Totals or cutoff contradict each other.
     error InvalidTotals();
@@ -149,7 +149,7 @@ contract AttributionCourt is CommittedIndexes, ReentrancyGuardTransient {
 
     /// @dev Enough for a walk through all three trees.
     uint8 private constant REVEALS_MAX = 16;
-    uint256 private constant QUERY_SIZE = 128;
+    uint256 private constant QUERY_SIZE = 256;
     uint8 private constant SCORES = 0;
     uint8 private constant NETS = 1;
     uint8 private constant SHARES = 2;
@@ -186,7 +186,7 @@ contract AttributionCourt is CommittedIndexes, ReentrancyGuardTransient {
     }
 
     /// @notice Charges a receipt of an optimistic model and claims how its fee is shared.
-    /// @param query the 128 codes of the query sketch
+    /// @param query the 256 codes of the query sketch
     /// @param posted commitments to the trees
     /// @param data id of the object with all scores, nets and shares
     /// @return id the receipt's id, which is the claim's

@@ -133,7 +133,7 @@ contract InferenceSettlement is ReentrancyGuardTransient {
 
     /// @notice Charges a receipt and credits everybody who has a part in it.
     /// @param receipt as specs/receipt.md; its id is keccak256 of its encoding
-    /// @param query the 128 codes of the query sketch, whose hash the receipt holds
+    /// @param query the 256 codes of the query sketch, whose hash the receipt holds
     /// @param evidence who is paid for spans and context, whose hash the receipt holds
     /// @return receiptId the receipt's id
     function settle(Receipt calldata receipt, bytes calldata query, Evidence calldata evidence)

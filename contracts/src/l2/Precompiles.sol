@@ -6,7 +6,7 @@ interface IPoaScore {
     /// @notice Scores `query` against every entry of `chunks`, nets by contributor and subtracts the threshold.
     /// @param chunks accounts whose code holds the index, in order
     /// @param nullThreshold what a net score must exceed to count
-    /// @param query the 128 signed codes of the query sketch
+    /// @param query the 256 signed codes of the query sketch
     /// @return contributors those with a positive weight, ascending
     /// @return weights their weights, in the same order
     function score(address[] calldata chunks, uint64 nullThreshold, bytes calldata query)

@@ -27,7 +27,7 @@ contract SketchStore {
     error ChunkSize(uint256 sizeBytes);
     /// @notice Entries must ascend strictly by (contributor, cluster), the first contributor being no zero address.
     error EntryOrder(uint256 entry);
-    /// @notice A code is -128, which has no opposite.
+    /// @notice A code is -8, which has no opposite.
     error EntryCode(uint256 entry);
     /// @notice A scale is zero.
     error EntryScale(uint256 entry);
@@ -173,10 +173,10 @@ contract SketchStore {
                 let entry := add(data.offset, mul(i, ENTRY_SIZE))
                 key := or(shl(32, shr(96, calldataload(entry))), shr(224, calldataload(add(entry, CLUSTER_AT))))
                 scale := shr(240, calldataload(add(entry, SCALE_AT)))
-                // -128 is 0x80. Flipping the high bits makes it the only zero byte, and (x - 0x01…) & ~x & 0x80…
-                // is not zero exactly if x has a zero byte.
-                let high := 0x8080808080808080808080808080808080808080808080808080808080808080
-                let low := shr(7, high)
+                // Codes are halves of bytes, and -8 is 8. Flipping the high bits makes it the only zero half, and
+                // (x - 0x11…) & ~x & 0x88… is not zero exactly if x has a zero half.
+                let high := 0x8888888888888888888888888888888888888888888888888888888888888888
+                let low := shr(3, high)
                 let codes := add(entry, CODES_AT)
                 for { let end := add(codes, 128) } lt(codes, end) { codes := add(codes, 0x20) } {
                     let x := xor(calldataload(codes), high)

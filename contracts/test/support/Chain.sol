@@ -81,11 +81,19 @@ abstract contract Chain {
         return abi.encodePacked(contributor, keccak256(abi.encode(contributor, cluster)), cluster, scale, codes);
     }
 
-    /// @dev 128 codes, all the same.
+    /// @dev A query sketch of 256 codes, all the same.
     function flat(int8 code) internal pure returns (bytes memory codes) {
+        codes = new bytes(256);
+        for (uint256 j = 0; j < 256; ++j) {
+            codes[j] = bytes1(uint8(code));
+        }
+    }
+
+    /// @dev The 256 codes of an entry, all the same, two in a byte.
+    function packed(int8 code) internal pure returns (bytes memory codes) {
         codes = new bytes(128);
         for (uint256 j = 0; j < 128; ++j) {
-            codes[j] = bytes1(uint8(code));
+            codes[j] = bytes1((uint8(code) & 15) * 17);
         }
     }
 

@@ -29,6 +29,7 @@ contract PoaVerifyTwin is IPoaVerify {
         else if (kind == 3) lie = boundaryStep(terms, reader);
         else if (kind == 4) lie = shareStep(terms, reader);
         else if (kind == 5) lie = sumStep(terms, reader);
+        else if (kind == 6) lie = formStep(terms, reader);
         else revert(MALFORMED);
         end(reader);
     }
@@ -67,20 +68,31 @@ contract PoaVerifyTwin is IPoaVerify {
 
     function scoreStep(Terms calldata terms, Reader memory reader) private pure returns (bool) {
         uint256 position = number(reader, 4);
+        int64 claimed = int64(uint64(number(reader, 8)));
+        climb(terms, reader, 0, 0, position, scoreLeaf(uint32(position), claimed));
+        require(position < terms.nEntries, MALFORMED);
+        bytes memory entry = take(reader, ENTRY);
+        member(reader, terms.indexRoot, terms.nEntries, position, keccak256(abi.encodePacked(uint8(0), entry)));
+        bytes memory query = take(reader, 256);
+        require(keccak256(query) == terms.queryHash, UNPROVEN);
+        int256 dot = 0;
+        for (uint256 j = 0; j < 256; ++j) {
+            require(query[j] != 0x80, MALFORMED);
+            // The high half of byte j is code j, the low half code 128 + j; above 7 they are negative.
+            uint256 pair = uint8(entry[58 + j % 128]);
+            int256 code = int256(j < 128 ? pair / 16 : pair % 16);
+            if (code > 7) code -= 16;
+            dot += int256(int8(uint8(query[j]))) * code;
+        }
+        return claimed != dot * int256(read(entry, 56, 2));
+    }
+
+    function formStep(Terms calldata terms, Reader memory reader) private pure returns (bool) {
+        uint256 position = number(reader, 4);
         bytes memory leaf = take(reader, 40);
         climb(terms, reader, 0, 0, position, leaf);
         if (position >= terms.nEntries) return !same(leaf, new bytes(40));
-        bytes memory entry = take(reader, ENTRY);
-        member(reader, terms.indexRoot, terms.nEntries, position, keccak256(abi.encodePacked(uint8(0), entry)));
-        bytes memory query = take(reader, 128);
-        require(keccak256(query) == terms.queryHash, UNPROVEN);
-        int256 dot = 0;
-        for (uint256 j = 0; j < 128; ++j) {
-            require(query[j] != 0x80, MALFORMED);
-            dot += int256(int8(uint8(query[j]))) * int8(uint8(entry[58 + j]));
-        }
-        int64 score = int64(dot * int256(read(entry, 56, 2)));
-        return !same(leaf, scoreLeaf(uint32(position), score));
+        return !same(leaf, scoreLeaf(uint32(position), int64(uint64(read(leaf, 32, 8)))));
     }
 
     function netStep(Terms calldata terms, Reader memory reader) private pure returns (bool) {

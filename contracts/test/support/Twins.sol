@@ -14,9 +14,9 @@ contract PoaScoreTwin is IPoaScore {
         view
         returns (address[] memory contributors, uint64[] memory weights)
     {
-        require(query.length == 128, "query: 128 codes");
-        int256[128] memory q;
-        for (uint256 j = 0; j < 128; ++j) {
+        require(query.length == 256, "query: 256 codes");
+        int256[256] memory q;
+        for (uint256 j = 0; j < 256; ++j) {
             q[j] = _signed(query[j]);
         }
         require(chunks.length >= 1 && chunks.length <= 128, "index: 1 to 128 chunks");
@@ -65,10 +65,17 @@ contract PoaScoreTwin is IPoaScore {
         }
     }
 
-    function _dot(int256[128] memory q, bytes memory code, uint256 offset) private pure returns (int256 sum) {
+    function _dot(int256[256] memory q, bytes memory code, uint256 offset) private pure returns (int256 sum) {
         for (uint256 j = 0; j < 128; ++j) {
-            sum += q[j] * _signed(code[offset + j]);
+            uint8 pair = uint8(code[offset + j]);
+            sum += q[j] * _half(pair / 16) + q[128 + j] * _half(pair % 16);
         }
+    }
+
+    /// @dev Four bits as a signed number.
+    function _half(uint8 bits) private pure returns (int256) {
+        require(bits != 8, "code: -8");
+        return bits < 8 ? int256(uint256(bits)) : int256(uint256(bits)) - 16;
     }
 
     function _scale(bytes memory code, uint256 offset) private pure returns (uint256 scale) {

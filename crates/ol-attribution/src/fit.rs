@@ -1,383 +1,393 @@
-//! Fitting: from the gradients of a model's records to their sketches and the
-//! map for queries.
+//! Fitting: from the gradients of a model's records to the map that sketches
+//! records and answers.
 //!
 //! # Method
 //! The influence of record `i` on an answer with gradient `q` is
-//! `qᵀ (F + λI)⁻¹ g_i` (Koh and Liang, arXiv:1703.04730; Grosse et al.,
+//! `qᵀ (F + λ)⁻¹ g_i` (Koh and Liang, arXiv:1703.04730; Grosse et al.,
 //! arXiv:2308.03296), with `F` the true Fisher information: the mean of `f fᵀ`
-//! over gradients `f` whose labels are sampled from the model itself. Write
-//! `X = (F + λI)⁻¹ Gᵀ`, `[d, N]`: the scores of a query against all records are
-//! `Xᵀ q`. They are kept in a learned subspace of 128 dimensions, spanned by
-//! `V`, `[N, 128]`: the record's sketch is its row of `V`, the query's sketch
-//! is `Vᵀ Xᵀ q`.
+//! over gradients `f` whose labels are sampled from the model itself, here in
+//! Kronecker eigenbases with corrected eigenvalues
+//! ([`Kronecker`](crate::kronecker::Kronecker)). With `a = (F + λ)^-½ g`, the
+//! whitened gradient, it is the inner product of two whitened gradients. They
+//! are kept in a learned subspace of 256 dimensions with the orthonormal basis
+//! `V`: `sketch(g) = Vᵀ (F + λ)^-½ g`, the same for records and answers.
 //!
-//! `V` is chosen so that as much as possible of the *relative* scores of each
-//! query is kept: every answer pays the same fee whatever the size of its
-//! gradient. So it spans the largest eigenvectors of `Σ ŝ ŝᵀ`, where `ŝ` runs
-//! over the rows of scores between records, each divided by its length: the
-//! records stand in for the queries to come. (On the digits of the tests this
-//! keeps 97 % of the uncompressed quality, principal components of the
-//! whitened gradients 94 %.)
+//! `V` spans the principal directions of two kinds of rows: the whitened records,
+//! each divided by its length, because every answer pays the same fee whatever
+//! the size of its gradient, and the records stand in for the answers to come;
+//! and the sums of each contributor's whitened records, because what is paid are
+//! sums by contributor, so an error of such a sum counts, and not only errors of
+//! single records. A sum counts as much as the records it is of.
 //!
-//! What is paid are sums by contributor, so an error of such a sum counts, and
-//! not only the errors of single records: the error is measured in the metric
-//! `W = I + 1_c 1_cᵀ`, summed over contributors `c`, and the eigenvectors are
-//! those of `W^½ (Σ ŝ ŝᵀ) W^½`, mapped back by `W^-½`. With fewer than 128
-//! contributors their sums survive almost exactly, however many records there
-//! are.
+//! A randomised Hadamard rotation then spreads the energy evenly over the 256
+//! numbers, which makes four bits for each enough.
 //!
-//! A randomised Hadamard rotation then spreads the energy evenly over the 128
-//! numbers, which makes one byte for each enough.
-//!
-//! # Size
-//! With `S` Fisher samples and `d` larger than `S`, all is done through the
-//! Gram matrices of the rows by Woodbury's identity:
-//! `(F + λI)⁻¹ = (I − Φᵀ (SλI + ΦΦᵀ)⁻¹ Φ) / λ`, so nothing of size `d × d` is
-//! ever built.
+//! # Memory
+//! Gradients are read in pieces from a [`RowSource`] and never held whole: the
+//! principal directions come from a subspace iteration (a randomised singular
+//! value decomposition) that goes over all rows once for each of its steps, one
+//! factor of the adapter at a time, and within it as many rows as a budget
+//! allows. How large the pieces are changes no bit, because every sum is one
+//! chain over rows or columns, ascending.
+
+use std::ops::Range;
 
 use ol_poa::K;
 
-use crate::linalg::{Matrix, add_product, cholesky, cholesky_solve, multiply, top_eigen};
-use crate::map::{CONTEXT_SIZE_BYTES_MAX, DIM_MAX, SketchMap, round_to_code};
+use crate::kronecker::Kronecker;
+use crate::linalg::{Matrix, add_product, multiply, top_eigen};
+use crate::map::{
+    CONTEXT_SIZE_BYTES_MAX, DIM_MAX, Projection, RecordSketch, SketchError, SketchMap,
+};
 use crate::random::SplitMix;
-use crate::rows::Rows;
+use crate::rows::RowSource;
 
 /// Most records of one fit.
 pub const RECORDS_MAX: usize = ol_poa::ENTRIES_MAX;
 
-/// Most rows that the Fisher information is made of.
-pub const FISHER_ROWS_MAX: usize = 32 * ol_poa::ENTRIES_MAX;
-
-/// Columns of the rows that are widened to `f64` at a time.
-const COLUMNS_PER_BLOCK: usize = 512;
+/// Steps of the subspace iteration.
+const ITERATIONS: usize = 4;
 
 /// How to fit.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FitOptions {
-    /// `λ` as a fraction of the trace of `F`. Random reductions of the gradient
-    /// keep the trace, so the number means the same for all of them.
+    /// `λ` of each factor over the mean eigenvalue of its curvature.
     pub damping: f64,
-    /// Seed of the rotation.
+    /// Seed of the subspace iteration and the rotation.
     pub seed: u64,
     /// Kept in the map as its context, at most 65,536 bytes.
     pub context: Vec<u8>,
-}
-
-/// The sketch of a record: what goes into an entry of the index.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RecordSketch {
-    /// Common factor of the codes.
-    pub scale: u16,
-    /// Each in -127..=127.
-    pub codes: [i8; K],
+    /// Memory for gradients that are held at one time. At least one record's
+    /// largest factor is.
+    pub budget_bytes: usize,
 }
 
 /// What a fit gives.
 #[derive(Debug, Clone)]
 pub struct Fit {
-    /// The map for queries.
+    /// The map for records and answers.
     pub map: SketchMap,
     /// The sketches of the records, in their order.
     pub records: Vec<RecordSketch>,
-    /// `λ`, in the unit of the gradients squared.
-    pub damping: f64,
-    /// The part of the records' relative scores that the subspace keeps, between
-    /// 0 and 1.
+    /// The part of the rows' squared lengths that the subspace keeps, between 0
+    /// and 1.
     pub energy_kept: f64,
 }
 
-/// Fits sketches of `records` and the map for queries.
+/// How far a fit is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FitProgress {
+    /// Passes over the records that are done.
+    pub passes: usize,
+    /// Passes in all.
+    pub passes_total: usize,
+}
+
+/// Fits the map, and sketches the records with it.
 ///
 /// # Shapes and units
-/// - `records`: `[N, d]`, gradients of the records' losses.
-/// - `fisher`: `[S, d]`, the rows whose mean outer product is `F`: gradients of
-///   losses with labels sampled from the model.
+/// - `records`: `[N, d]`, gradients of the records' losses, of the shapes that
+///   `curvature` was measured for.
 /// - `groups`: `[N]`, the number of each record's contributor, below `N`.
 ///
 /// # Errors
-/// [`FitError`] if a size is out of range, numbers are not finite, or all
-/// gradients are zero.
+/// [`FitError`] if a size is out of range, numbers are not finite, all gradients
+/// are zero, or they cannot be read.
 pub fn fit(
-    records: &Rows,
-    fisher: &Rows,
+    curvature: &Kronecker,
+    records: &mut dyn RowSource,
     groups: &[usize],
     options: &FitOptions,
+    progress: &mut dyn FnMut(FitProgress),
 ) -> Result<Fit, FitError> {
-    check(records, fisher, groups, options)?;
-    let trace = mean_square_norm(fisher);
-    let lambda = options.damping * trace;
-    if !(lambda.is_finite() && lambda > 0.0) {
+    check(curvature, records, groups, options)?;
+    let mut done = FitProgress {
+        passes: 0,
+        // Lengths, the iteration and its last product, the map, the sketches.
+        passes_total: ITERATIONS + 4,
+    };
+    let mut passed = || {
+        done.passes += 1;
+        progress(done);
+    };
+    let mut whitened = Whitened {
+        weights: curvature.weights(options.damping),
+        ranges: curvature.factors().collect(),
+        curvature,
+        records,
+        budget_bytes: options.budget_bytes,
+    };
+    let rows = whitened.weights_of(groups)?;
+    passed();
+
+    let (values, vectors) = top_eigen(
+        rows.len(),
+        K,
+        options.seed,
+        ITERATIONS,
+        &mut |basis: &Matrix| {
+            let image = whitened.multiply(&rows.to_records(basis))?;
+            passed();
+            Ok::<_, FitError>(rows.weigh(&image))
+        },
+    )?;
+    let kept: f64 = values.iter().sum();
+    if !(kept.is_finite() && kept > 0.0) {
         return Err(FitError::Degenerate);
     }
-    let system = System::new(records, fisher, lambda).ok_or(FitError::Degenerate)?;
+    // The basis is `Aᵀ Tᵀ u / σ`, with `u` the eigenvectors of `T A Aᵀ Tᵀ`.
+    let floor = values.first().copied().unwrap_or(0.0) * 1e-12;
+    let mut directions = Matrix::zeros(K, rows.len());
+    for (direction, &value) in values.iter().enumerate().filter(|(_, v)| **v > floor) {
+        let to = directions.row_mut(direction).iter_mut();
+        let root = value.sqrt();
+        to.zip(vectors.row(direction))
+            .for_each(|(to, x)| *to = x / root);
+    }
+    let directions = rows.to_records(&directions);
+    let rotated = multiply(directions.view(), rotation(options.seed).view());
+    let mut map = whitened.map(&rotated, options.context.clone())?;
+    passed();
 
-    let (kept, energy_kept) =
-        subspace(&system, &Metric::new(groups), options.seed).ok_or(FitError::Degenerate)?;
-    let records = quantise_records(&kept.record_codes);
-    let map = system.query_map(&kept.query_weights, options.context.clone());
+    let projections = project(&map, whitened.records)?;
+    passed();
+    map.fit_unit(projections.iter());
     Ok(Fit {
+        records: projections.iter().map(|p| map.round_record(p)).collect(),
         map,
-        records,
-        damping: lambda,
-        energy_kept,
+        energy_kept: kept / rows.energy,
     })
 }
 
 fn check(
-    records: &Rows,
-    fisher: &Rows,
+    curvature: &Kronecker,
+    records: &dyn RowSource,
     groups: &[usize],
     options: &FitOptions,
 ) -> Result<(), FitError> {
-    if groups.len() != records.len() || groups.iter().any(|&group| group >= records.len()) {
+    let n_rows = records.n_rows();
+    if n_rows == 0 || n_rows > RECORDS_MAX {
+        return Err(FitError::Size { n_rows });
+    }
+    if groups.len() != n_rows || groups.iter().any(|&group| group >= n_rows) {
         return Err(FitError::Groups);
     }
-    for (rows, rows_max) in [(records, RECORDS_MAX), (fisher, FISHER_ROWS_MAX)] {
-        if rows.is_empty() || rows.len() > rows_max {
-            return Err(FitError::Size { n_rows: rows.len() });
-        }
-        let is_finite = |row: &[f32]| row.iter().all(|x| x.is_finite());
-        if let Some(row) = rows.iter().position(|row| !is_finite(row)) {
-            return Err(FitError::NotFinite { row });
-        }
-    }
-    let d = records.dim();
-    if d != fisher.dim() || d > DIM_MAX || options.context.len() > CONTEXT_SIZE_BYTES_MAX {
+    let d = records.n_columns();
+    if d != curvature.dim() || d > DIM_MAX || options.context.len() > CONTEXT_SIZE_BYTES_MAX {
         return Err(FitError::Shape {
             d,
-            d_fisher: fisher.dim(),
+            d_curvature: curvature.dim(),
         });
     }
     Ok(())
 }
 
-/// The trace of `F`.
-fn mean_square_norm(rows: &Rows) -> f64 {
-    let total: f64 = rows.iter().flatten().map(|&x| f64::from(x).powi(2)).sum();
-    total / count(rows.len())
-}
-
-/// A number of rows, at most [`FISHER_ROWS_MAX`], as a factor.
-fn count(n: usize) -> f64 {
-    f64::from(u32::try_from(n).expect("rows are limited"))
-}
-
-/// `(F + λI)⁻¹` applied to the records, in the cheaper of two forms.
-struct System<'a> {
-    records: &'a Rows,
-    fisher: &'a Rows,
-    /// Scores between records: `G X`, `[N, N]`.
-    record_scores: Matrix,
-    solved: Solved,
-}
-
-enum Solved {
-    /// `X`, `[d, N]`.
-    Primal(Matrix),
-    /// `λ` and `(SλI + ΦΦᵀ)⁻¹ Φ Gᵀ`, `[S, N]`.
-    Dual(f64, Matrix),
-}
-
-impl<'a> System<'a> {
-    fn new(records: &'a Rows, fisher: &'a Rows, lambda: f64) -> Option<Self> {
-        if fisher.dim() <= fisher.len() {
-            Self::primal(records, fisher, lambda)
-        } else {
-            Self::dual(records, fisher, lambda)
-        }
-    }
-
-    fn primal(records: &'a Rows, fisher: &'a Rows, lambda: f64) -> Option<Self> {
-        let all = |rows: &Rows| widen(rows, 0, rows.dim());
-        let (g, f) = (all(records), all(fisher));
-        let mut information = multiply(f.view().t(), f.view());
-        information.scale(1.0 / count(fisher.len()));
-        information.add_to_diagonal(lambda);
-        let transposed = Matrix::from_fn(g.cols(), g.rows(), |i, j| g.at(j, i));
-        let x = cholesky_solve(&cholesky(information)?, transposed);
-        Some(Self {
-            records,
-            fisher,
-            record_scores: multiply(g.view(), x.view()),
-            solved: Solved::Primal(x),
+/// Every record through the map.
+fn project(map: &SketchMap, records: &mut dyn RowSource) -> Result<Vec<Projection>, FitError> {
+    let (n_rows, mut gradient) = (records.n_rows(), vec![0.0; records.n_columns()]);
+    let mut each = |row| {
+        records.read(row, 0, &mut gradient)?;
+        map.project(&gradient).map_err(|error| match error {
+            SketchError::NotFinite { .. } => FitError::NotFinite { row },
+            SketchError::Length { .. } => FitError::Degenerate,
         })
+    };
+    (0..n_rows).map(&mut each).collect()
+}
+
+/// The records in the metric of the curvature: `A`, `[N, d]`.
+struct Whitened<'a> {
+    curvature: &'a Kronecker,
+    ranges: Vec<Range<usize>>,
+    weights: Vec<f64>,
+    records: &'a mut dyn RowSource,
+    budget_bytes: usize,
+}
+
+impl Whitened<'_> {
+    fn n_rows(&self) -> usize {
+        self.records.n_rows()
     }
 
-    fn dual(records: &'a Rows, fisher: &'a Rows, lambda: f64) -> Option<Self> {
-        let (n, s) = (records.len(), fisher.len());
-        let mut gram = Matrix::zeros(n, n);
-        let mut cross = Matrix::zeros(s, n);
-        let mut inner = Matrix::zeros(s, s);
-        for (start, width) in column_blocks(records.dim()) {
-            let g = widen(records, start, width);
-            let f = widen(fisher, start, width);
-            add_product(&mut gram, 0, 0, 1.0, g.view(), g.view().t());
-            add_product(&mut cross, 0, 0, 1.0, f.view(), g.view().t());
-            add_product(&mut inner, 0, 0, 1.0, f.view(), f.view().t());
-        }
-        inner.add_to_diagonal(count(s) * lambda);
-        let inverse_cross = cholesky_solve(&cholesky(inner)?, cross.clone());
-        // G X = (G Gᵀ − Cᵀ M⁻¹ C) / λ
-        add_product(
-            &mut gram,
-            0,
-            0,
-            -1.0,
-            cross.view().t(),
-            inverse_cross.view(),
-        );
-        gram.scale(1.0 / lambda);
-        Some(Self {
-            records,
-            fisher,
-            record_scores: gram,
-            solved: Solved::Dual(lambda, inverse_cross),
-        })
+    /// The rows that are held at one time of a factor, one block after another.
+    fn blocks(&self, factor: usize) -> impl ExactSizeIterator<Item = Range<usize>> + use<> {
+        // As read, in f64, turned on one side, and turned on both.
+        let row_size_bytes = self.ranges[factor].len() * (4 + 3 * 8);
+        let n_rows = self.n_rows();
+        let height = (self.budget_bytes / row_size_bytes).clamp(1, n_rows);
+        (0..n_rows)
+            .step_by(height)
+            .map(move |start| start..(start + height).min(n_rows))
     }
 
-    /// `X · weights`, rounded to a map. `weights`: `[N, 128]`.
-    fn query_map(&self, weights: &Matrix, context: Vec<u8>) -> SketchMap {
-        let d = self.records.dim();
-        let mut p = Matrix::zeros(d, K);
-        match &self.solved {
-            Solved::Primal(x) => add_product(&mut p, 0, 0, 1.0, x.view(), weights.view()),
-            Solved::Dual(lambda, inverse_cross) => {
-                // X W = (Gᵀ W − Φᵀ (M⁻¹ C W)) / λ
-                let inner = multiply(inverse_cross.view(), weights.view());
-                for (start, width) in column_blocks(d) {
-                    let g = widen(self.records, start, width);
-                    let f = widen(self.fisher, start, width);
-                    add_product(&mut p, start, 0, 1.0, g.view().t(), weights.view());
-                    add_product(&mut p, start, 0, -1.0, f.view().t(), inner.view());
-                }
-                p.scale(1.0 / lambda);
+    /// The columns of a factor of some rows.
+    fn load(&mut self, factor: usize, rows: Range<usize>) -> Result<Matrix, FitError> {
+        let range = self.ranges[factor].clone();
+        let mut gradients = vec![0.0_f32; rows.len() * range.len()];
+        for (row, gradient) in rows.clone().zip(gradients.chunks_exact_mut(range.len())) {
+            self.records.read(row, range.start, gradient)?;
+            if !gradient.iter().all(|x| x.is_finite()) {
+                return Err(FitError::NotFinite { row });
             }
         }
-        let rows = (0..d).map(|j| p.row(j).try_into().expect("P has K columns"));
-        SketchMap::quantise(context, rows)
-    }
-}
-
-fn column_blocks(d: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..d)
-        .step_by(COLUMNS_PER_BLOCK)
-        .map(move |start| (start, COLUMNS_PER_BLOCK.min(d - start)))
-}
-
-fn widen(rows: &Rows, start: usize, width: usize) -> Matrix {
-    Matrix::from_fn(rows.len(), width, |i, j| f64::from(rows.row(i)[start + j]))
-}
-
-/// The learned subspace, rotated.
-struct Subspace {
-    /// Sketches of the records before rounding: `[N, 128]`.
-    record_codes: Matrix,
-    /// What `X` is multiplied by for the query map: `[N, 128]`.
-    query_weights: Matrix,
-}
-
-fn subspace(system: &System<'_>, metric: &Metric<'_>, seed: u64) -> Option<(Subspace, f64)> {
-    let n = system.record_scores.rows();
-    let mut relative = with_unit_rows(&system.record_scores)?;
-    for i in 0..n {
-        metric.apply_root(relative.row_mut(i), Side::Into);
-    }
-    let spread = multiply(relative.view().t(), relative.view());
-    let total: f64 = (0..n).map(|i| spread.at(i, i)).sum();
-    let (values, vectors) = top_eigen(&spread, K, seed);
-    let kept: f64 = values.iter().sum();
-    if !(total > 0.0 && kept.is_finite()) {
-        return None;
-    }
-
-    // Balance the two sides: a direction with eigenvalue `v` gets `v^¼` on
-    // the records' side and `v^-¼` on the queries', so both are rounded alike.
-    let floor = values.first().copied().unwrap_or(0.0) * 1e-12;
-    let mut record_codes = Matrix::zeros(n, K);
-    let mut query_weights = Matrix::zeros(n, K);
-    for (direction, &value) in values.iter().enumerate() {
-        if value <= floor {
-            break;
+        let mut whitened = self.curvature.rotate_factor(factor, &gradients);
+        for row in 0..rows.len() {
+            let weights = &self.weights[range.clone()];
+            let pairs = whitened.row_mut(row).iter_mut().zip(weights);
+            pairs.for_each(|(x, weight)| *x *= weight);
         }
-        let balance = value.sqrt().sqrt();
-        let mut weights = vectors.row(direction).to_vec();
-        let mut codes = weights.clone();
-        metric.apply_root(&mut weights, Side::Into);
-        metric.apply_root(&mut codes, Side::Back);
-        for i in 0..n {
-            record_codes.row_mut(i)[direction] = codes[i] * balance;
-            query_weights.row_mut(i)[direction] = weights[i] / balance;
-        }
+        Ok(whitened)
     }
-    let rotation = rotation(seed);
-    let subspace = Subspace {
-        record_codes: multiply(record_codes.view(), rotation.view()),
-        query_weights: multiply(query_weights.view(), rotation.view()),
-    };
-    Some((subspace, kept / total))
+
+    /// How much each record and each contributor's sum counts.
+    fn weights_of<'g>(&mut self, groups: &'g [usize]) -> Result<Weighted<'g>, FitError> {
+        let n_groups = groups.iter().max().map_or(0, |&group| group + 1);
+        let (mut of_records, mut of_groups) = (vec![0.0; self.n_rows()], vec![0.0; n_groups]);
+        let square = |row: &[f64]| row.iter().map(|x| x * x).sum::<f64>();
+        for factor in 0..self.ranges.len() {
+            let mut sums = Matrix::zeros(n_groups, self.ranges[factor].len());
+            for rows in self.blocks(factor) {
+                let block = self.load(factor, rows.clone())?;
+                for (at, row) in rows.enumerate() {
+                    of_records[row] += square(block.row(at));
+                    let sum = sums.row_mut(groups[row]).iter_mut();
+                    sum.zip(block.row(at)).for_each(|(sum, x)| *sum += x);
+                }
+            }
+            for (group, total) in of_groups.iter_mut().enumerate() {
+                *total += square(sums.row(group));
+            }
+        }
+        let mut sizes = vec![0.0; n_groups];
+        groups.iter().for_each(|&group| sizes[group] += 1.0);
+        let weight = |square: &f64, size: f64| {
+            if *square > 0.0 {
+                (size / square).sqrt()
+            } else {
+                0.0
+            }
+        };
+        let records: Vec<f64> = of_records
+            .iter()
+            .map(|square| weight(square, 1.0))
+            .collect();
+        let sums: Vec<f64> = of_groups
+            .iter()
+            .zip(&sizes)
+            .map(|(square, &size)| weight(square, size))
+            .collect();
+        let is_used = |weights: &[f64]| weights.iter().any(|weight| *weight > 0.0);
+        if !(records.iter().chain(&sums).all(|weight| weight.is_finite()) && is_used(&records)) {
+            return Err(FitError::Degenerate);
+        }
+        // Every row has been given the length of its weight.
+        let used = records.iter().filter(|weight| **weight > 0.0).map(|_| 1.0);
+        let of_sums = sums.iter().zip(&sizes).filter(|(weight, _)| **weight > 0.0);
+        let energy = used.chain(of_sums.map(|(_, size)| *size)).sum();
+        Ok(Weighted {
+            groups,
+            records,
+            sums,
+            energy,
+        })
+    }
+
+    /// `A Aᵀ X`.
+    fn multiply(&mut self, x: &Matrix) -> Result<Matrix, FitError> {
+        let mut product = Matrix::zeros(self.n_rows(), x.cols());
+        for factor in 0..self.ranges.len() {
+            let blocks = self.blocks(factor);
+            let is_whole = blocks.len() == 1;
+            let mut across = Matrix::zeros(self.ranges[factor].len(), x.cols());
+            let mut kept = None;
+            for rows in blocks {
+                let block = self.load(factor, rows.clone())?;
+                let of_rows = x.part(rows.start, 0, rows.len(), x.cols());
+                add_product(&mut across, 0, 0, 1.0, block.view().t(), of_rows);
+                kept = is_whole.then_some(block);
+            }
+            for rows in self.blocks(factor) {
+                let block = match kept.take() {
+                    Some(block) => block,
+                    None => self.load(factor, rows.clone())?,
+                };
+                add_product(
+                    &mut product,
+                    rows.start,
+                    0,
+                    1.0,
+                    block.view(),
+                    across.view(),
+                );
+            }
+        }
+        Ok(product)
+    }
+
+    /// `(F + λ)^-½ Aᵀ X`, in the coordinates of gradients, as a map.
+    fn map(&mut self, x: &Matrix, context: Vec<u8>) -> Result<SketchMap, FitError> {
+        let mut map = SketchMap::new(context, self.curvature.dim());
+        for factor in 0..self.ranges.len() {
+            let range = self.ranges[factor].clone();
+            let mut basis = Matrix::zeros(range.len(), K);
+            for rows in self.blocks(factor) {
+                let block = self.load(factor, rows.clone())?;
+                let of_rows = x.part(rows.start, 0, rows.len(), K);
+                add_product(&mut basis, 0, 0, 1.0, block.view().t(), of_rows);
+            }
+            for (at, weight) in self.weights[range].iter().enumerate() {
+                basis.row_mut(at).iter_mut().for_each(|x| *x *= weight);
+            }
+            let basis = self.curvature.unrotate_factor(factor, &basis);
+            for at in 0..basis.rows() {
+                map.push(basis.row(at).try_into().expect("a basis of K columns"));
+            }
+        }
+        Ok(map)
+    }
 }
 
-/// `W = I + Σ_c 1_c 1_cᵀ`: how much an error of the scores counts.
-struct Metric<'a> {
+/// The rows whose principal directions are kept: `T A`, with `T` the records
+/// and the contributors' sums, each times its weight.
+struct Weighted<'a> {
     groups: &'a [usize],
-    /// Records of each group.
-    sizes: Vec<f64>,
+    records: Vec<f64>,
+    sums: Vec<f64>,
+    /// The sum of the rows' squared lengths.
+    energy: f64,
 }
 
-/// Which root of the metric: `W^½` or `W^-½`.
-#[derive(Clone, Copy)]
-enum Side {
-    Into,
-    Back,
-}
-
-impl<'a> Metric<'a> {
-    fn new(groups: &'a [usize]) -> Self {
-        let mut sizes = vec![0.0; groups.iter().max().map_or(0, |&group| group + 1)];
-        for &group in groups {
-            sizes[group] += 1.0;
-        }
-        Self { groups, sizes }
+impl Weighted<'_> {
+    fn len(&self) -> usize {
+        self.records.len() + self.sums.len()
     }
 
-    /// On the records of a group of size `n`, `W` has the eigenvalue `1 + n`
-    /// along the vector of ones and 1 across it: so only the mean is scaled.
-    fn apply_root(&self, scores: &mut [f64], side: Side) {
-        let mut means = vec![0.0; self.sizes.len()];
-        for (&group, score) in self.groups.iter().zip(scores.iter()) {
-            means[group] += score / self.sizes[group];
+    /// `Tᵀ Xᵀ` of rows `X`, `[width, len]`: `[N, width]`.
+    fn to_records(&self, x: &Matrix) -> Matrix {
+        let n = self.records.len();
+        Matrix::from_fn(n, x.rows(), |record, row| {
+            let group = self.groups[record];
+            self.records[record] * x.at(row, record) + self.sums[group] * x.at(row, n + group)
+        })
+    }
+
+    /// `(T Y)ᵀ` of `Y`, `[N, width]`: `[width, len]`.
+    fn weigh(&self, y: &Matrix) -> Matrix {
+        let n = self.records.len();
+        let mut x = Matrix::zeros(y.cols(), self.len());
+        for row in 0..y.cols() {
+            let to = x.row_mut(row);
+            for (record, &group) in self.groups.iter().enumerate() {
+                let value = y.at(record, row);
+                to[record] = self.records[record] * value;
+                to[n + group] += self.sums[group] * value;
+            }
         }
-        for (mean, size) in means.iter_mut().zip(&self.sizes) {
-            let root = (1.0 + size).sqrt();
-            *mean *= match side {
-                Side::Into => root - 1.0,
-                Side::Back => 1.0 / root - 1.0,
-            };
-        }
-        for (&group, score) in self.groups.iter().zip(scores) {
-            *score += means[group];
-        }
+        x
     }
 }
 
-/// The rows divided by their lengths; rows of zeros stay. `None` if a number is
-/// not finite.
-fn with_unit_rows(scores: &Matrix) -> Option<Matrix> {
-    let mut unit = scores.clone();
-    for i in 0..unit.rows() {
-        let row = unit.row_mut(i);
-        let length = row.iter().map(|x| x * x).sum::<f64>().sqrt();
-        if !length.is_finite() {
-            return None;
-        }
-        if length > 0.0 {
-            row.iter_mut().for_each(|x| *x /= length);
-        }
-    }
-    Some(unit)
-}
-
-/// An orthogonal matrix whose entries are all `±1/√128`: Hadamard's, with the
+/// An orthogonal matrix whose entries are all `±1/16`: Hadamard's, with the
 /// signs of its rows drawn from the seed.
 ///
 /// # Source
@@ -386,51 +396,18 @@ fn with_unit_rows(scores: &Matrix) -> Option<Matrix> {
 fn rotation(seed: u64) -> Matrix {
     let mut signs = SplitMix::new(!seed);
     let row_signs: [f64; K] = std::array::from_fn(|_| signs.sign());
-    let length = count(K).sqrt();
     Matrix::from_fn(K, K, |i, j| {
         let sign = if (i & j).count_ones() % 2 == 0 {
             1.0
         } else {
             -1.0
         };
-        row_signs[i] * sign / length
+        row_signs[i] * sign / 16.0
     })
 }
 
-/// Rounds the record sketches on one common unit: the largest record gets the
-/// scale 65,535.
-fn quantise_records(codes: &Matrix) -> Vec<RecordSketch> {
-    let largest_of = |row: &[f64]| row.iter().fold(0.0_f64, |max, x| max.max(x.abs()));
-    let sizes: Vec<f64> = (0..codes.rows())
-        .map(|i| largest_of(codes.row(i)))
-        .collect();
-    let unit = largest_of(&sizes) / 127.0 / f64::from(u16::MAX);
-    let quantise = |(i, size): (usize, &f64)| {
-        // Rounded up, so that no code is cut at 127.
-        let scale = (size / 127.0 / unit).ceil().clamp(1.0, f64::from(u16::MAX));
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "clamped to 1..=65535"
-        )]
-        let scale_u16 = scale as u16;
-        let row: [f64; K] = codes.row(i).try_into().expect("K columns");
-        RecordSketch {
-            scale: scale_u16,
-            codes: row.map(|x| {
-                if unit == 0.0 {
-                    0
-                } else {
-                    round_to_code(x / (scale * unit))
-                }
-            }),
-        }
-    };
-    sizes.iter().enumerate().map(quantise).collect()
-}
-
 /// Why sketches could not be fitted.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FitError {
     /// There are no rows, or too many.
@@ -439,14 +416,14 @@ pub enum FitError {
         /// How many there are.
         n_rows: usize,
     },
-    /// The rows of records and Fisher samples differ in length, or they or the
-    /// context are too long.
-    #[error("records of {d} numbers, Fisher samples of {d_fisher}, or too long a context")]
+    /// The rows are not of the curvature's length, or they or the context are
+    /// too long.
+    #[error("records of {d} numbers, a curvature of {d_curvature}, or too long a context")]
     Shape {
         /// Length of a record's row.
         d: usize,
-        /// Length of a Fisher sample's row.
-        d_fisher: usize,
+        /// What the curvature is of.
+        d_curvature: usize,
     },
     /// There is not one group for each record, or its number is too high.
     #[error("every record needs a group, numbered below the number of records")]
@@ -457,10 +434,13 @@ pub enum FitError {
         /// The first such row.
         row: usize,
     },
-    /// All gradients are zero, or so large or small that the system cannot be
-    /// solved.
+    /// All gradients are zero, or so large or small that nothing can be told
+    /// from them.
     #[error("the gradients are degenerate: nothing can be learned from them")]
     Degenerate,
+    /// The gradients could not be read.
+    #[error("gradients could not be read: {0}")]
+    Read(#[from] std::io::Error),
 }
 
 #[cfg(test)]

@@ -154,6 +154,26 @@ impl Kronecker {
         &self.eigenvalues
     }
 
+    /// `1/√(eigenvalue + λ)` of every coordinate: what makes the inner product of
+    /// two rotated gradients the one in the inverse of the curvature. `λ` is
+    /// `damping` times the mean eigenvalue of the coordinate's factor; a factor
+    /// without curvature has the weight 0.
+    #[must_use]
+    pub fn weights(&self, damping: f64) -> Vec<f64> {
+        let mut weights = Vec::with_capacity(self.dim());
+        for range in self.factors() {
+            let values = &self.eigenvalues[range];
+            let total: f64 = values.iter().map(|x| f64::from(*x)).sum();
+            #[expect(clippy::cast_precision_loss, reason = "a factor's size")]
+            let lambda = damping * (total / values.len() as f64);
+            weights.extend(values.iter().map(|x| {
+                let sum = f64::from(*x) + lambda;
+                if sum > 0.0 { 1.0 / sum.sqrt() } else { 0.0 }
+            }));
+        }
+        weights
+    }
+
     /// The coordinates of each factor, in order.
     pub fn factors(&self) -> impl ExactSizeIterator<Item = Range<usize>> + '_ {
         self.factors.iter().map(|factor| factor.range.clone())
@@ -174,14 +194,69 @@ impl Kronecker {
         }
         rotated
     }
+
+    /// The coordinates of one factor of many gradients in its eigenbases:
+    /// `[row, coordinate]` from the rows one after the other.
+    pub(crate) fn rotate_factor(&self, factor: usize, rows: &[f32]) -> Matrix {
+        self.factors[factor].rotate(rows)
+    }
+
+    /// Columns given in the eigenbases of one factor, `[coordinate, column]`, as
+    /// they act on gradients that are not rotated.
+    pub(crate) fn unrotate_factor(&self, factor: usize, columns: &Matrix) -> Matrix {
+        self.factors[factor].unrotate(columns)
+    }
 }
 
 impl Factor {
-    /// `U_L G U_Rᵀ`, the bases having eigenvectors as rows.
-    fn rotate(&self, gradient: &[f32]) -> Matrix {
-        let g = widen(gradient, self.m, self.n);
-        let half = multiply(self.left.view(), g.view());
-        multiply(half.view(), self.right.view().t())
+    /// `U_L G U_Rᵀ` of each gradient, the bases having eigenvectors as rows:
+    /// `[gradient, m · n]`.
+    ///
+    /// The longer side is turned for all gradients in one product; the shorter
+    /// one has the rank's length.
+    fn rotate(&self, gradients: &[f32]) -> Matrix {
+        let (m, n) = (self.m, self.n);
+        let n_gradients = gradients.len() / (m * n);
+        let is_tall = m > n;
+        let (short, long) = if is_tall { (n, m) } else { (m, n) };
+        let (of_short, of_long) = if is_tall {
+            (&self.right, &self.left)
+        } else {
+            (&self.left, &self.right)
+        };
+        // Where a short and a long coordinate meet.
+        let at = |s: usize, l: usize| if is_tall { l * n + s } else { s * n + l };
+        let stacked = Matrix::from_fn(n_gradients * short, long, |row, l| {
+            f64::from(gradients[row / short * (m * n) + at(row % short, l)])
+        });
+        let turned = multiply(stacked.view(), of_long.view().t());
+        let mut rotated = Matrix::zeros(n_gradients, m * n);
+        for gradient in 0..n_gradients {
+            let row = rotated.row_mut(gradient);
+            for to in 0..short {
+                for from in 0..short {
+                    let factor = of_short.at(to, from);
+                    let turned = turned.row(gradient * short + from);
+                    for (l, x) in turned.iter().enumerate() {
+                        row[at(to, l)] += factor * x;
+                    }
+                }
+            }
+        }
+        rotated
+    }
+
+    /// `U_Lᵀ V U_R` of each column: `[m · n, columns]`.
+    fn unrotate(&self, columns: &Matrix) -> Matrix {
+        let (m, n, width) = (self.m, self.n, columns.cols());
+        let half = multiply(self.left.view().t(), columns.reshaped(m, n * width).view())
+            .reshaped(m * n, width);
+        let mut all = Matrix::zeros(m * n, width);
+        for row in 0..m {
+            let part = half.part(row * n, 0, n, width);
+            add_product(&mut all, row * n, 0, 1.0, self.right.view().t(), part);
+        }
+        all
     }
 }
 

@@ -3,8 +3,8 @@
 //! Who moved an answer, and by how much? The gradient of the answer's loss says
 //! in which direction the adapter would have to move to make the answer more
 //! likely; a record whose gradient points the same way, in the metric of the
-//! Fisher information, made it more likely. Both are reduced to 128 signed
-//! bytes, so that the chain can recompute all scores in integers.
+//! Fisher information, made it more likely. Both are reduced to 256 small
+//! integers, so that the chain can recompute all scores.
 //!
 //! - [`rows`], [`mod@fit`], [`map`]: the method on plain gradient rows, of any
 //!   model.
@@ -16,7 +16,8 @@
 //! - [`scorer`]: an answer's nets and best records among millions.
 //! - [`self_query`]: the acceptance measure.
 //!
-//! Synchronous and free of I/O.
+//! Synchronous. The only files are those of finished gradients, in a folder that
+//! the caller names.
 
 pub mod fit;
 pub mod kronecker;
@@ -35,3 +36,4 @@ pub mod reduce;
 pub mod rows;
 pub mod scorer;
 pub mod self_query;
+mod work;

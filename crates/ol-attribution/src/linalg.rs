@@ -10,8 +10,8 @@ pub(crate) mod eigen;
 #[path = "linalg/product.rs"]
 mod product;
 
-/// Edge of the blocks of the factorisation and the triangular solves.
-const BLOCK: usize = 64;
+/// How much wider than asked for the block of a subspace iteration is.
+const EXTRA: usize = 64;
 
 /// A row-major matrix.
 #[derive(Debug, Clone, PartialEq)]
@@ -65,23 +65,23 @@ impl Matrix {
         self.data.iter().copied()
     }
 
-    pub(crate) fn add_to_diagonal(&mut self, value: f64) {
-        for i in 0..self.rows.min(self.cols) {
-            self.data[i * self.cols + i] += value;
-        }
-    }
-
-    pub(crate) fn scale(&mut self, factor: f64) {
-        self.data.iter_mut().for_each(|x| *x *= factor);
-    }
-
     /// The whole matrix as an operand of [`multiply`].
     pub(crate) fn view(&self) -> View<'_> {
         self.part(0, 0, self.rows, self.cols)
     }
 
+    /// The same numbers, row by row, in another shape.
+    pub(crate) fn reshaped(&self, rows: usize, cols: usize) -> Self {
+        assert_eq!(rows * cols, self.data.len(), "as many numbers");
+        Self {
+            rows,
+            cols,
+            data: self.data.clone(),
+        }
+    }
+
     /// A rectangle of the matrix as an operand.
-    fn part(&self, row: usize, col: usize, rows: usize, cols: usize) -> View<'_> {
+    pub(crate) fn part(&self, row: usize, col: usize, rows: usize, cols: usize) -> View<'_> {
         assert!(row + rows <= self.rows && col + cols <= self.cols);
         View {
             data: &self.data[(row * self.cols + col).min(self.data.len())..],
@@ -165,101 +165,6 @@ pub(crate) fn add_product(
     let row_stride = into.cols;
     let into = &mut into.data[row * row_stride + col..];
     product::add(into, row_stride, factor, a, b);
-}
-
-/// The lower Cholesky factor of a symmetric positive definite matrix, or `None`
-/// if it is not (numerically) positive definite.
-///
-/// # Source
-/// Golub and Van Loan, *Matrix Computations*, 4th ed., section 4.2.9 (blocked,
-/// right-looking).
-pub(crate) fn cholesky(mut a: Matrix) -> Option<Matrix> {
-    let n = a.rows;
-    assert_eq!(n, a.cols, "a square matrix");
-    for start in (0..n).step_by(BLOCK) {
-        let end = (start + BLOCK).min(n);
-        // Factor the columns of this block, all rows below included.
-        for j in start..end {
-            let pivot = a.at(j, j) - sum_of_products(&a.row(j)[start..j], &a.row(j)[start..j]);
-            if pivot.is_nan() || pivot <= 0.0 {
-                return None;
-            }
-            let diagonal = pivot.sqrt();
-            let (above, below) = a.data.split_at_mut((j + 1) * n);
-            let row_j = &mut above[j * n..];
-            row_j[j] = diagonal;
-            for row_i in below.chunks_exact_mut(n) {
-                let sum = sum_of_products(&row_i[start..j], &row_j[start..j]);
-                row_i[j] = (row_i[j] - sum) / diagonal;
-            }
-        }
-        // Take the block out of what is left, one block column at a time, so
-        // that the upper half is not computed.
-        let panel = Matrix::from_fn(n - end, end - start, |i, j| a.at(end + i, start + j));
-        for col in (end..n).step_by(BLOCK) {
-            let width = BLOCK.min(n - col);
-            let left = panel.part(col - end, 0, n - col, end - start);
-            let right = panel.part(col - end, 0, width, end - start);
-            add_product(&mut a, col, col, -1.0, left, right.t());
-        }
-    }
-    for i in 0..n {
-        a.row_mut(i)[i + 1..].fill(0.0);
-    }
-    Some(a)
-}
-
-/// `(L Lᵀ)⁻¹ b` for a lower factor from [`cholesky`].
-pub(crate) fn cholesky_solve(lower: &Matrix, mut b: Matrix) -> Matrix {
-    let n = lower.rows;
-    assert_eq!(n, b.rows, "as many rows as the factor");
-    let width = b.cols;
-    let starts: Vec<usize> = (0..n).step_by(BLOCK).collect();
-
-    // L y = b, top down.
-    for &start in &starts {
-        let end = (start + BLOCK).min(n);
-        let solved = Matrix::from_fn(start, width, |i, j| b.at(i, j));
-        add_product(
-            &mut b,
-            start,
-            0,
-            -1.0,
-            lower.part(start, 0, end - start, start),
-            solved.view(),
-        );
-        for i in start..end {
-            let (above, below) = b.data.split_at_mut(i * width);
-            let row_i = &mut below[..width];
-            for j in start..i {
-                subtract(row_i, lower.at(i, j), &above[j * width..(j + 1) * width]);
-            }
-            row_i.iter_mut().for_each(|x| *x /= lower.at(i, i));
-        }
-    }
-    // Lᵀ x = y, bottom up.
-    for &start in starts.iter().rev() {
-        let end = (start + BLOCK).min(n);
-        let solved = Matrix::from_fn(n - end, width, |i, j| b.at(end + i, j));
-        add_product(
-            &mut b,
-            start,
-            0,
-            -1.0,
-            lower.part(end, start, n - end, end - start).t(),
-            solved.view(),
-        );
-        for i in (start..end).rev() {
-            let (above, below) = b.data.split_at_mut((i + 1) * width);
-            let row_i = &mut above[i * width..];
-            for j in i + 1..end {
-                let at = (j - i - 1) * width;
-                subtract(row_i, lower.at(j, i), &below[at..at + width]);
-            }
-            row_i.iter_mut().for_each(|x| *x /= lower.at(i, i));
-        }
-    }
-    b
 }
 
 /// `row -= factor · other`.
@@ -346,36 +251,46 @@ fn rotate_rows(matrix: &mut Matrix, p: usize, q: usize, c: f64, s: f64) {
 }
 
 /// The largest eigenvalues (at most `count`, descending) and their vectors, as
-/// rows, of a symmetric positive semidefinite matrix.
+/// rows, of a symmetric positive semidefinite matrix `A`, `[n, n]`, of which only
+/// products are needed: `apply` gives `X A` for some rows `X`.
 ///
 /// Subspace iteration with a block wider than `count`, then Rayleigh–Ritz. The
 /// last vectors of a slowly falling spectrum are not exact, but the subspace
-/// holds as much of the matrix as the exact one to a fraction of a percent.
+/// holds as much of the matrix as the exact one to a fraction of a percent. A
+/// block as wide as the matrix needs no iteration.
+///
+/// # Errors
+/// What `apply` fails with.
 ///
 /// # Source
 /// Halko, Martinsson, Tropp, "Finding structure with randomness",
 /// arXiv:0909.4061, algorithm 4.4.
-pub(crate) fn top_eigen(a: &Matrix, count: usize, seed: u64) -> (Vec<f64>, Matrix) {
-    const EXTRA: usize = 64;
-    const ITERATIONS: usize = 16;
-    let n = a.rows;
+pub(crate) fn top_eigen<E>(
+    n: usize,
+    count: usize,
+    seed: u64,
+    n_iterations: usize,
+    apply: &mut dyn FnMut(&Matrix) -> Result<Matrix, E>,
+) -> Result<(Vec<f64>, Matrix), E> {
     let count = count.min(n);
     let width = (count + EXTRA).min(n);
     let mut signs = crate::random::SplitMix::new(seed);
     let mut basis = Matrix::zeros(width, n);
     basis.data.iter_mut().for_each(|x| *x = signs.sign());
     orthonormalise(&mut basis, &mut signs);
-    for _ in 0..ITERATIONS {
-        basis = multiply(basis.view(), a.view());
-        orthonormalise(&mut basis, &mut signs);
+    if width < n {
+        for _ in 0..n_iterations {
+            basis = apply(&basis)?;
+            orthonormalise(&mut basis, &mut signs);
+        }
     }
-    let image = multiply(basis.view(), a.view());
+    let image = apply(&basis)?;
     let small = multiply(image.view(), basis.view().t());
     let symmetric = Matrix::from_fn(width, width, |i, j| 0.5 * (small.at(i, j) + small.at(j, i)));
     let (mut values, ritz) = jacobi_eigen(symmetric);
     values.truncate(count);
     let vectors = multiply(ritz.part(0, 0, count, width), basis.view());
-    (values, vectors)
+    Ok((values, vectors))
 }
 
 /// Makes the rows orthonormal by Gram–Schmidt, twice each ("twice is enough");

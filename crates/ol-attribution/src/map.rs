@@ -1,79 +1,168 @@
-//! The map from a gradient to a query sketch: what is committed and shipped.
+//! The map from a gradient to a sketch: what is committed and shipped.
 //!
 //! A sketch is `codes(Pᵀ x)`, with `x` the (reduced) gradient, `[d]`, and `P`
-//! the matrix that [`fit`](crate::fit::fit) found, `[d, 128]`. `P` is stored as
-//! one byte per number, with one factor per row.
+//! the matrix that [`fit`](crate::fit::fit) found, `[d, 256]`. Records and
+//! answers go through the same map and are only rounded differently: an answer
+//! counts by its direction alone, so its largest number becomes 127; a record
+//! has four bits for each number and a scale.
+//!
+//! `P` is stored as one factor for each row and small codes: eight bits for each
+//! number, or two (-3, -1, 1 or 3) where the file would have more than 16 MiB.
+//! Then a gradient has so many numbers that what rounding adds to the 256 sums
+//! averages out.
 //!
 //! # Bit equality
 //! Every machine must get the same sketch from the same gradient, so all sums
 //! are integers: `x_j · factor_j` is rounded to 16 bits on a common power of
 //! two (each step one correctly rounded IEEE operation), multiplied by the
-//! stored bytes and added as integers, in which order does not matter.
+//! stored codes and added as integers, in which order does not matter.
 //!
 //! # File
 //! Little-endian:
 //!
 //! | bytes | field |
 //! |---|---|
-//! | 8 | `OLSKMAP1` |
-//! | 4 | `d`: 1 to 65,536 |
+//! | 8 | `OLSKMAP2` |
+//! | 4 | `d`: 1 to 4,194,304 |
 //! | 4 | length of the context, at most 65,536 |
+//! | 4 | bits of a code, 2 or 8 |
+//! | 8 | unit of the records' scales, `f64`, finite, above 0 |
 //! | .. | context: what the map is for, opaque here |
 //! | 4·d | factors, `f32`, finite, not negative |
-//! | 128·d | bytes of `P`, row-major, each in -127..=127 |
+//! | 256·d | codes of 8 bits, row-major, each in -127..=127; or |
+//! | 64·d | codes of 2 bits: byte `t` of a row has the numbers `t`, `64 + t`, `128 + t` and `192 + t` from its lowest bits up; `b` stands for `2b - 3` |
 //!
 //! The map is named by keccak256 of the file.
 
-use ol_poa::{K, QuerySketch};
+use ol_poa::{CODE_MAX, K, QuerySketch};
 use ol_types::{B256, keccak256};
 
-const MAGIC: &[u8; 8] = b"OLSKMAP1";
-const HEADER_SIZE_BYTES: usize = 16;
+const MAGIC: &[u8; 8] = b"OLSKMAP2";
+const HEADER_SIZE_BYTES: usize = 28;
 
 /// The largest gradient (after reduction) that a map takes.
-pub const DIM_MAX: usize = 65_536;
+pub const DIM_MAX: usize = 1 << 22;
 
 /// The longest context of a map.
 pub const CONTEXT_SIZE_BYTES_MAX: usize = 65_536;
+
+/// Longest file whose codes have eight bits.
+const WIDE_SIZE_BYTES_MAX: usize = 16 << 20;
+
+/// Bytes of a row of codes of two bits.
+const NARROW_SIZE_BYTES: usize = K / 4;
 
 /// Rows whose products are added in 32 bits before they go to 64: each is below
 /// 2¹⁵ · 2⁷, so 2⁸ of them stay below 2³⁰.
 const ROWS_PER_BLOCK: usize = 256;
 
-/// From a gradient to the sketch of a query. Immutable, cheap to share.
+/// Width of a step of the two-bit codes over the standard deviation: what has
+/// the least square error for normal numbers.
+///
+/// # Source
+/// Max, "Quantizing for minimum distortion", IRE Trans. Inf. Theory 6, 1960.
+const STEP_OVER_DEVIATION: f64 = 0.996;
+
+/// Part of the largest number of a record that its largest code stands for;
+/// what is above is cut. Finer steps for all the others are worth more.
+const RANGE: f64 = 0.8;
+
+/// Scale of the largest record of a fit: records that come later may be four
+/// times as large before they are cut.
+const LARGEST_SCALE: f64 = 16_384.0;
+
+/// From a gradient to a sketch. Immutable, cheap to share.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SketchMap {
     context: Vec<u8>,
+    unit: f64,
     factors: Vec<f32>,
-    codes: Vec<[i8; K]>,
+    codes: Codes,
+}
+
+/// The rows of `P` without their factors.
+#[derive(Debug, Clone, PartialEq)]
+enum Codes {
+    Wide(Vec<[i8; K]>),
+    Narrow(Vec<[u8; NARROW_SIZE_BYTES]>),
+}
+
+/// The sketch of a record: what goes into an entry of the index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecordSketch {
+    /// Common factor of the codes.
+    pub scale: u16,
+    /// Each in -7..=7.
+    pub codes: [i8; K],
+}
+
+/// `Pᵀ x`.
+#[derive(Debug, Clone)]
+pub(crate) struct Projection {
+    sums: [i64; K],
+    /// The numbers are `sum · 2⁻ᵉ`.
+    exponent: i32,
 }
 
 impl SketchMap {
-    /// Rounds the rows of `P` to bytes.
-    pub(crate) fn quantise(context: Vec<u8>, rows: impl Iterator<Item = [f64; K]>) -> Self {
-        let mut factors = Vec::new();
-        let mut codes = Vec::new();
-        for row in rows {
-            let largest = row.iter().fold(0.0_f64, |max, x| max.max(x.abs()));
-            #[expect(
-                clippy::cast_possible_truncation,
-                reason = "rounding a factor to f32 is the stored format"
-            )]
-            let factor = (largest / 127.0) as f32;
-            factors.push(factor);
-            let divisor = f64::from(factor);
-            codes.push(row.map(|x| {
-                if divisor == 0.0 {
-                    0
-                } else {
-                    round_to_code(x / divisor)
-                }
-            }));
-        }
+    /// A map for gradients of `d` numbers without its rows. The unit of records
+    /// is 1 until [`Self::fit_unit`] sets it.
+    pub(crate) const fn new(context: Vec<u8>, d: usize) -> Self {
+        let is_wide = d * (4 + K) <= WIDE_SIZE_BYTES_MAX;
         Self {
             context,
-            factors,
-            codes,
+            unit: 1.0,
+            factors: Vec::new(),
+            codes: if is_wide {
+                Codes::Wide(Vec::new())
+            } else {
+                Codes::Narrow(Vec::new())
+            },
+        }
+    }
+
+    /// Rounds a row of `P` to codes, and appends it.
+    pub(crate) fn push(&mut self, row: &[f64; K]) {
+        let factor = match &self.codes {
+            Codes::Wide(_) => row.iter().fold(0.0_f64, |max, x| max.max(x.abs())) / 127.0,
+            Codes::Narrow(_) => {
+                let mean_square = row.iter().map(|x| x * x).sum::<f64>() / 256.0;
+                mean_square.sqrt() * (STEP_OVER_DEVIATION / 2.0)
+            }
+        };
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "rounding a factor to f32 is the stored format"
+        )]
+        let factor = factor as f32;
+        self.factors.push(factor);
+        let over = |x: f64| {
+            if factor == 0.0 {
+                0.0
+            } else {
+                x / f64::from(factor)
+            }
+        };
+        match &mut self.codes {
+            Codes::Wide(rows) => rows.push(row.map(|x| round_to_code(over(x)))),
+            Codes::Narrow(rows) => {
+                let mut codes = [0; NARROW_SIZE_BYTES];
+                for (at, &x) in row.iter().enumerate() {
+                    let shift = 2 * (at / NARROW_SIZE_BYTES);
+                    codes[at % NARROW_SIZE_BYTES] |= round_to_bits(over(x) / 2.0) << shift;
+                }
+                rows.push(codes);
+            }
+        }
+    }
+
+    /// Sets the unit of records so that the largest of these has room.
+    pub(crate) fn fit_unit<'a>(&mut self, records: impl Iterator<Item = &'a Projection>) {
+        let largest = records
+            .map(Projection::step)
+            .fold(0.0_f64, |max, step| max.max(step));
+        if largest > 0.0 {
+            self.unit = (largest / LARGEST_SCALE).max(f64::MIN_POSITIVE);
         }
     }
 
@@ -89,8 +178,8 @@ impl SketchMap {
         &self.context
     }
 
-    /// The sketch of a gradient. All zero for a gradient of zeros: then nobody
-    /// is paid for it.
+    /// The sketch of an answer's gradient. All zero for a gradient of zeros:
+    /// then nobody is paid for it.
     ///
     /// # Shapes and units
     /// `gradient`: `[d]`, any unit: only its direction counts.
@@ -99,15 +188,47 @@ impl SketchMap {
     /// [`SketchError`] if the length is not `d` or a number is not finite.
     #[expect(clippy::missing_panics_doc, reason = "the expectation cannot fail")]
     pub fn sketch(&self, gradient: &[f32]) -> Result<QuerySketch, SketchError> {
-        let sums = self.project(gradient)?.0;
+        let Projection { sums, .. } = self.project(gradient)?;
         let largest = sums.iter().map(|x| x.unsigned_abs()).max().unwrap_or(0);
         let codes = sums.map(|sum| code_of(sum, largest));
         Ok(QuerySketch::new(codes).expect("codes are rounded to at most 127 in size"))
     }
 
-    /// `Pᵀ x` as integers, and the exponent `e` of their unit: the real numbers
-    /// are `sum · 2⁻ᵉ`.
-    fn project(&self, gradient: &[f32]) -> Result<([i64; K], i32), SketchError> {
+    /// The sketch of a record's gradient.
+    ///
+    /// # Shapes and units
+    /// `gradient`: `[d]`, in the unit of the gradients that the map was fitted
+    /// to: a longer one is a larger effect.
+    ///
+    /// # Errors
+    /// As [`Self::sketch`].
+    pub fn record(&self, gradient: &[f32]) -> Result<RecordSketch, SketchError> {
+        Ok(self.round_record(&self.project(gradient)?))
+    }
+
+    /// Rounds a record to four bits a number.
+    pub(crate) fn round_record(&self, projection: &Projection) -> RecordSketch {
+        // Rounded up, so that no more than intended is cut.
+        let scale = (projection.step() / self.unit)
+            .ceil()
+            .clamp(1.0, f64::from(u16::MAX));
+        let step = scale * self.unit;
+        let most = f64::from(CODE_MAX);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "clamped to 1..=65535 and -7..=7"
+        )]
+        RecordSketch {
+            scale: scale as u16,
+            codes: projection
+                .numbers()
+                .map(|x| (x / step).round_ties_even().clamp(-most, most) as i8),
+        }
+    }
+
+    /// `Pᵀ x` in integers.
+    pub(crate) fn project(&self, gradient: &[f32]) -> Result<Projection, SketchError> {
         if gradient.len() != self.dim() {
             return Err(SketchError::Length {
                 expected: self.dim(),
@@ -128,27 +249,24 @@ impl SketchMap {
             largest = largest.max(x.abs());
         }
         if largest == 0.0 {
-            return Ok(([0; K], 0));
+            return Ok(Projection {
+                sums: [0; K],
+                exponent: 0,
+            });
         }
         // 2^14 <= largest * 2^exponent < 2^15.
         let exponent = 14 - exponent_of(largest);
         let unit = power_of_two(exponent);
 
         let mut sums = [0_i64; K];
-        for (xs, rows) in scaled
-            .chunks(ROWS_PER_BLOCK)
-            .zip(self.codes.chunks(ROWS_PER_BLOCK))
-        {
-            let mut partial = [0_i32; K];
-            for (&x, row) in xs.iter().zip(rows) {
-                let x = round_to_i16(x * unit);
-                add_scaled(&mut partial, x, row);
-            }
-            for (sum, part) in sums.iter_mut().zip(partial) {
+        for start in (0..self.dim()).step_by(ROWS_PER_BLOCK) {
+            let end = (start + ROWS_PER_BLOCK).min(self.dim());
+            let xs = scaled[start..end].iter().map(|x| round_to_i16(x * unit));
+            for (sum, part) in sums.iter_mut().zip(self.codes.add_up(start, xs)) {
                 *sum += i64::from(part);
             }
         }
-        Ok((sums, exponent))
+        Ok(Projection { sums, exponent })
     }
 
     /// The map as a file.
@@ -157,16 +275,20 @@ impl SketchMap {
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.size_bytes());
         bytes.extend_from_slice(MAGIC);
-        for length in [self.dim(), self.context.len()] {
+        for length in [self.dim(), self.context.len(), self.codes.bits()] {
             let length = u32::try_from(length).expect("limited when the map was made");
             bytes.extend_from_slice(&length.to_le_bytes());
         }
+        bytes.extend_from_slice(&self.unit.to_le_bytes());
         bytes.extend_from_slice(&self.context);
         for factor in &self.factors {
             bytes.extend_from_slice(&factor.to_le_bytes());
         }
-        for row in &self.codes {
-            bytes.extend(row.iter().map(|code| code.cast_unsigned()));
+        match &self.codes {
+            Codes::Wide(rows) => {
+                bytes.extend(rows.iter().flatten().map(|code| code.cast_unsigned()));
+            }
+            Codes::Narrow(rows) => bytes.extend(rows.iter().flatten()),
         }
         bytes
     }
@@ -174,7 +296,7 @@ impl SketchMap {
     /// Length of the file.
     #[must_use]
     pub const fn size_bytes(&self) -> usize {
-        HEADER_SIZE_BYTES + self.context.len() + self.dim() * (4 + K)
+        HEADER_SIZE_BYTES + self.context.len() + self.dim() * (4 + K * self.codes.bits() / 8)
     }
 
     /// The name of the map: keccak256 of its file.
@@ -193,21 +315,29 @@ impl SketchMap {
         let (header, rest) = bytes
             .split_first_chunk::<HEADER_SIZE_BYTES>()
             .ok_or(MapError::Truncated)?;
-        let (magic, lengths) = header.split_at(MAGIC.len());
+        let (magic, fields) = header.split_at(MAGIC.len());
         if magic != MAGIC {
             return Err(MapError::Format);
         }
-        let [d, context_size_bytes] = [&lengths[..4], &lengths[4..]].map(|length| {
-            let length = length.try_into().expect("four of eight bytes");
+        let [d, context_size_bytes, bits] = [0, 4, 8].map(|at| {
+            let length = &fields[at..at + 4];
+            let length = length.try_into().expect("four bytes");
             usize::try_from(u32::from_le_bytes(length)).unwrap_or(usize::MAX)
         });
+        let unit = f64::from_le_bytes(fields[12..].try_into().expect("eight bytes"));
         if d == 0 || d > DIM_MAX || context_size_bytes > CONTEXT_SIZE_BYTES_MAX {
             return Err(MapError::TooLarge {
                 d,
                 context_size_bytes,
             });
         }
-        if rest.len() != context_size_bytes + d * (4 + K) {
+        if !(unit.is_normal() && unit > 0.0) {
+            return Err(MapError::Unit);
+        }
+        if ![2, 8].contains(&bits) {
+            return Err(MapError::Format);
+        }
+        if rest.len() != context_size_bytes + d * (4 + K * bits / 8) {
             return Err(MapError::Truncated);
         }
         let (context, rest) = rest.split_at(context_size_bytes);
@@ -224,29 +354,98 @@ impl SketchMap {
         {
             return Err(MapError::Value { row });
         }
-        if let Some(at) = codes.iter().position(|&byte| byte == 0x80) {
+        let codes = if bits == 2 {
+            Codes::Narrow(codes.as_chunks().0.to_vec())
+        } else if let Some(at) = codes.iter().position(|&byte| byte == 0x80) {
             return Err(MapError::Value { row: at / K });
-        }
-        let codes = codes
-            .as_chunks::<K>()
-            .0
-            .iter()
-            .map(|row| row.map(u8::cast_signed))
-            .collect();
+        } else {
+            let rows = codes.as_chunks::<K>().0.iter();
+            Codes::Wide(rows.map(|row| row.map(u8::cast_signed)).collect())
+        };
         Ok(Self {
             context: context.to_vec(),
+            unit,
             factors,
             codes,
         })
     }
 }
 
-/// `sums += x · row`. Wrapping operations cannot wrap here (see
-/// [`ROWS_PER_BLOCK`]); they keep overflow checks out of the inner loop.
+impl Projection {
+    fn numbers(&self) -> [f64; K] {
+        // Below 2^17 · 2^22, exact in f64; so is the power of two, in two steps
+        // because one may be out of range.
+        let half = self.exponent / 2;
+        let (a, b) = (power_of_two(-half), power_of_two(half - self.exponent));
+        #[expect(clippy::cast_precision_loss, reason = "below 2^40")]
+        self.sums.map(|sum| sum as f64 * a * b)
+    }
+
+    /// What a code of 1 stands for, before it is rounded to the unit.
+    fn step(&self) -> f64 {
+        let largest = self
+            .numbers()
+            .iter()
+            .fold(0.0_f64, |max, x| max.max(x.abs()));
+        largest * RANGE / f64::from(CODE_MAX)
+    }
+}
+
+impl Codes {
+    const fn bits(&self) -> usize {
+        match self {
+            Self::Wide(_) => 8,
+            Self::Narrow(_) => 2,
+        }
+    }
+
+    /// `Σ x · row` over at most [`ROWS_PER_BLOCK`] rows from `start` on.
+    fn add_up(&self, start: usize, xs: impl ExactSizeIterator<Item = i16>) -> [i32; K] {
+        let mut sums = [0_i32; K];
+        match self {
+            Self::Wide(rows) => {
+                for (x, row) in xs.zip(&rows[start..]) {
+                    add_wide(&mut sums, x, row);
+                }
+                sums
+            }
+            // Σ x (2b - 3) = 2 Σ x b - 3 Σ x
+            Self::Narrow(rows) => {
+                let mut total = 0;
+                for (x, row) in xs.zip(&rows[start..]) {
+                    total += i32::from(x);
+                    add_narrow(&mut sums, x, row);
+                }
+                sums.map(|sum| 2 * sum - 3 * total)
+            }
+        }
+    }
+}
+
+// Wrapping operations in the two below cannot wrap (see `ROWS_PER_BLOCK`); they
+// keep overflow checks out of the inner loops.
+
+/// `sums += x · row`.
 #[inline]
-fn add_scaled(sums: &mut [i32; K], x: i16, row: &[i8; K]) {
+fn add_wide(sums: &mut [i32; K], x: i16, row: &[i8; K]) {
     for (sum, &code) in sums.iter_mut().zip(row) {
         *sum = sum.wrapping_add(i32::from(x).wrapping_mul(i32::from(code)));
+    }
+}
+
+/// `sums += x · b` for the bits `b` of a row. Multiplying by two bits is adding
+/// what they mask: vector instructions of every kind can do that.
+#[inline]
+fn add_narrow(sums: &mut [i32; K], x: i16, row: &[u8; NARROW_SIZE_BYTES]) {
+    let x = i32::from(x);
+    let quarters = sums.as_chunks_mut::<NARROW_SIZE_BYTES>().0;
+    for (quarter, sums) in quarters.iter_mut().enumerate() {
+        for (sum, &byte) in sums.iter_mut().zip(row) {
+            let bits = i32::from(byte) >> (2 * quarter);
+            let once = x & (bits & 1).wrapping_neg();
+            let twice = x & (bits >> 1 & 1).wrapping_neg();
+            *sum = sum.wrapping_add(once).wrapping_add(twice << 1);
+        }
     }
 }
 
@@ -266,8 +465,18 @@ fn code_of(sum: i64, largest: u64) -> i8 {
     clippy::cast_possible_truncation,
     reason = "the value is clamped to the range of a code"
 )]
-pub(crate) fn round_to_code(x: f64) -> i8 {
+fn round_to_code(x: f64) -> i8 {
     x.round_ties_even().clamp(-127.0, 127.0) as i8
+}
+
+/// The two bits of a number of steps.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the value is clamped to two bits"
+)]
+fn round_to_bits(steps: f64) -> u8 {
+    (steps.floor() + 2.0).clamp(0.0, 3.0) as u8
 }
 
 #[expect(
@@ -316,7 +525,7 @@ pub enum SketchError {
 #[non_exhaustive]
 pub enum MapError {
     /// The file is of another kind or version.
-    #[error("not a sketch map of this version")]
+    #[error("not a sketch map of this version: sketch the model again")]
     Format,
     /// The file is shorter or longer than its header says.
     #[error("the sketch map is cut short or has bytes left over")]
@@ -331,6 +540,9 @@ pub enum MapError {
         /// Bytes of context.
         context_size_bytes: usize,
     },
+    /// The unit of records is not a positive number.
+    #[error("the sketch map's unit is not a positive number")]
+    Unit,
     /// A factor is negative or not finite, or a code is -128.
     #[error("row {row} of the sketch map has a value out of range")]
     Value {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::reduce::{BlockShape, Reducer, SIDE_MAX};
 
 /// Value of [`Method::format`].
-pub const FORMAT: &str = "openledger-sketch/1";
+pub const FORMAT: &str = "openledger-sketch/2";
 
 /// The most Fisher samples that are drawn for one record.
 pub const FISHER_SAMPLES_MAX: u32 = 16;
@@ -79,13 +79,13 @@ pub struct Method {
     pub record_loss: LossRule,
     /// Loss of an answer that is paid for.
     pub query_loss: LossRule,
-    /// Numbers per rank that each factor's gradient is reduced to.
+    /// Longest wide side of a factor's gradient, after reduction.
     pub side: usize,
     /// Seed of the reduction, of the Fisher samples and of the rotation.
     pub seed: u64,
     /// Fisher samples of each record.
     pub fisher_samples: u32,
-    /// `λ` over the trace of the Fisher information.
+    /// `λ` of each factor over the mean eigenvalue of its curvature.
     pub damping: f64,
 }
 
@@ -105,6 +105,8 @@ impl Method {
             && self.query_loss.is_valid()
             && (1..=SIDE_MAX).contains(&self.side)
             && (1..=FISHER_SAMPLES_MAX).contains(&self.fisher_samples)
+            && self.damping.is_finite()
+            && self.damping > 0.0
     }
 
     pub(crate) fn is_for(&self, base: B256, adapter: B256) -> bool {

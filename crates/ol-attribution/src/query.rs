@@ -1,11 +1,12 @@
 //! The sketch of an answer: what it is paid by.
 
 use ol_model::{ForwardError, Labels, Lora, Model, Pool, Sequence};
-use ol_poa::QuerySketch;
+use ol_poa::{Entry, QuerySketch};
 use ol_types::B256;
 
 use crate::map::{SketchError, SketchMap};
 use crate::method::Method;
+use crate::record::RecordInput;
 use crate::reduce::Reducer;
 
 /// Makes the query sketches of one adapter. Immutable, cheap to share.
@@ -81,6 +82,28 @@ impl QuerySketcher {
         Ok(self
             .map
             .sketch(&self.reducer.reduce(&gradients[0].gradient))?)
+    }
+
+    /// The sketch of a record that came after the map was fitted: what the fit
+    /// would have given it, but for the subspace, which was chosen without it.
+    ///
+    /// # Errors
+    /// As [`Self::sketch`].
+    pub fn sketch_record(
+        &self,
+        model: &Model,
+        pool: &Pool,
+        adapter: &Lora,
+        record: &RecordInput,
+    ) -> Result<Entry, QueryError> {
+        if model.hash() != self.base || adapter.hash() != self.adapter {
+            return Err(QueryError::OtherModel);
+        }
+        let context = model.config().max_position_embeddings;
+        let sequence = record.sequence(self.method.record_loss, context);
+        let gradients = model.lora_gradients(pool, adapter, &[sequence], Labels::Given)?;
+        let reduced = self.reducer.reduce(&gradients[0].gradient);
+        Ok(record.entry(self.map.record(&reduced)?))
     }
 }
 

@@ -1,16 +1,20 @@
 //! The sketches of a model's records: what is registered on chain with it.
 
 use std::collections::HashMap;
+use std::io;
+use std::path::Path;
 
 use ol_model::{ForwardError, Labels, Lora, Model, Pool, Sequence};
 use ol_poa::{Entry, Index, IndexError};
-use ol_types::{Address, B256};
+use ol_types::{Address, B256, Keccak256};
 
 use crate::fit::{FitError, FitOptions, fit};
-use crate::map::SketchMap;
+use crate::kronecker::{Kronecker, KroneckerError};
+use crate::map::{RecordSketch, SketchMap};
 use crate::method::{FORMAT, Length, LossRule, Method};
 use crate::reduce::Reducer;
-use crate::rows::Rows;
+use crate::rows::{RowSource, Rows};
+use crate::work::RowFiles;
 
 /// Tokens that go through one backward pass together.
 const BATCH_TOKENS: usize = 2_048;
@@ -32,11 +36,21 @@ pub struct RecordInput {
 
 impl RecordInput {
     /// The record's tokens with the loss weights of `rule`, cut to `context`.
-    fn sequence(&self, rule: LossRule, context: usize) -> Sequence {
+    pub(crate) fn sequence(&self, rule: LossRule, context: usize) -> Sequence {
         let n_tokens = self.tokens.len().min(context);
         Sequence {
             tokens: self.tokens[..n_tokens].to_vec(),
             weights: rule.weights(n_tokens, self.answer_start),
+        }
+    }
+
+    pub(crate) fn entry(&self, sketch: RecordSketch) -> Entry {
+        Entry {
+            contributor: self.contributor,
+            record: self.hash,
+            cluster: self.cluster,
+            scale: sketch.scale,
+            codes: sketch.codes,
         }
     }
 }
@@ -48,32 +62,58 @@ pub struct SketchOptions {
     pub record_loss: LossRule,
     /// Loss of an answer that is paid for.
     pub query_loss: LossRule,
-    /// Numbers per rank that each factor's gradient is reduced to, 1 to 64. The
-    /// size of the map grows with it.
+    /// Longest wide side of a factor's gradient, 1 to 4,096; longer ones are
+    /// reduced to it. The size of the map grows with it.
     pub side: usize,
     /// Seed of the reduction, of the Fisher samples and of the rotation.
     pub seed: u64,
     /// Fisher samples of each record, 1 to 16.
     pub fisher_samples: u32,
-    /// `λ` over the trace of the Fisher information.
+    /// `λ` of each factor over the mean eigenvalue of its curvature.
     pub damping: f64,
+    /// Memory for gradients and second moments that are held at one time, in
+    /// bytes. It changes no bit of the sketches.
+    pub budget_bytes: usize,
 }
 
 impl Default for SketchOptions {
-    /// What was measured to pay the right contributor on the three demo
-    /// datanets.
+    /// What was measured against retrainings; see `docs/attribution.md`.
     fn default() -> Self {
-        let loss = LossRule {
+        let loss = |length| LossRule {
             question_weight: 1.0,
-            length: Length::Mean,
+            length,
         };
         Self {
-            record_loss: loss,
-            query_loss: loss,
-            side: 16,
+            record_loss: loss(Length::Sum),
+            query_loss: loss(Length::Mean),
+            side: 512,
             seed: 1,
             fisher_samples: 1,
-            damping: 3e-5,
+            damping: 0.1,
+            budget_bytes: 1 << 30,
+        }
+    }
+}
+
+/// What is being done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SketchStage {
+    /// Gradients, in tokens.
+    Gradients,
+    /// The Fisher information, in passes over its samples.
+    Curvature,
+    /// The subspace, in passes over the records.
+    Subspace,
+}
+
+impl SketchStage {
+    /// Name for reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Gradients => "gradients",
+            Self::Curvature => "curvature",
+            Self::Subspace => "subspace",
         }
     }
 }
@@ -81,10 +121,14 @@ impl Default for SketchOptions {
 /// How far the sketching is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SketchProgress {
-    /// Tokens that went through a backward pass.
-    pub tokens: u64,
-    /// Tokens in all.
-    pub tokens_total: u64,
+    /// What is being done.
+    pub stage: SketchStage,
+    /// How much of it is done.
+    pub done: u64,
+    /// How much there is.
+    pub total: u64,
+    /// Of the tokens that are done, those of an earlier run.
+    pub resumed: u64,
 }
 
 /// The sketches of a model.
@@ -92,27 +136,30 @@ pub struct SketchProgress {
 pub struct Sketches {
     /// The records' sketches, for the chain.
     pub index: Index,
-    /// The map for queries, to be shipped with the adapter.
+    /// The map for records and answers, to be shipped with the adapter.
     pub map: SketchMap,
-    /// The part of the records' relative scores that the sketches keep, 0 to 1.
+    /// The part of the whitened gradients that the sketches keep, 0 to 1.
     pub energy_kept: f64,
 }
 
 /// Sketches the records of an adapter and fits the map for its answers.
 ///
-/// Two backward passes a record and more with more Fisher samples; about
-/// `4 · d · N · (2 + fisher_samples)` bytes of memory for the reduced gradients,
-/// with `d` some ten thousand.
+/// Two backward passes a record and more with more Fisher samples, then some
+/// passes over the gradients. They are kept in the folder `place`, `4 · d` bytes
+/// a record and sample, where a later call with the same arguments finds those
+/// that were finished, and which is the caller's to remove; without one, in
+/// memory.
 ///
 /// # Errors
 /// [`SketchRecordsError`] if a record does not fit the model or the index, or
-/// nothing can be fitted.
+/// nothing can be fitted, or the folder cannot be used.
 pub fn sketch_records(
     model: &Model,
     pool: &Pool,
     adapter: &Lora,
     records: &[RecordInput],
     options: &SketchOptions,
+    place: Option<&Path>,
     progress: &mut dyn FnMut(SketchProgress),
 ) -> Result<Sketches, SketchRecordsError> {
     let method = Method {
@@ -142,56 +189,89 @@ pub fn sketch_records(
         .map(|record| record.sequence(options.record_loss, context))
         .collect();
     let n_tokens: usize = sequences.iter().map(|s| s.tokens.len()).sum();
+    let reducer = method.reducer(adapter);
+    let blocks = reducer.reduced_blocks();
     let mut pass = Pass {
         model,
         pool,
         adapter,
-        reducer: method.reducer(adapter),
+        reducer,
+        place: place.map(|dir| (dir, job_key(&method, &sequences))),
         progress,
         state: SketchProgress {
-            tokens: 0,
-            tokens_total: u64::try_from(n_tokens).unwrap_or(u64::MAX)
-                * (1 + u64::from(options.fisher_samples)),
+            stage: SketchStage::Gradients,
+            done: 0,
+            total: to_u64(n_tokens) * (1 + u64::from(options.fisher_samples)),
+            resumed: 0,
         },
     };
+    let mut gradients = pass.collect("records", &sequences, &[Labels::Given])?;
+    let samples: Vec<Labels> = (0..options.fisher_samples)
+        .map(|sample| Labels::Sampled {
+            seed: crate::random::word(options.seed, FISHER_STREAM, sample.into()),
+        })
+        .collect();
+    let mut fisher = pass.collect("fisher", &sequences, &samples)?;
 
-    let mut gradients = pass.rows();
-    pass.collect(&sequences, Labels::Given, &mut gradients)?;
-    let mut fisher = pass.rows();
-    for sample in 0..options.fisher_samples {
-        let seed = crate::random::word(options.seed, FISHER_STREAM, sample.into());
-        pass.collect(&sequences, Labels::Sampled { seed }, &mut fisher)?;
-    }
-
-    // The records' own gradients count as curvature too, as in TRAK: credit is
-    // then joint, and what many records share is not credited to each of them.
-    for row in gradients.iter() {
-        fisher.push(row);
-    }
+    let mut report = |stage, done: usize, total: usize| {
+        (pass.progress)(SketchProgress {
+            stage,
+            done: to_u64(done),
+            total: to_u64(total),
+            resumed: 0,
+        });
+    };
+    let mut row = vec![0.0; fisher.n_columns()];
+    let curvature = Kronecker::fit(
+        &blocks,
+        &mut |visit| {
+            for at in 0..fisher.n_rows() {
+                fisher.read(at, 0, &mut row)?;
+                visit(&row);
+            }
+            Ok::<_, io::Error>(())
+        },
+        options.budget_bytes,
+        &mut |done| report(SketchStage::Curvature, done.passes, done.passes_total),
+    )?;
     let contributors: Vec<Address> = records.iter().map(|record| record.contributor).collect();
     let fit = fit(
-        &gradients,
-        &fisher,
+        &curvature,
+        gradients.as_mut(),
         &groups(&contributors),
         &FitOptions {
             damping: options.damping,
             seed: options.seed,
             context: method.to_context(),
+            budget_bytes: options.budget_bytes,
         },
+        &mut |done| report(SketchStage::Subspace, done.passes, done.passes_total),
     )?;
     let entries = records.iter().zip(fit.records);
-    let entries = entries.map(|(record, sketch)| Entry {
-        contributor: record.contributor,
-        record: record.hash,
-        cluster: record.cluster,
-        scale: sketch.scale,
-        codes: sketch.codes,
-    });
+    let entries = entries.map(|(record, sketch)| record.entry(sketch));
     Ok(Sketches {
         index: Index::new(entries.collect())?,
         map: fit.map,
         energy_kept: fit.energy_kept,
     })
+}
+
+/// What the gradients of a job depend on.
+fn job_key(method: &Method, sequences: &[Sequence]) -> B256 {
+    let mut hasher = Keccak256::new();
+    hasher.update(method.to_context());
+    for sequence in sequences {
+        hasher.update(to_u64(sequence.tokens.len()).to_le_bytes());
+        for (token, weight) in sequence.tokens.iter().zip(&sequence.weights) {
+            hasher.update(token.to_le_bytes());
+            hasher.update(weight.to_bits().to_le_bytes());
+        }
+    }
+    hasher.finalize()
+}
+
+fn to_u64(n: usize) -> u64 {
+    u64::try_from(n).expect("a length fits 64 bits")
 }
 
 /// The number of each record's contributor, in the order of first appearance.
@@ -214,36 +294,60 @@ struct Pass<'a> {
     pool: &'a Pool,
     adapter: &'a Lora,
     reducer: Reducer,
+    /// Folder of what is finished, and the job's key.
+    place: Option<(&'a Path, B256)>,
     progress: &'a mut dyn FnMut(SketchProgress),
     state: SketchProgress,
 }
 
 impl Pass<'_> {
-    fn rows(&self) -> Rows {
-        Rows::new(self.reducer.output_len())
-    }
-
+    /// The reduced gradients of all sequences with these labels, one after
+    /// another.
     fn collect(
         &mut self,
+        name: &'static str,
         sequences: &[Sequence],
-        labels: Labels,
-        into: &mut Rows,
-    ) -> Result<(), ForwardError> {
-        let mut rest = sequences;
-        while !rest.is_empty() {
-            let (batch, after) = rest.split_at(batch_len(rest));
-            rest = after;
-            let gradients = self
-                .model
-                .lora_gradients(self.pool, self.adapter, batch, labels)?;
-            for gradient in &gradients {
-                into.push(&self.reducer.reduce(&gradient.gradient));
+        labels: &[Labels],
+    ) -> Result<Box<dyn RowSource>, SketchRecordsError> {
+        let n_columns = self.reducer.output_len();
+        let mut rows = Rows::new(n_columns);
+        let mut files = match self.place {
+            Some((dir, key)) => Some(RowFiles::new(dir, name, key, n_columns)?),
+            None => None,
+        };
+        for &labels in labels {
+            let mut rest = sequences;
+            while !rest.is_empty() {
+                let (batch, after) = rest.split_at(batch_len(rest));
+                rest = after;
+                let n_tokens = to_u64(batch.iter().map(|s| s.tokens.len()).sum());
+                if let Some(files) = &mut files
+                    && files.resume(batch.len())?
+                {
+                    self.state.resumed += n_tokens;
+                } else {
+                    let reduced = self.gradients(batch, labels)?;
+                    match &mut files {
+                        Some(files) => files.append(&reduced)?,
+                        None => reduced.iter().for_each(|row| rows.push(row)),
+                    }
+                }
+                self.state.done += n_tokens;
+                (self.progress)(self.state);
             }
-            let n_tokens: usize = batch.iter().map(|s| s.tokens.len()).sum();
-            self.state.tokens += u64::try_from(n_tokens).unwrap_or(u64::MAX);
-            (self.progress)(self.state);
         }
-        Ok(())
+        Ok(match files {
+            Some(files) => Box::new(files),
+            None => Box::new(rows),
+        })
+    }
+
+    fn gradients(&self, batch: &[Sequence], labels: Labels) -> Result<Vec<Vec<f32>>, ForwardError> {
+        let gradients = self
+            .model
+            .lora_gradients(self.pool, self.adapter, batch, labels)?;
+        let reduce = |of_one: &ol_model::SequenceGradient| self.reducer.reduce(&of_one.gradient);
+        Ok(gradients.iter().map(reduce).collect())
     }
 }
 
@@ -264,6 +368,12 @@ pub enum SketchRecordsError {
     /// An option is out of its range.
     #[error("sketch options are out of range")]
     Options,
+    /// The folder of finished gradients cannot be used.
+    #[error("gradients could not be kept: {0}")]
+    Keep(#[from] io::Error),
+    /// The curvature cannot be measured.
+    #[error("the curvature could not be measured: {0}")]
+    Curvature(#[from] KroneckerError<io::Error>),
     /// A record does not fit the model, or the adapter is of another model.
     #[error(transparent)]
     Forward(#[from] ForwardError),

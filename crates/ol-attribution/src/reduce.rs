@@ -1,11 +1,11 @@
 //! Reduction of a LoRA gradient before it is fitted.
 //!
-//! A rank-8 adapter over every linear layer of a small model has 160,000
-//! parameters; a map from all of them would be larger than the model. So the
-//! wide side of each factor is shortened by a random ±1 projection: the
-//! gradient of `A`, `[rank, d_in]`, becomes `[rank, side]`, that of `B`,
-//! `[d_out, rank]`, becomes `[side, rank]`. The signs come from a counter under
-//! a seed, so nothing is stored; the order of all sums is fixed.
+//! The map for queries has 68 bytes for each number of a gradient, so for large
+//! adapters the wide side of each factor is shortened by a random ±1 projection:
+//! the gradient of `A`, `[rank, d_in]`, becomes `[rank, side]`, that of `B`,
+//! `[d_out, rank]`, becomes `[side, rank]`. A side that is not longer stays as it
+//! is. The signs come from a counter under a seed, so nothing is stored; the
+//! order of all sums is fixed.
 //!
 //! # Source
 //! Choe et al., "What is your data worth to GPT?" (LoGra), arXiv:2405.13954,
@@ -13,8 +13,8 @@
 
 use crate::random::word;
 
-/// The widest side that a factor is reduced to: one sign per bit of a word.
-pub const SIDE_MAX: usize = 64;
+/// The widest side that a factor is reduced to.
+pub const SIDE_MAX: usize = 4_096;
 
 /// The two factors of one adapted projection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +57,7 @@ impl Reducer {
     /// rank and factor.
     ///
     /// # Panics
-    /// If `side` is not in `1..=64`; that is a bug in the caller.
+    /// If `side` is not in `1..=4096`; that is a bug in the caller.
     #[must_use]
     pub fn new(blocks: &[BlockShape], side: usize, seed: u64) -> Self {
         assert!((1..=SIDE_MAX).contains(&side), "a side of {side}");
@@ -90,6 +90,19 @@ impl Reducer {
     #[must_use]
     pub const fn output_len(&self) -> usize {
         self.output_len
+    }
+
+    /// The shapes of the blocks of reduced gradients.
+    #[must_use]
+    pub fn reduced_blocks(&self) -> Vec<BlockShape> {
+        let pairs = self.factors.as_chunks::<2>().0.iter();
+        pairs
+            .map(|[a, b]| BlockShape {
+                rank: a.rank,
+                d_in: a.signs.side(a.wide),
+                d_out: b.signs.side(b.wide),
+            })
+            .collect()
     }
 
     /// Reduces one gradient.
@@ -157,16 +170,17 @@ impl Signs {
         if wide <= side {
             return Self::Keep;
         }
-        let side_u16 = u16::try_from(side).expect("a side is at most 64");
+        let side_u16 = u16::try_from(side).expect("a side is at most 4096");
         let size = 1.0 / f32::from(side_u16).sqrt();
         let mut values = Vec::with_capacity(wide * side);
-        for counter in 0_u64.. {
-            if values.len() == wide * side {
-                break;
+        let mut words = (0_u64..).map(|counter| word(seed, stream, counter));
+        for _ in 0..wide {
+            let mut left = side;
+            for bits in words.by_ref().take(side.div_ceil(64)) {
+                let sign = |bit| if bits >> bit & 1 == 0 { size } else { -size };
+                values.extend((0..left.min(64)).map(sign));
+                left = left.saturating_sub(64);
             }
-            let bits = word(seed, stream, counter);
-            let sign = |bit| if bits >> bit & 1 == 0 { size } else { -size };
-            values.extend((0..side).map(sign));
         }
         Self::Table { side, values }
     }

@@ -1,7 +1,28 @@
 //! Gradients as rows.
 
-/// Rows of equal length: `[n, d]`, row-major `f32`. One row is the gradient (or
-/// its reduction) of one record, or one sample of the Fisher information.
+use std::io;
+
+/// Rows that are read in pieces, so that there may be more than fit in memory.
+pub trait RowSource {
+    /// How many rows there are.
+    fn n_rows(&self) -> usize;
+
+    /// Numbers in a row.
+    fn n_columns(&self) -> usize;
+
+    /// Reads the numbers of a row from `start` on.
+    ///
+    /// # Errors
+    /// What reading fails with.
+    ///
+    /// # Panics
+    /// If there is no such row, or it ends before; that is a bug in the caller.
+    fn read(&mut self, row: usize, start: usize, into: &mut [f32]) -> io::Result<()>;
+}
+
+/// Rows of equal length in memory: `[n, d]`, row-major `f32`. One row is the
+/// gradient (or its reduction) of one record, or one sample of the Fisher
+/// information.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Rows {
     d: usize,
@@ -60,5 +81,20 @@ impl Rows {
     /// The rows, in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &[f32]> {
         self.data.chunks_exact(self.d.max(1))
+    }
+}
+
+impl RowSource for Rows {
+    fn n_rows(&self) -> usize {
+        self.len()
+    }
+
+    fn n_columns(&self) -> usize {
+        self.d
+    }
+
+    fn read(&mut self, row: usize, start: usize, into: &mut [f32]) -> io::Result<()> {
+        into.copy_from_slice(&self.row(row)[start..start + into.len()]);
+        Ok(())
     }
 }

@@ -14,53 +14,55 @@
 //! this: a cluster has one entry. What is not linear, the null threshold and
 //! the cut at zero, comes after the net.) So what is *paid* needs one vector for
 //! each contributor, however many records it has. The numbers of `A_c` are
-//! written in base 255 with digits in -127..=127, which is unique because 255
-//! is odd: seven rows of codes at most, weighted `1, 255, 255², ..`, which the
-//! same inner products take as any record. A contributor with fewer records
-//! than digits keeps its records. No rounding, no approximation: the integers
-//! are those of the sum over all records.
+//! written in base 15 with digits in -7..=7, which is unique because 15 is odd:
+//! twelve rows of codes at most, weighted `1, 15, 15², ..`, which the same inner
+//! products take as any record. A contributor with fewer records than digits
+//! keeps its records. No rounding, no approximation: the integers are those of
+//! the sum over all records.
 //!
 //! # Records by score
 //! Only naming the records that count most reads them all. Within a
-//! contributor they lie by falling length, and each is first scored by the high
-//! halves of its codes, with a bound of the error (Cauchy and Schwarz, in
-//! integers, rounded up); what could still be among the best is scored exactly.
-//! What is left out is proven to be below, so the list is exact as well.
+//! contributor they lie by falling length, and a block of sixteen whose longest
+//! record, times the length of the query, is below the best found so far is not
+//! read (Cauchy and Schwarz). So the list is exact.
 //!
 //! # No overflow
-//! `|<q, c>| <= 128 · 127²`, a scale is below 2¹⁶, and there are at most
-//! [`RECORDS_MAX`] records: every sum of scores is below 2⁶¹. Digits are summed
-//! modulo 2⁶⁴, which gives the same number because the sum is in range.
+//! `|<q, c>| ≤ 256 · 127 · 7 < 2¹⁸`, a scale is below 2¹⁶, and there are at most
+//! 2²⁴ records: every sum of scores is below 2⁵⁸. Digits are summed modulo 2⁶⁴,
+//! which gives the same number because the sum is in range.
 
-mod planes;
+mod blocks;
 mod top;
 
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 
 use ol_model::Pool;
-use ol_poa::{Entry, K, QuerySketch};
+use ol_poa::{CODE_MAX, Entry, K, QuerySketch};
 use ol_types::Address;
 
-pub use planes::Instructions;
-use planes::{LANES, Planes, Query, rest_squared};
+pub use blocks::Instructions;
+use blocks::{Blocks, LANES, Query};
 pub use top::{Hit, TOP_MAX};
 
 /// The most records of a scorer.
 pub const RECORDS_MAX: usize = 1 << 24;
 
 /// Base of the digits of a contributor's sum.
-const BASE: i64 = 255;
+const BASE: i64 = 2 * CODE_MAX as i64 + 1;
 
-const SCORE_MAX: u64 = (K * 127 * 127 * u16::MAX as usize) as u64;
+const SCORE_MAX: u64 = K as u64 * 127 * CODE_MAX as u64 * u16::MAX as u64;
 const _: () = assert!(SCORE_MAX.checked_mul(RECORDS_MAX as u64).is_some());
-const _: () = assert!(SCORE_MAX * (RECORDS_MAX as u64) < 1 << 61);
+const _: () = assert!(SCORE_MAX * (RECORDS_MAX as u64) < 1 << 58);
 
-/// Blocks that a thread takes at a time: 128 KiB of both planes.
+/// What a code may be.
+const CODES: std::ops::RangeInclusive<i8> = -CODE_MAX..=CODE_MAX;
+
+/// Blocks that a thread takes at a time: 128 KiB.
 const BLOCKS_PER_TASK: usize = 64;
 
 /// The sketches of a model, laid out for scoring. Immutable.
 ///
-/// About 133 bytes for each record, and at most 7 · 136 for each contributor.
+/// About 132 bytes for each record, and at most 12 · 136 for each contributor.
 pub struct Scorer {
     contributors: Vec<Address>,
     records: Rows<u16>,
@@ -68,8 +70,6 @@ pub struct Scorer {
     positions: Vec<u32>,
     /// Of each block, the longest record: `ceil(a |c|)`.
     lengths: Vec<u32>,
-    /// Of each block, the largest [`rest_squared`].
-    rests: Vec<u16>,
     sums: Rows<i64>,
     instructions: Instructions,
 }
@@ -87,7 +87,7 @@ impl std::fmt::Debug for Scorer {
 /// Rows of codes with a weight each, those of a contributor together.
 #[derive(Default)]
 struct Rows<W> {
-    planes: Planes,
+    codes: Blocks,
     /// Of each block; 0 for rows that fill up the last.
     weights: Vec<[W; LANES]>,
     /// Where each contributor's rows begin, and the end.
@@ -119,7 +119,6 @@ impl Scorer {
             records: Rows::with_capacity(capacity),
             positions: Vec::with_capacity(capacity),
             lengths: Vec::with_capacity(capacity.div_ceil(LANES)),
-            rests: Vec::with_capacity(capacity.div_ceil(LANES)),
             sums: Rows::default(),
             instructions: Instructions::detect(),
         };
@@ -128,7 +127,7 @@ impl Scorer {
             if position == RECORDS_MAX {
                 return Err(ScorerError::TooMany);
             }
-            if entry.scale == 0 || entry.codes.contains(&i8::MIN) {
+            if entry.scale == 0 || !entry.codes.iter().all(|code| CODES.contains(code)) {
                 return Err(ScorerError::Value { position });
             }
             match scorer.contributors.last() {
@@ -174,20 +173,16 @@ impl Scorer {
         gathered.sort_unstable_by_key(|record| (std::cmp::Reverse(record.length), record.position));
         let mut sum = [0_i64; K];
         for record in gathered.iter() {
-            if self.records.planes.n_rows().is_multiple_of(LANES) {
+            if self.records.codes.n_rows().is_multiple_of(LANES) {
                 self.lengths.push(0);
-                self.rests.push(0);
             }
-            let rest = rest_squared(&record.codes);
-            if let (Some(longest), Some(largest)) = (self.lengths.last_mut(), self.rests.last_mut())
-            {
+            if let Some(longest) = self.lengths.last_mut() {
                 *longest = (*longest).max(record.length);
-                *largest = (*largest).max(rest);
             }
             self.records.push(&record.codes, record.scale);
             self.positions.push(record.position);
             for (sum, code) in sum.iter_mut().zip(record.codes) {
-                // At most 2^24 · 2^16 · 2^7 in size.
+                // At most 2^24 · 2^16 · 7 in size.
                 *sum += i64::from(record.scale) * i64::from(code);
             }
         }
@@ -225,7 +220,7 @@ impl Scorer {
     /// Rows of codes that [`Self::nets`] reads.
     #[must_use]
     pub const fn n_sum_rows(&self) -> usize {
-        self.sums.planes.n_rows()
+        self.sums.codes.n_rows()
     }
 
     /// The net of every contributor, in their order: what
@@ -268,15 +263,15 @@ impl Scorer {
 impl<W: Copy + Default + Into<i64> + Sync> Rows<W> {
     fn with_capacity(n_rows: usize) -> Self {
         Self {
-            planes: Planes::with_capacity(n_rows),
+            codes: Blocks::with_capacity(n_rows),
             weights: Vec::with_capacity(n_rows.div_ceil(LANES)),
             starts: Vec::new(),
         }
     }
 
     fn push(&mut self, codes: &[i8; K], weight: W) {
-        let lane = self.planes.n_rows() % LANES;
-        self.planes.push(codes);
+        let lane = self.codes.n_rows() % LANES;
+        self.codes.push(codes);
         if lane == 0 {
             self.weights.push([W::default(); LANES]);
         }
@@ -287,7 +282,7 @@ impl<W: Copy + Default + Into<i64> + Sync> Rows<W> {
 
     /// Ends the rows of one contributor and begins the next.
     fn end(&mut self) {
-        let end = u32::try_from(self.planes.n_rows()).expect("at most 2^24 rows");
+        let end = u32::try_from(self.codes.n_rows()).expect("at most 2^24 rows");
         self.starts.push(end);
     }
 
@@ -295,7 +290,7 @@ impl<W: Copy + Default + Into<i64> + Sync> Rows<W> {
     fn nets(&self, pool: &Pool, query: &Query) -> Vec<i64> {
         let n = self.starts.len() - 1;
         let nets: Vec<AtomicI64> = (0..n).map(|_| AtomicI64::new(0)).collect();
-        let n_tasks = self.planes.n_blocks().div_ceil(BLOCKS_PER_TASK);
+        let n_tasks = self.codes.n_blocks().div_ceil(BLOCKS_PER_TASK);
         pool.run(n_tasks, &|task| self.add_nets(query, task, &nets));
         nets.into_iter().map(AtomicI64::into_inner).collect()
     }
@@ -304,12 +299,12 @@ impl<W: Copy + Default + Into<i64> + Sync> Rows<W> {
     /// integers add up to the same in any order.
     fn add_nets(&self, query: &Query, task: usize, nets: &[AtomicI64]) {
         let blocks =
-            task * BLOCKS_PER_TASK..self.planes.n_blocks().min((task + 1) * BLOCKS_PER_TASK);
+            task * BLOCKS_PER_TASK..self.codes.n_blocks().min((task + 1) * BLOCKS_PER_TASK);
         let mut scores = [0_i64; BLOCKS_PER_TASK * LANES];
         let first = blocks.start * LANES;
-        let end = self.planes.n_rows().min(blocks.end * LANES);
+        let end = self.codes.n_rows().min(blocks.end * LANES);
         for (block, scores) in blocks.zip(scores.as_chunks_mut::<LANES>().0) {
-            *scores = self.planes.scores(query, block, &self.weights[block]);
+            *scores = self.codes.scores(query, block, &self.weights[block]);
         }
         let mut contributor = self
             .starts
@@ -334,7 +329,7 @@ fn length(scale: u16, codes: &[i8; K]) -> u32 {
     let squares = codes.iter().map(|&code| i32::from(code) * i32::from(code));
     let squared = u64::from(squares.sum::<i32>().unsigned_abs());
     let scale = u64::from(scale);
-    u32::try_from(root_up(scale * scale * squared)).expect("below 2^16 · 2^11")
+    u32::try_from(root_up(scale * scale * squared)).expect("below 2^16 · 2^7")
 }
 
 /// The root, rounded up.
@@ -343,16 +338,16 @@ const fn root_up(x: u64) -> u64 {
     root + (root * root < x) as u64
 }
 
-/// The digits of every number in base 255, each in -127..=127, the lowest
-/// first. Numbers below 2⁴⁷ in size have at most seven.
+/// The digits of every number in base 15, each in -7..=7, the lowest first.
+/// Numbers below 2⁴³ in size have at most twelve.
 fn digits(mut numbers: [i64; K]) -> Vec<[i8; K]> {
     let mut rows = Vec::new();
     while numbers != [0; K] {
         rows.push(numbers.each_mut().map(|number| {
             // The remainder of least size; what is left is divisible.
-            let digit = (*number + 127).rem_euclid(BASE) - 127;
+            let digit = (*number + BASE / 2).rem_euclid(BASE) - BASE / 2;
             *number = (*number - digit) / BASE;
-            i8::try_from(digit).expect("a digit is in -127..=127")
+            i8::try_from(digit).expect("a digit is in -7..=7")
         }));
     }
     rows
@@ -374,7 +369,7 @@ pub enum ScorerError {
         /// Which entry, from 0.
         position: usize,
     },
-    /// The scale is 0 or a code is -128.
+    /// The scale is 0 or a code is not in -7..=7.
     #[error("sketch {position} has a scale or a code out of range")]
     Value {
         /// Which entry, from 0.

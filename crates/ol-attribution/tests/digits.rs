@@ -5,7 +5,11 @@
 //! linear datamodeling score (LDS) is the mean over queries of the rank
 //! correlation between predicted and true losses over the halves.
 
+use std::convert::Infallible;
+
 use ol_attribution::fit::{Fit, FitOptions, fit};
+use ol_attribution::kronecker::Kronecker;
+use ol_attribution::reduce::BlockShape;
 use ol_attribution::rows::Rows;
 use ol_poa::{Entry, Index};
 use ol_types::{Address, B256};
@@ -23,9 +27,23 @@ const D: usize = HIDDEN * PIXELS + HIDDEN + CLASSES * HIDDEN + CLASSES;
 /// Honest records belong to 20 contributors in turn; wrong ones to the spammer.
 const HONEST: usize = 20;
 
-/// λ over the trace of F. Ground truth peaks near 0.0005; at 0.0025 the part of
-/// the score that 128 dimensions can hold is larger.
+/// λ over the trace of F of the uncompressed method; ground truth peaks near
+/// 0.0005 and is flat to 0.0025.
 const DAMPING: f64 = 0.0025;
+
+/// The network's matrices and biases as factors: `W1`, `b1`, `W2`, `b2`.
+const BLOCKS: [BlockShape; 2] = [
+    BlockShape {
+        rank: HIDDEN,
+        d_in: PIXELS,
+        d_out: 1,
+    },
+    BlockShape {
+        rank: CLASSES,
+        d_in: HIDDEN,
+        d_out: 1,
+    },
+];
 
 struct Digits {
     images: Vec<[f32; PIXELS]>,
@@ -299,13 +317,26 @@ fn sketches_predict_retraining_and_starve_the_spammer() {
     let queries = gradients(&digits, N..N + Q);
     let fisher = fisher_rows(&digits);
     let options = FitOptions {
-        damping: DAMPING,
+        damping: 0.1,
         seed: 1,
         context: Vec::new(),
+        budget_bytes: 1 << 28,
     };
+    let mut samples = |visit: &mut dyn FnMut(&[f32])| {
+        fisher.iter().for_each(visit);
+        Ok::<_, Infallible>(())
+    };
+    let curvature = Kronecker::fit(&BLOCKS, &mut samples, 1 << 28, &mut |_| ()).unwrap();
     // The score is about single records, so each counts alone.
     let alone: Vec<usize> = (0..N).collect();
-    let fit = fit(&records, &fisher, &alone, &options).unwrap();
+    let fit = fit(
+        &curvature,
+        &mut records.clone(),
+        &alone,
+        &options,
+        &mut |_| (),
+    )
+    .unwrap();
     let index = index_of(&digits, &fit);
 
     let full = lds(&digits, &uncompressed_scores(&records, &fisher, &queries));
@@ -313,7 +344,7 @@ fn sketches_predict_retraining_and_starve_the_spammer() {
     let sketched = lds(&digits, &scores);
     println!("LDS {full:.4} uncompressed, {sketched:.4} at 130 bytes a record");
     assert!(full > 0.6, "uncompressed LDS {full}");
-    assert!(sketched > 0.97 * full, "LDS {sketched} of {full}");
+    assert!(sketched > 0.95 * full, "LDS {sketched} of {full}");
 
     // What the spammer, with one record in ten and all of them wrong, is paid
     // under the two rules, averaged over the queries.

@@ -8,10 +8,16 @@ use core::fmt;
 use alloy_primitives::{Address, B256};
 
 /// Dimension of every sketch.
-pub const K: usize = 128;
+pub const K: usize = 256;
+
+/// The largest code of an entry; the smallest is its opposite.
+pub const CODE_MAX: i8 = 7;
+
+/// Bytes of the codes of an entry, two in each.
+pub const CODES_SIZE_BYTES: usize = K / 2;
 
 /// Bytes of one entry: contributor, record, cluster, scale, codes.
-pub const ENTRY_SIZE_BYTES: usize = 20 + 32 + 4 + 2 + K;
+pub const ENTRY_SIZE_BYTES: usize = 20 + 32 + 4 + 2 + CODES_SIZE_BYTES;
 
 /// Entries of a full chunk; only the last chunk of an index may hold fewer.
 pub const CHUNK_ENTRIES: usize = 128;
@@ -38,12 +44,13 @@ pub struct Entry {
     pub cluster: u32,
     /// Factor of the codes, at least 1.
     pub scale: u16,
-    /// The quantised sketch, each in -127..=127.
+    /// The quantised sketch, each in -7..=7.
     pub codes: [i8; K],
 }
 
 impl Entry {
-    /// The entry as the bytes that are stored, hashed and scored.
+    /// The entry as the bytes that are stored, hashed and scored. A code out of
+    /// range becomes -8, which every reader refuses.
     #[must_use]
     pub fn encode(&self) -> [u8; ENTRY_SIZE_BYTES] {
         let mut bytes = [0; ENTRY_SIZE_BYTES];
@@ -51,8 +58,16 @@ impl Entry {
         bytes[RECORD_AT..CLUSTER_AT].copy_from_slice(self.record.as_slice());
         bytes[CLUSTER_AT..SCALE_AT].copy_from_slice(&self.cluster.to_be_bytes());
         bytes[SCALE_AT..CODES_AT].copy_from_slice(&self.scale.to_be_bytes());
-        for (byte, code) in bytes[CODES_AT..].iter_mut().zip(self.codes) {
-            *byte = code.cast_unsigned();
+        let nibble = |code: i8| {
+            if code.unsigned_abs() <= CODE_MAX.unsigned_abs() {
+                code.cast_unsigned() & 15
+            } else {
+                8
+            }
+        };
+        let (high, low) = self.codes.split_at(CODES_SIZE_BYTES);
+        for ((byte, &high), &low) in bytes[CODES_AT..].iter_mut().zip(high).zip(low) {
+            *byte = nibble(high) << 4 | nibble(low);
         }
         bytes
     }
@@ -115,13 +130,13 @@ impl<'a> EntryView<'a> {
         u16::from_be_bytes(self.field(SCALE_AT))
     }
 
-    /// The codes, as the bytes of signed numbers.
+    /// The codes as they are stored; see [`unpack`].
     #[must_use]
     #[expect(clippy::missing_panics_doc, reason = "the expectation cannot fail")]
-    pub fn code_bytes(self) -> &'a [u8; K] {
+    pub fn code_bytes(self) -> &'a [u8; CODES_SIZE_BYTES] {
         self.0
             .last_chunk()
-            .expect("an entry ends with its K code bytes")
+            .expect("an entry ends with its code bytes")
     }
 
     /// The entry as owned values.
@@ -132,7 +147,7 @@ impl<'a> EntryView<'a> {
             record: self.record(),
             cluster: self.cluster(),
             scale: self.scale(),
-            codes: self.code_bytes().map(u8::cast_signed),
+            codes: unpack(self.code_bytes()),
         }
     }
 
@@ -150,10 +165,9 @@ impl<'a> EntryView<'a> {
             return Err(IndexError::Scale { entry });
         }
         // No early exit: the plain fold compiles to a few vector instructions.
-        let is_refused = self
-            .code_bytes()
-            .iter()
-            .fold(false, |any, &byte| any | (byte == 0x80));
+        let is_refused = self.code_bytes().iter().fold(false, |any, &byte| {
+            any | (byte & 0xf0 == 0x80) | (byte & 0x0f == 0x08)
+        });
         if is_refused {
             return Err(IndexError::Code { entry });
         }
@@ -165,6 +179,16 @@ impl<'a> EntryView<'a> {
             .try_into()
             .expect("a range of N bytes is N bytes long")
     }
+}
+
+/// The codes in the bytes of an entry: the high half of byte `j` is code `j`,
+/// the low half code `128 + j`, each a signed number of four bits.
+#[must_use]
+pub fn unpack(bytes: &[u8; CODES_SIZE_BYTES]) -> [i8; K] {
+    core::array::from_fn(|at| match bytes.get(at) {
+        Some(byte) => byte.cast_signed() >> 4,
+        None => (bytes[at - CODES_SIZE_BYTES] << 4).cast_signed() >> 4,
+    })
 }
 
 /// The entries of one chunk, in order.
@@ -376,7 +400,7 @@ pub enum IndexError {
         /// Which entry, from 0.
         entry: usize,
     },
-    /// A code of an entry is -128.
+    /// A code of an entry is -8.
     Code {
         /// Which entry, from 0.
         entry: usize,
@@ -411,7 +435,7 @@ impl fmt::Display for IndexError {
             Self::Order { entry } => write!(f, "entry {entry} of the index is out of order"),
             Self::DuplicateCluster { cluster } => write!(f, "cluster {cluster} has two entries"),
             Self::Scale { entry } => write!(f, "the scale of entry {entry} is 0"),
-            Self::Code { entry } => write!(f, "a code of entry {entry} is -128"),
+            Self::Code { entry } => write!(f, "a code of entry {entry} is -8"),
             Self::Query => write!(f, "a query sketch is {K} codes in -127..=127"),
         }
     }

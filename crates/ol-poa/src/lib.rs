@@ -29,6 +29,8 @@ pub mod shares;
 pub mod spans;
 
 pub use evidence::{DEFAULT_POTS_BPS, Evidence, EvidenceError, Pot, split_pots};
-pub use index::{CHUNK_ENTRIES, ENTRIES_MAX, ENTRY_SIZE_BYTES, Entry, Index, IndexError, K};
+pub use index::{
+    CHUNK_ENTRIES, CODE_MAX, ENTRIES_MAX, ENTRY_SIZE_BYTES, Entry, Index, IndexError, K,
+};
 pub use score::{QuerySketch, weights};
 pub use shares::{DEFAULT_SPLIT_BPS, SharesError, shares, split_fee};

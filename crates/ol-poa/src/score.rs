@@ -1,16 +1,17 @@
 //! Scores of an answer against an index, netted by contributor.
 //!
 //! # No overflow
-//! Codes are in -127..=127 (-128 is refused at the door), so a dot product is
-//! at most `128 · 127² = 2,064,512 < 2²¹` in size and every partial sum fits an
-//! `i32`. Times a scale of at most 65,535 it stays below 2³⁷, and the sum over
-//! at most 16,384 = 2¹⁴ entries stays below 2⁵¹: an `i64` is enough for any net.
+//! Codes of a query are in -127..=127, those of an entry in -7..=7 (-128 and -8
+//! are refused at the door), so a dot product is at most
+//! `256 · 127 · 7 = 227,584 < 2¹⁸` in size and every partial sum fits an `i32`.
+//! Times a scale of at most 65,535 it stays below 2³⁴, and the sum over at most
+//! 16,384 = 2¹⁴ entries stays below 2⁴⁸: an `i64` is enough for any net.
 
 use alloc::vec::Vec;
 
 use alloy_primitives::{Address, B256};
 
-use crate::index::{EntryView, Index, IndexError, K, scan};
+use crate::index::{CODES_SIZE_BYTES, EntryView, Index, IndexError, K, scan};
 
 /// The sketch of an answer: [`K`] codes in -127..=127.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,29 +65,33 @@ impl QuerySketch {
 
 /// `sum_j query_j · codes_j`.
 #[must_use]
-pub fn dot(query: &QuerySketch, codes: &[u8; K]) -> i32 {
+pub fn dot(query: &QuerySketch, codes: &[u8; CODES_SIZE_BYTES]) -> i32 {
     dot_wide(&query.widen(), codes)
 }
 
 /// In lanes that the compiler turns into vector instructions. A product is at
-/// most 127 · 128 = 16,256 in size, so two of them fit an `i16`. Wrapping
-/// operations cannot wrap here; they keep overflow checks, which would stop the
-/// loop from being vectorised, out.
+/// most 127 · 8 = 1,016 in size even of codes that were not checked, and a lane
+/// adds sixteen of them: 16,256 fits an `i16`. Wrapping operations cannot wrap
+/// here; they keep overflow checks, which would stop the loop from being
+/// vectorised, out.
 #[inline]
-fn dot_wide(query: &[i16; K], codes: &[u8; K]) -> i32 {
-    const LANES: usize = 8;
-    let mut sums = [0_i32; LANES];
-    let (queries, _) = query.as_chunks::<{ 2 * LANES }>();
-    let (codes, _) = codes.as_chunks::<{ 2 * LANES }>();
-    for (q, c) in queries.iter().zip(codes) {
-        let product = |at: usize| q[at].wrapping_mul(i16::from(c[at].cast_signed()));
-        let pairs: [i16; LANES] =
-            core::array::from_fn(|lane| product(lane).wrapping_add(product(lane + LANES)));
-        for (sum, pair) in sums.iter_mut().zip(pairs) {
-            *sum = sum.wrapping_add(i32::from(pair));
+fn dot_wide(query: &[i16; K], codes: &[u8; CODES_SIZE_BYTES]) -> i32 {
+    const LANES: usize = 16;
+    let mut sums = [0_i16; LANES];
+    let (high, low) = query.split_at(CODES_SIZE_BYTES);
+    let (high, low) = (high.as_chunks::<LANES>().0, low.as_chunks::<LANES>().0);
+    for ((high, low), codes) in high.iter().zip(low).zip(codes.as_chunks::<LANES>().0) {
+        for lane in 0..LANES {
+            // The byte in the upper half of 16 bits: its halves are what
+            // arithmetic shifts leave.
+            let byte = i16::from(codes[lane]) << 8;
+            let pair = (byte >> 12)
+                .wrapping_mul(high[lane])
+                .wrapping_add((byte << 4 >> 12).wrapping_mul(low[lane]));
+            sums[lane] = sums[lane].wrapping_add(pair);
         }
     }
-    sums.into_iter().fold(0, i32::wrapping_add)
+    sums.into_iter().map(i32::from).fold(0, i32::wrapping_add)
 }
 
 #[inline]

@@ -152,6 +152,8 @@ pub(crate) enum Command {
     Train(Box<TrainArgs>),
     /// Look into adapters, merge them into their base, store them otherwise
     Adapter(AdapterArgs),
+    /// Sketch the records of trained models again, or those that came since
+    Sketch(SketchArgs),
     /// Measure whether the contributor of a record earns most when its question is asked
     SelfQuery(SelfQueryArgs),
     /// What contributors have earned, and paying it out
@@ -351,6 +353,16 @@ pub(crate) enum DatanetCommand {
     /// check, and look up any text.
     #[command(subcommand)]
     Spans(SpansCommand),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SketchArgs {
+    /// Model to sketch [default: every model of this folder]
+    #[arg(long, short)]
+    pub(crate) model: Option<String>,
+    /// Only records that the model's datanets have gained, under the map it has
+    #[arg(long)]
+    pub(crate) new: bool,
 }
 
 #[derive(Debug, Args)]

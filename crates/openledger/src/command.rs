@@ -12,6 +12,7 @@ pub(crate) mod receipt;
 pub(crate) mod rerun;
 pub(crate) mod self_query;
 pub(crate) mod serve;
+pub(crate) mod sketch;
 pub(crate) mod train;
 pub(crate) mod up;
 pub(crate) mod watch;

@@ -2,12 +2,14 @@
 //! with adapter, training manifest, record sketches and the map that sketches
 //! answers.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use indicatif::ProgressBar;
 use ol_attribution::map::SketchMap;
+use ol_attribution::query::QuerySketcher;
 use ol_attribution::record::{RecordInput, SketchOptions, sketch_records};
 use ol_datanet::{CommittedRecord, Datanets, cluster_owners};
 use ol_model::{Lora, LoraConfig, Model, Pool, Tokenizer, write_atomic};
@@ -145,17 +147,20 @@ impl TrainedModel {
             keccak256(&manifest),
             description.manifest_hash,
         )?;
-        let index = Index::from_bytes(read("sketches.bin")?)
-            .with_context(|| path("sketches.bin").display().to_string())?;
-        check("sketches.bin", index.root(), description.sketch_root)?;
+        // The map first: it says when a folder is of another version.
         let map = read("sketch-map.bin")?;
         check(
             "sketch-map.bin",
             keccak256(&map),
             description.sketch_map_hash,
         )?;
-        let map = SketchMap::from_bytes(&map)
-            .with_context(|| path("sketch-map.bin").display().to_string())?;
+        let map = SketchMap::from_bytes(&map).with_context(|| {
+            let path = path("sketch-map.bin");
+            format!("{} (`openledger sketch` makes it anew)", path.display())
+        })?;
+        let index = Index::from_bytes(read("sketches.bin")?)
+            .with_context(|| path("sketches.bin").display().to_string())?;
+        check("sketches.bin", index.root(), description.sketch_root)?;
         Ok(Self {
             description,
             adapter,
@@ -301,46 +306,147 @@ fn finish(
     report: &AdapterReport,
     dir: &Path,
 ) -> anyhow::Result<()> {
-    let inputs = record_inputs(base, records)?;
-    let progress = bar(inputs.len() as u64, &format!("sketch {name}"));
-    let sketches = sketch_records(
-        &base.model,
-        &base.pool,
-        &report.adapter,
-        &inputs,
-        &SketchOptions::default(),
-        &mut |done| {
-            progress.set_length(done.tokens_total);
-            progress.set_position(done.tokens);
-        },
-    )?;
-    progress.finish();
-
     let manifest_bytes = manifest.to_bytes();
-    let map_bytes = sketches.map.to_bytes();
+    write(dir, "manifest.json", &manifest_bytes)?;
+    write(dir, "loss.csv", curve_csv(&report.curve).as_bytes())?;
+    let svg = curve_svg(&format!("{name}: loss"), &report.curve);
+    write(dir, "loss.svg", svg.as_bytes())?;
     let description = Description {
         name: name.to_owned(),
         datanet: manifest.datanets[0].name.clone(),
         base_hash: base.model.hash(),
         adapter_hash: report.adapter_hash,
         manifest_hash: keccak256(&manifest_bytes),
-        sketch_root: sketches.index.root(),
-        sketch_map_hash: keccak256(&map_bytes),
+        sketch_root: B256::ZERO,
+        sketch_map_hash: B256::ZERO,
         pots_bps,
     };
-    let write = |file: &str, bytes: &[u8]| {
-        let path = dir.join(file);
-        write_atomic(&path, bytes).with_context(|| path.display().to_string())
-    };
-    write("manifest.json", &manifest_bytes)?;
-    write("sketches.bin", sketches.index.as_bytes())?;
-    write("sketch-map.bin", &map_bytes)?;
-    write("loss.csv", curve_csv(&report.curve).as_bytes())?;
-    write(
-        "loss.svg",
-        curve_svg(&format!("{name}: loss"), &report.curve).as_bytes(),
+    let inputs = record_inputs(base, records)?;
+    sketch_all(base, &report.adapter, &inputs, description, dir)
+}
+
+/// Sketches records and writes what that gives, the description last.
+fn sketch_all(
+    base: &Base,
+    adapter: &Lora,
+    inputs: &[RecordInput],
+    mut description: Description,
+    dir: &Path,
+) -> anyhow::Result<()> {
+    let progress = bar(inputs.len() as u64, &format!("sketch {}", description.name));
+    // Gradients that are finished, for a run that goes on.
+    let place = dir.join("gradients");
+    let sketches = sketch_records(
+        &base.model,
+        &base.pool,
+        adapter,
+        inputs,
+        &SketchOptions::default(),
+        Some(&place),
+        &mut |done| {
+            progress.set_length(done.total);
+            progress.set_position(done.done);
+            progress.set_message(done.stage.name());
+        },
     )?;
-    write("model.json", &serde_json::to_vec_pretty(&description)?)
+    progress.finish();
+    let map = sketches.map.to_bytes();
+    description.sketch_root = sketches.index.root();
+    description.sketch_map_hash = keccak256(&map);
+    write(dir, "sketches.bin", sketches.index.as_bytes())?;
+    write(dir, "sketch-map.bin", &map)?;
+    write(dir, "model.json", &serde_json::to_vec_pretty(&description)?)?;
+    fs::remove_dir_all(&place).with_context(|| place.display().to_string())
+}
+
+fn write(dir: &Path, file: &str, bytes: &[u8]) -> anyhow::Result<()> {
+    let path = dir.join(file);
+    write_atomic(&path, bytes).with_context(|| path.display().to_string())
+}
+
+/// Sketches the records of a trained model again, with its adapter as it is.
+///
+/// # Errors
+/// If the folder is not of a model on this base, or its records are not here.
+pub(crate) fn sketch_again(base: &Base, datanets: &Datanets, dir: &Path) -> anyhow::Result<usize> {
+    let description: Description = serde_json::from_slice(&read_limited(&dir.join("model.json"))?)
+        .with_context(|| format!("{} is damaged", dir.join("model.json").display()))?;
+    let adapter = Lora::load(dir, base.model.config())?;
+    let manifest = read_limited(&dir.join("manifest.json"))?;
+    let found = (base.model.hash(), adapter.hash(), keccak256(&manifest));
+    let expected = (
+        description.base_hash,
+        description.adapter_hash,
+        description.manifest_hash,
+    );
+    ensure!(
+        found == expected,
+        "the base, adapter or manifest in {} is not the one that model.json names",
+        dir.display()
+    );
+    let manifest = TrainingManifest::from_bytes(&manifest).context("the training manifest")?;
+    let mut records = Vec::new();
+    for source in &manifest.datanets {
+        records.extend(datanets.records(source.manifest)?);
+    }
+    let trained: Vec<&CommittedRecord> = cluster_owners(&records)
+        .into_iter()
+        .filter(|record| !manifest.held_out_records.contains(&record.record_hash))
+        .collect();
+    let inputs = record_inputs(base, &trained)?;
+    sketch_all(base, &adapter, &inputs, description, dir)?;
+    Ok(inputs.len())
+}
+
+/// Sketches the records that the model's datanets have gained since it was
+/// sketched, under the map that it has, and adds them to its index. Returns how
+/// many there were.
+///
+/// # Errors
+/// If a part of the model is damaged, or the index would be too large.
+pub(crate) fn sketch_new(base: &Base, datanets: &Datanets, dir: &Path) -> anyhow::Result<usize> {
+    let model = TrainedModel::load(dir, &base.model)?;
+    let manifest =
+        TrainingManifest::from_bytes(&model.manifest).context("the training manifest")?;
+    let mut records = Vec::new();
+    for source in &manifest.datanets {
+        let Some(version) = datanets.head(&source.name)? else {
+            bail!("datanet {} is not here", source.name);
+        };
+        records.extend(datanets.records(version)?);
+    }
+    let mut entries: Vec<_> = model
+        .index
+        .entries()
+        .map(|entry| entry.to_entry())
+        .collect();
+    let known: BTreeSet<u32> = entries.iter().map(|entry| entry.cluster).collect();
+    let new: Vec<&CommittedRecord> = cluster_owners(&records)
+        .into_iter()
+        .filter(|record| !known.contains(&record.cluster))
+        .filter(|record| !manifest.held_out_records.contains(&record.record_hash))
+        .collect();
+    if new.is_empty() {
+        return Ok(0);
+    }
+    let sketcher = QuerySketcher::new(model.map, &base.model, &model.adapter)?;
+    let progress = bar(
+        new.len() as u64,
+        &format!("sketch {}", model.description.name),
+    );
+    for input in record_inputs(base, &new)? {
+        entries.push(sketcher.sketch_record(&base.model, &base.pool, &model.adapter, &input)?);
+        progress.inc(1);
+    }
+    progress.finish();
+    let index = Index::new(entries)?;
+    let description = Description {
+        sketch_root: index.root(),
+        ..model.description
+    };
+    write(dir, "sketches.bin", index.as_bytes())?;
+    write(dir, "model.json", &serde_json::to_vec_pretty(&description)?)?;
+    Ok(new.len())
 }
 
 /// Records as they are sketched.

@@ -81,6 +81,7 @@ fn run(cli: &Cli, out: output::Out<'_>) -> anyhow::Result<()> {
         Command::Train(args) => command::train::run(&layout, args, json, out),
         Command::Adapter(args) => command::adapter::run(&args.command, json, out),
         Command::SelfQuery(args) => command::self_query::run(&layout, args, json, out),
+        Command::Sketch(args) => command::sketch::run(&layout, args, json, out),
         Command::Earnings(command) => command::earnings::run(&layout, command, json, out),
         Command::Watch(args) => command::watch::run(&layout, args, json, out),
     }

@@ -78,7 +78,7 @@ fn entries(n: usize, n_contributors: usize, lengths: Lengths) -> impl Iterator<I
                 Lengths::Equal => 30_000,
                 Lengths::Spread => random.next_u64().to_le_bytes().map(u16::from)[0].max(1) * 257,
             },
-            codes: sketch(&mut random),
+            codes: sketch(&mut random).map(|code| code / 16),
         }
     })
 }

@@ -2,7 +2,7 @@
 
     python peer.py numpy|flat|sq8 DIR
 
-DIR holds `codes.i8` ([N, 128]), `scales.u16` ([N]) and `queries.i8` ([Q, 128]).
+DIR holds `codes.i8` ([N, 256]), `scales.u16` ([N]) and `queries.i8` ([Q, 256]).
 The first line on stdout is `ready NAME`, or `absent REASON`. Then each line
 `QUERY N_BEST` on stdin is searched once and answered by `seconds BEST`, the
 position of the best record; the seconds are measured here, around the search
@@ -17,7 +17,7 @@ THREADS = 2
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = str(THREADS)
 
-K = 128
+K = 256
 ROWS = 1 << 16
 
 

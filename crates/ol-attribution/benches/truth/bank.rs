@@ -140,13 +140,6 @@ impl Bank {
         self.combine(0..domain.pool.len(), |_| [1.0, 1.0])
     }
 
-    /// Gradients of the records' losses, question and answer each a mean.
-    pub(crate) fn mean_records(&self, domain: &Domain) -> Gradients {
-        self.combine(0..domain.pool.len(), |at| {
-            means(&domain.pool[at], Loss::Both)
-        })
-    }
-
     /// Gradients of the queries' losses, in the order of the queries.
     pub(crate) fn queries(&self, domain: &Domain, loss: Loss) -> Gradients {
         let n = domain.pool.len();

@@ -50,6 +50,11 @@ impl<'a> Rotated<'a> {
         })
     }
 
+    /// Numbers of a gradient.
+    pub(crate) const fn dim(&self) -> usize {
+        self.curvature.dim()
+    }
+
     /// One space for each of [`DAMPINGS`].
     pub(crate) fn spaces(&self) -> Vec<Space> {
         let space = |damping| Space::of(&self.records, &self.queries, Some(&self.weights(damping)));

@@ -7,7 +7,7 @@
 //! cargo bench -p ol-attribution --bench truth -- reliability [FOLDER] [--setting JSON]
 //! cargo bench -p ol-attribution --bench truth -- pack FOLDER [--setting JSON]
 //! cargo bench -p ol-attribution --bench truth -- export FOLDER [--setting JSON]
-//! cargo bench -p ol-attribution --bench truth -- table [FOLDER] [--setting JSON] [--peer FILE]... [--json]
+//! cargo bench -p ol-attribution --bench truth -- table [FOLDER] [--setting JSON] [--methods TEXT] [--peer FILE]... [--json]
 //! ```
 //!
 //! `retrain` takes hours; it writes every retraining to the folder as soon as
@@ -37,6 +37,7 @@ mod plan;
 mod random;
 mod retrain;
 mod setting;
+mod solve;
 mod space;
 mod stats;
 mod table;
@@ -104,6 +105,7 @@ struct Arguments {
     only: Option<String>,
     /// Scores of other libraries.
     peers: Vec<PathBuf>,
+    methods: Option<String>,
     json: bool,
 }
 
@@ -125,6 +127,7 @@ impl Arguments {
             runs: usize::MAX,
             only: None,
             peers: Vec::new(),
+            methods: None,
         };
         while let Some(argument) = arguments.next() {
             let mut value = || {
@@ -139,6 +142,7 @@ impl Arguments {
                 "--json" => read.json = true,
                 "--peer" => read.peers.push(PathBuf::from(value()?)),
                 "--only" => read.only = Some(value()?),
+                "--methods" => read.methods = Some(value()?),
                 _ => read.folder = PathBuf::from(argument),
             }
         }
@@ -222,7 +226,8 @@ fn table(machine: &Machine, domains: &[Domain], arguments: &Arguments) -> anyhow
     for domain in domains {
         let truth = Truth::read(&arguments.measured, setting, domain)?;
         let banks = bank::banks(&arguments.folder, machine, domain, setting, 0)?;
-        let mut methods = methods::all(machine, domain, &blocks, &banks, &mut |what| {
+        let wanted = arguments.methods.as_deref();
+        let mut methods = methods::all(machine, domain, &blocks, &banks, wanted, &mut |what| {
             eprintln!("{:.0} s: {what}", clock.monotonic_s() - started_s);
         })?;
         drop(banks);

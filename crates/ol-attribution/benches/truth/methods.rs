@@ -1,8 +1,11 @@
 //! The methods that are compared, each as scores of all records for all
 //! queries.
 
+use std::convert::Infallible;
+
 use anyhow::Context as _;
 use ol_attribution::fit::{FitOptions, fit};
+use ol_attribution::kronecker::Kronecker;
 use ol_attribution::reduce::{BlockShape, Reducer};
 use ol_attribution::rows::Rows;
 
@@ -12,6 +15,7 @@ use crate::ek_fac::{DAMPINGS, Rotated};
 use crate::linalg::Matrix;
 use crate::random::SplitMix;
 use crate::retrain::Machine;
+use crate::solve::Dense as _;
 use crate::space::{Curvature, Scores, Space, add_gram};
 use crate::stats::count;
 use crate::text;
@@ -52,15 +56,38 @@ impl Method {
     }
 }
 
-/// All methods on one domain. `banks` are the checkpoints of one training, the
-/// last one its result.
+/// The methods on one domain. `banks` are the checkpoints of one training, the
+/// last one its result; `wanted` are the groups asked for, with commas between
+/// them: `text`, `gradients`, `shipped`, `reductions`, `sketches`. The method that
+/// others are compared to is always there.
 pub(crate) fn all(
     machine: &Machine,
     domain: &Domain,
     blocks: &[BlockShape],
     banks: &[Bank],
+    wanted: Option<&str>,
     report: &mut dyn FnMut(&str),
 ) -> anyhow::Result<Vec<Method>> {
+    let wants = |group| wanted.is_none_or(|wanted| wanted.split(',').any(|name| name == group));
+    let bank = banks.last().context("a checkpoint")?;
+    let mut methods = Vec::new();
+    if wants("text") {
+        methods.extend(of_text(machine, domain)?);
+        report("text");
+    }
+    if wants("gradients") {
+        methods.extend(of_gradients(domain, banks, bank, blocks, report));
+    }
+    if wants("shipped") {
+        methods.extend(shipped(domain, bank, blocks)?);
+        report("shipped");
+    }
+    methods.extend(on_curvature(domain, blocks, banks, &wants, report)?);
+    Ok(methods)
+}
+
+/// Those that look at words alone.
+fn of_text(machine: &Machine, domain: &Domain) -> anyhow::Result<Vec<Method>> {
     let mut methods = Vec::new();
     let ones = Matrix::from_fn(domain.n_queries(), domain.pool.len(), |_, _| 1.0);
     methods.push(Method::one("number of records", 0, [ones.clone(), ones]));
@@ -72,9 +99,18 @@ pub(crate) fn all(
         4 * dim,
         [embedding.clone(), embedding],
     ));
-    report("text");
+    Ok(methods)
+}
 
-    let bank = banks.last().context("a checkpoint")?;
+/// Those on gradients as they are, and on other curvatures.
+fn of_gradients(
+    domain: &Domain,
+    banks: &[Bank],
+    bank: &Bank,
+    blocks: &[BlockShape],
+    report: &mut dyn FnMut(&str),
+) -> Vec<Method> {
+    let mut methods = Vec::new();
     let records = bank.records(domain);
     let queries = Loss::ALL.map(|loss| bank.queries(domain, loss));
     let plain = Space::of(&records, &queries, None);
@@ -129,9 +165,6 @@ pub(crate) fn all(
     ));
     drop(plain);
     report("Fisher");
-    methods.push(shipped(domain, bank, blocks)?);
-    report("shipped");
-
     let mut diagonal = vec![0.0_f32; records.dim];
     for row in bank.fisher.rows() {
         diagonal.iter_mut().zip(row).for_each(|(d, x)| *d += x * x);
@@ -151,13 +184,32 @@ pub(crate) fn all(
         f32::sqrt,
     ));
     report("diagonals");
+    methods
+}
 
+/// EK-FAC, and what is left of it in fewer bytes.
+fn on_curvature(
+    domain: &Domain,
+    blocks: &[BlockShape],
+    banks: &[Bank],
+    wants: &dyn Fn(&'static str) -> bool,
+    report: &mut dyn FnMut(&str),
+) -> anyhow::Result<Vec<Method>> {
+    let mut methods = Vec::new();
     let mut spaces: Vec<Vec<Space>> = Vec::new();
-    for (at, bank) in banks.iter().enumerate() {
+    // Checkpoints on the way matter to some of the sketches only.
+    let n_before = if wants("sketches") {
+        0
+    } else {
+        banks.len().saturating_sub(1)
+    };
+    let mut full_bytes = 0;
+    for (at, bank) in banks.iter().enumerate().skip(n_before) {
         let rotated = Rotated::new(domain, bank, blocks)?;
+        full_bytes = 4 * rotated.dim();
         spaces.push(rotated.spaces());
         report("EK-FAC of a checkpoint");
-        if at + 1 < banks.len() {
+        if at + 1 < banks.len() || !wants("reductions") {
             continue;
         }
         for side in [16, 64] {
@@ -180,6 +232,9 @@ pub(crate) fn all(
     methods.push(variants(REFERENCE, full_bytes, last, |space| {
         Some(space.queries.clone())
     }));
+    if !wants("sketches") {
+        return Ok(methods);
+    }
     for (k, bits) in SKETCHES {
         let name = format!("ours on EK-FAC, k = {k}, int{bits}");
         methods.push(variants(&name, size_bytes(k, bits), last, |space| {
@@ -394,8 +449,9 @@ fn diagonal_metric(
     }
 }
 
-/// The sketches that ship: their own code from gradients to integers.
-fn shipped(domain: &Domain, bank: &Bank, blocks: &[BlockShape]) -> anyhow::Result<Method> {
+/// The sketches that ship: their own code from gradients to integers, with other
+/// dampings beside their own.
+fn shipped(domain: &Domain, bank: &Bank, blocks: &[BlockShape]) -> anyhow::Result<Vec<Method>> {
     let options = ol_attribution::record::SketchOptions::default();
     let reducer = Reducer::new(blocks, options.side, options.seed);
     let rows = |gradients: &Gradients| {
@@ -405,9 +461,18 @@ fn shipped(domain: &Domain, bank: &Bank, blocks: &[BlockShape]) -> anyhow::Resul
             .for_each(|row| rows.push(&reducer.reduce(row)));
         rows
     };
-    let records = rows(&bank.mean_records(domain));
-    let mut fisher = rows(&bank.fisher);
-    records.iter().for_each(|row| fisher.push(row));
+    // As the options say: of a record the sum over its tokens counts.
+    let mut records = rows(&bank.records(domain));
+    let fisher = rows(&bank.fisher);
+    let curvature = Kronecker::fit(
+        &reducer.reduced_blocks(),
+        &mut |visit| {
+            fisher.iter().for_each(visit);
+            Ok::<_, Infallible>(())
+        },
+        options.budget_bytes,
+        &mut |_| {},
+    )?;
     // Contributors in the order of first appearance.
     let mut numbers = std::collections::BTreeMap::new();
     let groups: Vec<usize> = domain
@@ -418,29 +483,47 @@ fn shipped(domain: &Domain, bank: &Bank, blocks: &[BlockShape]) -> anyhow::Resul
             *numbers.entry(text.contributor).or_insert(next)
         })
         .collect();
-    let fit_options = FitOptions {
-        damping: options.damping,
-        seed: options.seed,
-        context: Vec::new(),
-    };
-    let fitted = fit(&records, &fisher, &groups, &fit_options)?;
-    let scores = Loss::ALL.map(|loss| -> anyhow::Result<Matrix> {
-        let queries = bank.queries(domain, loss);
-        let mut scores = Matrix::zeros(queries.len(), domain.pool.len());
-        for (at, query) in queries.rows().enumerate() {
-            let sketch = fitted.map.sketch(&reducer.reduce(query))?;
-            for (score, record) in scores.row_mut(at).iter_mut().zip(&fitted.records) {
-                let pairs = sketch.codes().iter().zip(&record.codes);
-                let dot: i32 = pairs.map(|(a, b)| i32::from(*a) * i32::from(*b)).sum();
-                *score = f64::from(dot) * f64::from(record.scale);
+    let alone: Vec<usize> = (0..groups.len()).collect();
+    let mut of = |name: &str, damping: f64, groups: &[usize]| -> anyhow::Result<Method> {
+        let fit_options = FitOptions {
+            damping,
+            seed: options.seed,
+            context: Vec::new(),
+            budget_bytes: options.budget_bytes,
+        };
+        let fitted = fit(&curvature, &mut records, groups, &fit_options, &mut |_| {})?;
+        let scores = Loss::ALL.map(|loss| -> anyhow::Result<Matrix> {
+            let queries = bank.queries(domain, loss);
+            let mut scores = Matrix::zeros(queries.len(), domain.pool.len());
+            for (at, query) in queries.rows().enumerate() {
+                let sketch = fitted.map.sketch(&reducer.reduce(query))?;
+                for (score, record) in scores.row_mut(at).iter_mut().zip(&fitted.records) {
+                    let pairs = sketch.codes().iter().zip(&record.codes);
+                    let dot: i32 = pairs.map(|(a, b)| i32::from(*a) * i32::from(*b)).sum();
+                    *score = f64::from(dot) * f64::from(record.scale);
+                }
             }
-        }
-        Ok(scores)
-    });
-    let [answer, both] = scores;
-    Ok(Method::one(
-        "ours as shipped, k = 128, int8",
-        130,
-        [answer?, both?],
-    ))
+            Ok(scores)
+        });
+        let [answer, both] = scores;
+        Ok(Method::one(
+            name,
+            size_bytes(ol_poa::K, 4),
+            [answer?, both?],
+        ))
+    };
+    Ok(vec![
+        of("ours as shipped", options.damping, &groups)?,
+        of(
+            "ours, a tenth of the damping",
+            options.damping / 10.0,
+            &groups,
+        )?,
+        of(
+            "ours, ten times the damping",
+            options.damping * 10.0,
+            &groups,
+        )?,
+        of("ours, contributors' sums not kept", options.damping, &alone)?,
+    ])
 }

@@ -6,9 +6,12 @@
     reason = "gemm takes raw pointers; the one call is checked"
 )]
 
+use std::convert::Infallible;
+
 use crate::bank::Gradients;
-use crate::linalg::{Matrix, add_product, cholesky, cholesky_solve, multiply, top_eigen};
+use crate::linalg::{Matrix, add_product, multiply, top_eigen};
 use crate::random::SplitMix;
+use crate::solve::{Dense as _, solve};
 use crate::stats::count;
 use crate::truth::Loss;
 
@@ -17,6 +20,9 @@ const COLUMNS: usize = 4096;
 
 /// Seed of the subspace iteration and the rotation.
 const SEED: u64 = 1;
+
+/// Steps of the subspace iteration.
+const ITERATIONS: usize = 16;
 
 /// Scores of records for queries of both losses, `[query, record]`: positive
 /// says that the record lowers the query's loss.
@@ -132,7 +138,7 @@ impl Space {
         let mut inner = self.records.clone();
         inner.scale(1.0 / count(n));
         inner.add_to_diagonal(lambda);
-        let solved = cholesky_solve(&cholesky(inner)?, identity(n));
+        let solved = solve(inner, identity(n))?;
         let apply = |scores: &Matrix| multiply(scores.view(), solved.view());
         Some(Self {
             records: apply(&self.records),
@@ -145,7 +151,7 @@ impl Space {
         let s = rows.inner.rows();
         let mut inner = rows.inner.clone();
         inner.add_to_diagonal(count(s) * lambda);
-        let solved = cholesky_solve(&cholesky(inner)?, rows.records.clone());
+        let solved = solve(inner, rows.records.clone())?;
         let apply = |scores: &Matrix, to_rows: &Matrix| {
             let mut whitened = scores.clone();
             add_product(&mut whitened, 0, 0, -1.0, to_rows.view(), solved.view());
@@ -215,7 +221,8 @@ impl Space {
                 .for_each(|x| *x /= length.max(f64::MIN_POSITIVE));
         }
         let spread = multiply(relative.view().t(), relative.view());
-        let (values, vectors) = top_eigen(&spread, k, SEED);
+        let mut apply = |x: &Matrix| Ok::<_, Infallible>(multiply(x.view(), spread.view()));
+        let Ok((values, vectors)) = top_eigen(n, k, SEED, ITERATIONS, &mut apply);
         let floor = values.first()? * 1e-12;
         let mut codes = Matrix::zeros(n, k);
         let mut weights = Matrix::zeros(n, k);

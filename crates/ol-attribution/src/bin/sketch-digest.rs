@@ -100,7 +100,15 @@ fn add_model(
         seed,
         ..SketchOptions::default()
     };
-    let sketches = sketch_records(&model, pool, &adapter, &records, &options, &mut |_| ())?;
+    let sketches = sketch_records(
+        &model,
+        pool,
+        &adapter,
+        &records,
+        &options,
+        None,
+        &mut |_| (),
+    )?;
     hasher.update(sketches.map.to_bytes());
     hasher.update(sketches.index.as_bytes());
 

@@ -6,7 +6,7 @@ use ol_poa::{K, QuerySketch};
 use proptest::prelude::*;
 use serde::Deserialize;
 
-use super::{CONTEXT_SIZE_BYTES_MAX, DIM_MAX, MapError, SketchError, SketchMap};
+use super::{CONTEXT_SIZE_BYTES_MAX, DIM_MAX, MapError, RecordSketch, SketchError, SketchMap};
 use crate::random::SplitMix;
 
 #[derive(Deserialize)]
@@ -14,6 +14,8 @@ struct Golden {
     hash: String,
     gradients: Vec<Vec<u32>>,
     sketches: Vec<Vec<i8>>,
+    /// Scale, then codes.
+    records: Vec<Vec<i32>>,
 }
 
 const FILE: &[u8] = include_bytes!("../../../../fixtures/attribution/map.bin");
@@ -30,8 +32,21 @@ fn random_rows(d: usize, seed: u64) -> Vec<[f64; K]> {
         .collect()
 }
 
+fn of_rows(rows: &[[f64; K]]) -> SketchMap {
+    let mut map = SketchMap::new(b"test".to_vec(), rows.len());
+    rows.iter().for_each(|row| map.push(row));
+    map
+}
+
+/// With codes of two bits, however few rows there are.
+fn narrow(rows: &[[f64; K]]) -> SketchMap {
+    let mut map = SketchMap::new(b"test".to_vec(), 1 << 20);
+    rows.iter().for_each(|row| map.push(row));
+    map
+}
+
 fn sample(d: usize, seed: u64) -> SketchMap {
-    SketchMap::quantise(b"test".to_vec(), random_rows(d, seed).into_iter())
+    of_rows(&random_rows(d, seed))
 }
 
 #[test]
@@ -43,9 +58,13 @@ fn a_file_of_another_implementation_gives_its_sketches() {
     assert_eq!(map.size_bytes(), FILE.len());
     assert_eq!(map.hash().to_string(), golden.hash);
     assert!(!golden.gradients.is_empty());
-    for (gradient, codes) in golden.gradients.iter().zip(&golden.sketches) {
+    let records = golden.sketches.iter().zip(&golden.records);
+    for (gradient, (codes, record)) in golden.gradients.iter().zip(records) {
         let gradient: Vec<f32> = gradient.iter().map(|&bits| f32::from_bits(bits)).collect();
         assert_eq!(map.sketch(&gradient).unwrap().codes(), codes.as_slice());
+        let RecordSketch { scale, codes } = map.record(&gradient).unwrap();
+        let codes = codes.map(i32::from);
+        assert_eq!([&[scale.into()], &codes[..]].concat(), *record);
     }
 }
 
@@ -53,7 +72,7 @@ fn a_file_of_another_implementation_gives_its_sketches() {
 fn a_zero_gradient_has_a_zero_sketch() {
     let zero = QuerySketch::new([0; K]).unwrap();
     assert_eq!(sample(5, 1).sketch(&[0.0; 5]), Ok(zero));
-    let of_zeros = SketchMap::quantise(vec![], std::iter::repeat_n([0.0; K], 3));
+    let of_zeros = of_rows(&[[0.0; K]; 3]);
     assert_eq!(of_zeros.sketch(&[1.0; 3]), Ok(zero));
 }
 
@@ -107,7 +126,7 @@ fn hostile_files_are_refused() {
         file[at..at + bytes.len()].copy_from_slice(bytes);
         SketchMap::from_bytes(&file)
     };
-    assert_eq!(with(7, b"2"), Err(MapError::Format));
+    assert_eq!(with(7, b"1"), Err(MapError::Format));
     for d in [0, DIM_MAX + 1, u32::MAX as usize] {
         let expected = MapError::TooLarge {
             d,
@@ -125,12 +144,19 @@ fn hostile_files_are_refused() {
     assert_eq!(with(12, &bytes), Err(expected));
     for factor in [-1.0_f32, f32::NAN, f32::INFINITY] {
         let expected = Err(MapError::Value { row: 1 });
-        assert_eq!(with(20 + 4, &factor.to_le_bytes()), expected);
+        assert_eq!(with(32 + 4, &factor.to_le_bytes()), expected);
     }
     assert_eq!(
-        with(20 + 16 + 2 * K + 5, &[0x80]),
+        with(32 + 16 + 2 * K + 5, &[0x80]),
         Err(MapError::Value { row: 2 })
     );
+    for bits in [0_u8, 1, 4, 16] {
+        assert_eq!(with(16, &[bits]), Err(MapError::Format));
+    }
+    assert_eq!(with(16, &[2]), Err(MapError::Truncated));
+    for unit in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e-310] {
+        assert_eq!(with(20, &unit.to_le_bytes()), Err(MapError::Unit));
+    }
 }
 
 proptest! {
@@ -139,7 +165,7 @@ proptest! {
     #[test]
     fn sketches_follow_the_exact_product(d in 1_usize..600, seed: u64) {
         let rows = random_rows(d, seed);
-        let map = SketchMap::quantise(vec![], rows.iter().copied());
+        let map = of_rows(&rows);
         let mut generator = SplitMix::new(!seed);
         let gradient: Vec<f32> = (0..d)
             .map(|_| f32::from(u16::try_from(generator.next() >> 48).unwrap()) - 32_768.0)
@@ -157,12 +183,27 @@ proptest! {
             let expected = 127.0 * sum / largest;
             prop_assert!((f64::from(*code) - expected).abs() < 2.0, "{code} for {expected}");
         }
+        // Two bits leave a third of each number's size as error, which the sum
+        // over d of them makes a third of the sum's own size.
+        let mut products = [0.0; 3];
+        for (code, sum) in narrow(&rows).sketch(&gradient).unwrap().codes().iter().zip(exact) {
+            let (a, b) = (f64::from(*code), sum / largest);
+            products[0] += a * b;
+            products[1] += a * a;
+            products[2] += b * b;
+        }
+        let cosine = products[0] / (products[1] * products[2]).sqrt();
+        prop_assert!(cosine > 0.85, "{cosine}");
     }
 
     #[test]
     fn files_survive(d in 1_usize..40, seed: u64) {
-        let map = sample(d, seed);
-        prop_assert_eq!(SketchMap::from_bytes(&map.to_bytes()).unwrap(), map);
+        let rows = random_rows(d, seed);
+        for map in [of_rows(&rows), narrow(&rows)] {
+            let file = map.to_bytes();
+            prop_assert_eq!(file.len(), map.size_bytes());
+            prop_assert_eq!(SketchMap::from_bytes(&file).unwrap(), map);
+        }
     }
 
     #[test]

@@ -73,8 +73,8 @@ fn other_contexts_are_refused() {
         assert!(text.contains(from), "{from} in {text}");
         Method::from_context(text.replace(from, to).as_bytes())
     };
-    assert_eq!(with("sketch/1", "sketch/2"), None);
-    assert_eq!(with("\"side\":16", "\"side\":65"), None);
+    assert_eq!(with("sketch/2", "sketch/1"), None);
+    assert_eq!(with("\"side\":16", "\"side\":4097"), None);
     assert_eq!(with("\"side\":16", "\"side\":0"), None);
     assert_eq!(with("\"fisher_samples\":1", "\"fisher_samples\":17"), None);
     assert_eq!(

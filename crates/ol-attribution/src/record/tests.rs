@@ -7,7 +7,8 @@ use ol_poa::QuerySketch;
 use ol_types::{Address, B256};
 
 use super::{
-    RecordInput, SketchOptions, SketchProgress, SketchRecordsError, Sketches, sketch_records,
+    RecordInput, SketchOptions, SketchProgress, SketchRecordsError, SketchStage, Sketches,
+    sketch_records,
 };
 use crate::fit::FitError;
 use crate::map::SketchMap;
@@ -71,7 +72,16 @@ fn options() -> SketchOptions {
 fn sketch(threads: usize, records: &[RecordInput]) -> Sketches {
     let (model, adapter) = model_and_adapter(1);
     let pool = Pool::new(threads);
-    sketch_records(&model, &pool, &adapter, records, &options(), &mut |_| ()).unwrap()
+    sketch_records(
+        &model,
+        &pool,
+        &adapter,
+        records,
+        &options(),
+        None,
+        &mut |_| (),
+    )
+    .unwrap()
 }
 
 /// The sketch of each record's own answer.
@@ -134,15 +144,96 @@ fn progress_reaches_the_total() {
     let (model, adapter) = model_and_adapter(1);
     let mut seen: Vec<SketchProgress> = Vec::new();
     let pool = Pool::new(1);
-    sketch_records(&model, &pool, &adapter, &records, &options(), &mut |p| {
-        seen.push(p)
-    })
+    sketch_records(
+        &model,
+        &pool,
+        &adapter,
+        &records,
+        &options(),
+        None,
+        &mut |p| seen.push(p),
+    )
     .unwrap();
     let n_tokens: usize = records.iter().map(|r| r.tokens.len()).sum();
-    let last = seen.last().unwrap();
-    assert_eq!(last.tokens, 2 * u64::try_from(n_tokens).unwrap());
-    assert_eq!(last.tokens, last.tokens_total);
-    assert!(seen.windows(2).all(|pair| pair[0].tokens < pair[1].tokens));
+    let stages = [
+        SketchStage::Gradients,
+        SketchStage::Curvature,
+        SketchStage::Subspace,
+    ];
+    for stage in stages {
+        let seen: Vec<_> = seen.iter().filter(|p| p.stage == stage).collect();
+        let last = seen.last().unwrap();
+        assert!(last.done <= last.total && last.resumed == 0);
+        if stage == SketchStage::Gradients {
+            assert_eq!(last.done, 2 * u64::try_from(n_tokens).unwrap());
+            assert_eq!(last.done, last.total);
+        }
+        assert!(seen.windows(2).all(|pair| pair[0].done < pair[1].done));
+    }
+}
+
+#[test]
+fn a_job_goes_on_where_it_was_stopped() {
+    let records = records(300, 7);
+    let (model, adapter) = model_and_adapter(1);
+    let (pool, dir) = (Pool::new(1), tempfile::tempdir().unwrap());
+    let run = || {
+        let mut resumed = 0;
+        let sketches = sketch_records(
+            &model,
+            &pool,
+            &adapter,
+            &records,
+            &options(),
+            Some(dir.path()),
+            &mut |p| resumed = resumed.max(p.resumed),
+        );
+        (sketches.unwrap(), resumed)
+    };
+    let in_memory = sketch(1, &records);
+    let (first, resumed) = run();
+    assert_eq!(
+        (&first.index, &first.map),
+        (&in_memory.index, &in_memory.map)
+    );
+    assert_eq!(resumed, 0);
+    // Killed before the last files were written, and one of the others torn.
+    let mut files: Vec<_> = std::fs::read_dir(dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    files.sort();
+    assert!(files.len() >= 6, "{files:?}");
+    std::fs::remove_file(files.last().unwrap()).unwrap();
+    std::fs::write(&files[0], b"torn").unwrap();
+    let (second, resumed) = run();
+    assert_eq!((&second.index, &second.map), (&first.index, &first.map));
+    let n_tokens: usize = records.iter().map(|r| r.tokens.len()).sum();
+    let n_tokens = 2 * u64::try_from(n_tokens).unwrap();
+    assert!(resumed > n_tokens / 3 && resumed < n_tokens, "{resumed}");
+}
+
+#[test]
+fn a_later_record_is_sketched_under_the_same_map() {
+    let all = records(60, 6);
+    let sketches = sketch(1, &all);
+    let (model, adapter) = model_and_adapter(1);
+    let pool = Pool::new(1);
+    let sketcher = QuerySketcher::new(sketches.map.clone(), &model, &adapter).unwrap();
+    for (view, record) in sketches.index.entries().zip(sorted(&all)) {
+        let entry = sketcher.sketch_record(&model, &pool, &adapter, record);
+        assert_eq!(entry.unwrap(), view.to_entry());
+    }
+    let (_, other) = model_and_adapter(2);
+    let refused = sketcher.sketch_record(&model, &pool, &other, &all[0]);
+    assert_eq!(refused, Err(QueryError::OtherModel));
+}
+
+/// In the order of an index.
+fn sorted(records: &[RecordInput]) -> Vec<&RecordInput> {
+    let mut sorted: Vec<&RecordInput> = records.iter().collect();
+    sorted.sort_by_key(|record| (record.contributor, record.cluster));
+    sorted
 }
 
 #[test]
@@ -156,8 +247,16 @@ fn long_records_are_cut_to_the_context() {
     let mut options = options();
     options.record_loss.question_weight = 0.0;
     let pool = Pool::new(1);
-    let sketches =
-        sketch_records(&model, &pool, &adapter, &records, &options, &mut |_| ()).unwrap();
+    let sketches = sketch_records(
+        &model,
+        &pool,
+        &adapter,
+        &records,
+        &options,
+        None,
+        &mut |_| (),
+    )
+    .unwrap();
     let entry = |i: usize| {
         let mut entries = sketches.index.entries();
         entries.find(|e| e.record() == records[i].hash).unwrap()
@@ -201,12 +300,17 @@ fn a_sketcher_serves_its_own_model_only() {
 #[test]
 fn foreign_contexts_are_refused() {
     let (model, adapter) = model_and_adapter(1);
-    let map = SketchMap::quantise(b"{}".to_vec(), std::iter::repeat_n([1.0; ol_poa::K], 3));
+    let of_three_rows = |context: Vec<u8>| {
+        let mut map = SketchMap::new(context, 3);
+        (0..3).for_each(|_| map.push(&[1.0; ol_poa::K]));
+        map
+    };
+    let map = of_three_rows(b"{}".to_vec());
     let refused = QuerySketcher::new(map, &model, &adapter).map(|_| ());
     assert_eq!(refused, Err(SketcherError::Method));
     // The right context on a map of the wrong size.
     let context = sketch(1, &records(10, 4)).map.context().to_vec();
-    let map = SketchMap::quantise(context, std::iter::repeat_n([1.0; ol_poa::K], 3));
+    let map = of_three_rows(context);
     let refused = QuerySketcher::new(map, &model, &adapter).map(|_| ());
     assert_eq!(refused, Err(SketcherError::Method));
 }
@@ -216,14 +320,14 @@ fn bad_input_is_refused() {
     let (model, adapter) = model_and_adapter(1);
     let pool = Pool::new(1);
     let run = |records: &[RecordInput], options: &SketchOptions| {
-        sketch_records(&model, &pool, &adapter, records, options, &mut |_| ()).unwrap_err()
+        sketch_records(&model, &pool, &adapter, records, options, None, &mut |_| ()).unwrap_err()
     };
     let none = run(&[], &options());
     assert!(matches!(
         none,
         SketchRecordsError::Fit(FitError::Size { n_rows: 0 })
     ));
-    for side in [0, 65] {
+    for side in [0, 4_097] {
         let refused = run(&records(5, 2), &SketchOptions { side, ..options() });
         assert!(matches!(refused, SketchRecordsError::Options));
     }
@@ -266,8 +370,16 @@ fn the_acceptance_measure_counts() {
         assert!(answer.len() <= 6);
         record.tokens.extend(answer);
     }
-    let sketches =
-        sketch_records(&model, &pool, &adapter, &records, &options(), &mut |_| ()).unwrap();
+    let sketches = sketch_records(
+        &model,
+        &pool,
+        &adapter,
+        &records,
+        &options(),
+        None,
+        &mut |_| (),
+    )
+    .unwrap();
     let sketcher = QuerySketcher::new(sketches.map, &model, &adapter).unwrap();
     // Too long to be asked: passed over.
     for record in &mut records[..3] {

@@ -9,7 +9,7 @@ use ol_types::{Address, B256};
 use proptest::prelude::*;
 
 use super::{
-    BASE, Hit, Instructions, Planes, RECORDS_MAX, Rows, SCORE_MAX, Scorer, ScorerError, digits,
+    BASE, Blocks, Hit, Instructions, RECORDS_MAX, Rows, SCORE_MAX, Scorer, ScorerError, digits,
 };
 use crate::random::SplitMix;
 
@@ -23,16 +23,19 @@ enum Draw {
     Extreme,
 }
 
+/// Codes of a query.
+fn wide(draw: Draw, random: &mut SplitMix) -> [i8; K] {
+    codes(draw, random).map(|code| code.saturating_mul(20).clamp(-127, 127))
+}
+
 fn codes(draw: Draw, random: &mut SplitMix) -> [i8; K] {
     match draw {
-        Draw::Any => {
-            std::array::from_fn(|_| random.next().to_le_bytes()[0].cast_signed().max(-127))
-        }
+        Draw::Any => std::array::from_fn(|_| random.next().to_le_bytes()[0].cast_signed() % 8),
         Draw::Few => {
             let code = i8::try_from(random.next() % 3).unwrap() - 1;
             std::array::from_fn(|j| if j % 2 == 0 { code } else { 1 })
         }
-        Draw::Extreme => std::array::from_fn(|_| if random.sign() > 0.0 { 127 } else { -127 }),
+        Draw::Extreme => std::array::from_fn(|_| if random.sign() > 0.0 { 7 } else { -7 }),
     }
 }
 
@@ -100,19 +103,19 @@ proptest! {
         n_threads in 1_usize..4, n_best in 0_usize..70,
     ) {
         let index = sample(n, n_contributors, draw, seed);
-        let query = QuerySketch::new(codes(draw, &mut SplitMix::new(!seed))).unwrap();
+        let query = QuerySketch::new(wide(draw, &mut SplitMix::new(!seed))).unwrap();
         check(&index, &query, n_threads, n_best);
     }
 
     #[test]
     fn digits_are_the_number(values: [i64; 4]) {
-        // 47 bits and a sign: what the sums of 2^24 records have.
+        // 43 bits and a sign: what the sums of 2^24 records have.
         let mut numbers = [0_i64; K];
         for (number, value) in numbers.iter_mut().zip(values) {
-            *number = value >> 16;
+            *number = value >> 20;
         }
         let rows = digits(numbers);
-        prop_assert!(rows.len() <= 7);
+        prop_assert!(rows.len() <= 12);
         for (j, number) in numbers.into_iter().enumerate() {
             let value = rows.iter().rev().fold(0, |sum, row| sum * BASE + i64::from(row[j]));
             prop_assert_eq!(value, number);
@@ -123,7 +126,7 @@ proptest! {
 #[test]
 fn a_full_index_gives_the_same_on_all_instructions() {
     let index = sample(16_384, 60, Draw::Any, 5);
-    let query = QuerySketch::new(codes(Draw::Any, &mut SplitMix::new(6))).unwrap();
+    let query = QuerySketch::new(wide(Draw::Any, &mut SplitMix::new(6))).unwrap();
     check(&index, &query, 2, 50);
     let one_each = sample(3_000, 1 << 40, Draw::Any, 7);
     check(&one_each, &query, 2, 1_024);
@@ -132,7 +135,7 @@ fn a_full_index_gives_the_same_on_all_instructions() {
 #[test]
 fn the_best_of_a_contributor_are_its_own() {
     let index = sample(2_000, 7, Draw::Any, 8);
-    let query = QuerySketch::new(codes(Draw::Any, &mut SplitMix::new(9))).unwrap();
+    let query = QuerySketch::new(wide(Draw::Any, &mut SplitMix::new(9))).unwrap();
     let pool = Pool::new(2);
     let scorer = scorer(&index);
     let all = best_by_sorting(&index, &query, usize::MAX);
@@ -151,11 +154,11 @@ fn sums_of_the_most_records_stay_in_bounds() {
     let n_records = i64::try_from(RECORDS_MAX).unwrap();
     for sign in [1, -1] {
         // What 2^24 records with every value at its limit add up to.
-        let rows = digits([sign * 127 * 65_535 * n_records; K]);
-        assert_eq!(rows.len(), 7);
+        let rows = digits([sign * 7 * 65_535 * n_records; K]);
+        assert_eq!(rows.len(), 12);
         for instructions in Instructions::available() {
             let mut sums = Rows {
-                planes: Planes::default(),
+                codes: Blocks::default(),
                 weights: Vec::new(),
                 starts: vec![0],
             };
@@ -166,7 +169,7 @@ fn sums_of_the_most_records_stay_in_bounds() {
             let net = sums.nets(&pool, &super::Query::new(&query, instructions))[0];
             let expected = i128::from(SCORE_MAX) * i128::from(n_records) * i128::from(sign);
             assert_eq!(i128::from(net), expected);
-            assert!(net.unsigned_abs() < 1 << 61);
+            assert!(net.unsigned_abs() < 1 << 58);
         }
     }
 }
@@ -179,7 +182,7 @@ fn records_that_cancel_earn_nothing() {
         record: B256::ZERO,
         cluster: 0,
         scale: 9,
-        codes: [sign * 100; K],
+        codes: [sign * 5; K],
     });
     let scorer = Scorer::new(entries).unwrap();
     assert_eq!(scorer.n_sum_rows(), 0);
@@ -188,7 +191,7 @@ fn records_that_cancel_earn_nothing() {
     assert_eq!(scorer.weights(&pool, 0, &query), []);
     let hit = |position| Hit {
         position,
-        score: 9 * 100 * 128,
+        score: 9 * 5 * 256,
     };
     assert_eq!(scorer.top(&pool, &query, 9), [hit(0), hit(2)]);
 }
@@ -215,7 +218,7 @@ fn what_is_no_index_is_refused() {
         ScorerError::Value { position }
     );
     assert_eq!(
-        error(&[good, entry(2, 1, -128)]),
+        error(&[good, entry(2, 1, -8)]),
         ScorerError::Value { position }
     );
 }

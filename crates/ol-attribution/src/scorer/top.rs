@@ -1,4 +1,4 @@
-//! The records that count most, found without scoring all of them exactly.
+//! The records that count most, found without scoring all of them.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -9,8 +9,8 @@ use std::sync::{Mutex, PoisonError};
 use ol_model::Pool;
 use ol_poa::QuerySketch;
 
-use super::planes::{LANES, Query};
-use super::{BLOCKS_PER_TASK, Scorer, root_up};
+use super::blocks::{LANES, Query};
+use super::{BLOCKS_PER_TASK, Scorer};
 
 /// The most records that are named at once.
 pub const TOP_MAX: usize = 1_024;
@@ -92,23 +92,17 @@ impl Search<'_> {
             records,
             positions,
             lengths,
-            rests,
             ..
         } = self.scorer;
         // Nothing below it can be among the best any more.
         let least = self.best.least.load(Relaxed);
-        // Below 2^27 · 2^11.
+        // Below 2^23 · 2^11.
         if i64::from(lengths[block]) * i64::from(self.query_length) < least {
             return;
         }
-        let rest = root_up(u64::from(rests[block])) * u64::from(self.query_length);
-        let rest = i32::try_from(rest).expect("at most 170 · 1437");
-        let scales = &records.weights[block];
-        let planes = &records.planes;
-        if !planes.may_reach(&self.query, block, scales, rest, least) {
-            return;
-        }
-        let scores = planes.scores(&self.query, block, scales);
+        let scores = records
+            .codes
+            .scores(&self.query, block, &records.weights[block]);
         for (row, score) in (block * LANES..).zip(scores) {
             if score >= self.best.least.load(Relaxed) && self.rows.contains(&row) {
                 self.best.offer(score, positions[row]);
@@ -164,7 +158,7 @@ impl Best {
     }
 }
 
-/// `ceil(|q|)`, at most 1437.
+/// `ceil(|q|)`, at most 2032.
 fn query_length(query: &QuerySketch) -> u32 {
     super::length(1, query.codes())
 }

@@ -5,7 +5,7 @@
 
 use alloy_primitives::{Address, B256, Bytes, U256, keccak256};
 use alloy_sol_types::{Revert, SolCall, SolError};
-use ol_poa::{Entry, Index, QuerySketch};
+use ol_poa::{Entry, Index, K, QuerySketch};
 use proptest::prelude::*;
 
 use super::abi::IOpenTransfer::transferCall;
@@ -96,7 +96,7 @@ fn check_refused(state: &MemoryState, request: &CallRequest, reason: &str) {
     assert!(found.reason.contains(reason), "{}", found.reason);
 }
 
-fn entry(contributor: u8, cluster: u32, scale: u16, codes: [i8; 128]) -> Entry {
+fn entry(contributor: u8, cluster: u32, scale: u16, codes: [i8; K]) -> Entry {
     Entry {
         contributor: Address::repeat_byte(contributor),
         record: keccak256([contributor]),
@@ -106,8 +106,8 @@ fn entry(contributor: u8, cluster: u32, scale: u16, codes: [i8; 128]) -> Entry {
     }
 }
 
-fn one_hot(position: usize, value: i8) -> [i8; 128] {
-    let mut codes = [0; 128];
+fn one_hot(position: usize, value: i8) -> [i8; K] {
+    let mut codes = [0; K];
     codes[position] = value;
     codes
 }
@@ -123,7 +123,7 @@ fn put_chunks(state: &mut MemoryState, index: &Index) -> Vec<Address> {
     addresses
 }
 
-fn score_input(chunks: Vec<Address>, null_threshold: u64, query: [i8; 128]) -> Vec<u8> {
+fn score_input(chunks: Vec<Address>, null_threshold: u64, query: [i8; K]) -> Vec<u8> {
     scoreCall {
         chunks,
         nullThreshold: null_threshold,
@@ -136,17 +136,17 @@ fn score_input(chunks: Vec<Address>, null_threshold: u64, query: [i8; 128]) -> V
 fn score_nets_by_contributor_and_drops_the_rest() {
     let mut state = state();
     let index = Index::new(vec![
-        entry(1, 0, 3, one_hot(0, 10)),
-        entry(1, 1, 1, one_hot(1, -5)),
-        entry(2, 2, 1, one_hot(0, -100)),
-        entry(3, 3, 2, one_hot(1, 100)),
+        entry(1, 0, 3, one_hot(0, 7)),
+        entry(1, 1, 1, one_hot(1, -2)),
+        entry(2, 2, 1, one_hot(0, -7)),
+        entry(3, 3, 2, one_hot(1, 7)),
     ])
     .unwrap();
     let chunks = put_chunks(&mut state, &index);
-    let mut query = [0; 128];
+    let mut query = [0; K];
     query[0] = 2;
     query[1] = 4;
-    // 1: 3·20 − 20 = 40; 2: −200; 3: 2·400 = 800. The threshold takes 30 from each.
+    // 1: 3·14 − 8 = 34; 2: −14; 3: 2·28 = 56. The threshold takes 30 from each.
     let input = score_input(chunks, 30, query);
     let output = run(&state, &request(POA_SCORE, input.clone()));
     assert_eq!(output.status, CallStatus::Success);
@@ -155,7 +155,7 @@ fn score_nets_by_contributor_and_drops_the_rest() {
         found.contributors,
         [Address::repeat_byte(1), Address::repeat_byte(3)]
     );
-    assert_eq!(found.weights, [10, 770]);
+    assert_eq!(found.weights, [4, 26]);
     assert_eq!(
         precompile_gas(&state, POA_SCORE, &input),
         2_000 + 2_600 + 4 * 24 + 2 * 60
@@ -167,7 +167,7 @@ fn score_reads_many_chunks_in_the_order_given() {
     let mut state = state();
     let entries = (0..300_u32)
         .map(|i| {
-            let code = i8::try_from(i % 100).unwrap();
+            let code = i8::try_from(i % 8).unwrap();
             entry(u8::try_from(i / 10).unwrap(), i, 7, one_hot(3, code))
         })
         .collect();
@@ -317,7 +317,7 @@ fn claim_of_one() -> (ol_poa::court::Posted, abi::Terms, Vec<u8>) {
         cutoffPosition: terms.cutoff.position,
     };
     let node = posted.scores.encode();
-    let step = [&[1, 0, 0, 0, 0], &node[..], &bytes, &query.to_bytes()].concat();
+    let step = [&[1, 0, 0, 0, 0], &node[32..], &bytes, &query.to_bytes()].concat();
     (posted, terms, step)
 }
 
@@ -347,7 +347,7 @@ fn steps_are_judged_and_priced() {
         };
         let roots = [lying.commitment(), terms.roots[1], terms.roots[2]];
         let terms = abi::Terms { roots, ..terms };
-        let step = [&step[..5], &lying.encode(), &step[45..]].concat();
+        let step = [&[6, 0, 0, 0, 0][..], &lying.encode()].concat();
         is_lie(&terms, &step)
     };
     assert!(verdict);

@@ -10,7 +10,7 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use super::claim::{Posted, share_tree};
-use super::step::{BOUNDARY, NET, SCORE, SHARE, SUM};
+use super::step::{BOUNDARY, FORM, NET, SCORE, SHARE, SUM, form};
 use super::tree::{Net, Node, SumTree, Value};
 use super::{Claim, CommittedIndex, REVEAL_LEVELS, Tree};
 use crate::score::QuerySketch;
@@ -256,14 +256,22 @@ fn leaf_step<V: Value>(kind: u8, leaf: &Place<V>) -> Vec<u8> {
 }
 
 fn score_step(index: &CommittedIndex, query: &QuerySketch, leaf: &Place<i64>) -> Vec<u8> {
-    let mut step = leaf_step(SCORE, leaf);
-    if let Some(entry) = index.entry(leaf.position) {
-        step.extend_from_slice(entry);
-        for sibling in index.entry_proof(leaf.position) {
-            step.extend_from_slice(sibling.as_slice());
-        }
-        step.extend_from_slice(&query.to_bytes());
+    let Node { value, .. } = leaf.node;
+    let entry = index
+        .entry(leaf.position)
+        .filter(|_| leaf.node == form(index.n_entries(), leaf.position, value));
+    let Some(entry) = entry else {
+        return leaf_step(FORM, leaf);
+    };
+    let mut step = alloc::vec![SCORE];
+    step.extend_from_slice(&leaf.position.to_be_bytes());
+    step.extend_from_slice(&value.to_be_bytes());
+    leaf.path(&mut step);
+    step.extend_from_slice(entry);
+    for sibling in index.entry_proof(leaf.position) {
+        step.extend_from_slice(sibling.as_slice());
     }
+    step.extend_from_slice(&query.to_bytes());
     step
 }
 

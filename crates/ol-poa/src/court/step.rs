@@ -27,6 +27,8 @@ pub(super) const BOUNDARY: u8 = 3;
 pub(super) const SHARE: u8 = 4;
 /// First byte of a step about the sum in an inner node.
 pub(super) const SUM: u8 = 5;
+/// First byte of a step about the form of a leaf of the scores.
+pub(super) const FORM: u8 = 6;
 
 /// Why a step shows nothing, neither for nor against the claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +70,7 @@ pub fn is_lie(terms: &Terms, step: &[u8]) -> Result<bool, StepError> {
         BOUNDARY => boundary_step(terms, &mut reader),
         SHARE => share_step(terms, &mut reader),
         SUM => sum_step(terms, &mut reader),
+        FORM => form_step(terms, &mut reader),
         _ => Err(StepError::Malformed),
     }?;
     reader.end()?;
@@ -142,14 +145,15 @@ impl Terms {
     }
 }
 
-/// `position ‖ node ‖ path`, then, unless the position is past the last entry:
-/// `entry ‖ its path ‖ query`.
+/// `position ‖ score ‖ path ‖ entry ‖ its path ‖ query`: the longest step, so it
+/// leaves out the leaf's hash, which follows from position and score.
 fn score_step(terms: &Terms, reader: &mut Reader<'_>) -> Result<bool, StepError> {
     let position = reader.number()?;
-    let leaf: Node<i64> = reader.node()?;
+    let claimed = i64::from_be_bytes(reader.take()?);
+    let leaf = score_leaf(position, claimed);
     reader.climb(terms, Tree::Scores, 0, position, &leaf)?;
     if position >= terms.n_entries {
-        return Ok(leaf != Node::default());
+        return Err(StepError::Malformed);
     }
     let entry: [u8; ENTRY_SIZE_BYTES] = reader.take()?;
     let (root, n) = (&terms.index_root, terms.n_entries);
@@ -159,8 +163,25 @@ fn score_step(terms: &Terms, reader: &mut Reader<'_>) -> Result<bool, StepError>
         return Err(StepError::Unproven);
     }
     let query = QuerySketch::from_bytes(&codes).map_err(|_| StepError::Malformed)?;
-    let expected = score(&query, EntryView::of(&entry));
-    Ok(leaf != score_leaf(position, expected))
+    Ok(claimed != score(&query, EntryView::of(&entry)))
+}
+
+/// `position ‖ node ‖ path`: a leaf that is of no score, or not zero past the
+/// last entry.
+fn form_step(terms: &Terms, reader: &mut Reader<'_>) -> Result<bool, StepError> {
+    let position = reader.number()?;
+    let leaf: Node<i64> = reader.node()?;
+    reader.climb(terms, Tree::Scores, 0, position, &leaf)?;
+    Ok(leaf != form(terms.n_entries, position, leaf.value))
+}
+
+/// The leaf of a score at a position, which is zero past the last entry.
+pub(super) fn form(n_entries: u32, position: u32, score: i64) -> Node<i64> {
+    if position < n_entries {
+        score_leaf(position, score)
+    } else {
+        Node::default()
+    }
 }
 
 /// `position ‖ node ‖ path`, then, unless the position is past the last

@@ -20,7 +20,12 @@ fn index(n: usize, n_contributors: usize, seed: u64) -> CommittedIndex {
 }
 
 fn query(seed: u64) -> QuerySketch {
-    QuerySketch::new(sample_entries(1, 1, seed)[0].codes).unwrap()
+    QuerySketch::new(
+        sample_entries(1, 1, seed)[0]
+            .codes
+            .map(|code| 18 * code + 1),
+    )
+    .unwrap()
 }
 
 struct Case {

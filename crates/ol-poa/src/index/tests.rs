@@ -32,7 +32,7 @@ pub(crate) fn sample_entries(n: usize, n_contributors: usize, seed: u64) -> Vec<
             record: B256::repeat_byte(next().to_be_bytes()[0]),
             cluster: u32::try_from(i).unwrap(),
             scale: u16::try_from(next() % 65_535).unwrap() + 1,
-            codes: core::array::from_fn(|_| i8::try_from(next().cast_signed() % 128).unwrap()),
+            codes: core::array::from_fn(|_| i8::try_from(next().cast_signed() % 8).unwrap()),
         })
         .collect()
 }
@@ -55,8 +55,10 @@ fn entries_are_186_bytes_and_chunks_23808() {
 #[test]
 fn fields_lie_where_the_specification_says() {
     let mut codes = [0; K];
-    codes[0] = -127;
-    codes[K - 1] = 5;
+    codes[0] = -7;
+    codes[127] = 6;
+    codes[128] = 3;
+    codes[K - 1] = -5;
     let bytes = Entry {
         contributor: Address::repeat_byte(0xaa),
         record: B256::repeat_byte(0xbb),
@@ -68,7 +70,7 @@ fn fields_lie_where_the_specification_says() {
     assert_eq!(bytes[..20], [0xaa; 20]);
     assert_eq!(bytes[20..52], [0xbb; 32]);
     assert_eq!(bytes[52..58], [1, 2, 3, 4, 5, 6]);
-    assert_eq!((bytes[58], bytes[185]), (0x81, 5));
+    assert_eq!((bytes[58], bytes[185]), (0x93, 0x6b));
 }
 
 #[test]
@@ -154,18 +156,29 @@ fn a_cluster_belongs_to_one_entry() {
 }
 
 #[test]
-fn scale_zero_and_code_minus_128_are_refused() {
+fn scale_zero_and_code_minus_8_are_refused() {
     let mut bytes = sample(3).as_bytes().to_vec();
     let at = ENTRY_SIZE_BYTES + 56;
     bytes[at..at + 2].fill(0);
     check_error(bytes.clone(), IndexError::Scale { entry: 1 });
     bytes[at] = 1;
-    for code in [0, 64, 127] {
+    for (code, byte) in [(0, 0x80), (64, 0x8f), (127, 0x18), (3, 0x08)] {
         let mut bytes = bytes.clone();
-        bytes[at + 2 + code] = 0x80;
+        bytes[at + 2 + code] = byte;
         check_error(bytes.clone(), IndexError::Code { entry: 1 });
         let entry = &bytes[ENTRY_SIZE_BYTES..2 * ENTRY_SIZE_BYTES];
         assert_eq!(Entry::decode(entry), Err(IndexError::Code { entry: 0 }));
+    }
+}
+
+#[test]
+fn codes_out_of_range_are_refused() {
+    for code in [-128, -8, 8, 127] {
+        for place in [0, 127, 128, 255] {
+            let mut entries = sample_entries(2, 1, 5);
+            entries[1].codes[place] = code;
+            assert_eq!(Index::new(entries), Err(IndexError::Code { entry: 1 }));
+        }
     }
 }
 

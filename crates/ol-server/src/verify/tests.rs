@@ -77,7 +77,7 @@ fn case_with(seed: u8, null_threshold: u64, has_evidence: bool) -> Case {
         record: keccak256(cluster.to_be_bytes()),
         cluster,
         scale: u16::try_from(cluster).unwrap() + 1,
-        codes: std::array::from_fn(|k| code(cluster, u32::try_from(k).unwrap())),
+        codes: std::array::from_fn(|k| code(cluster, u32::try_from(k).unwrap()) % 8),
     });
     let index = Index::new(entries.collect()).unwrap();
     let codes = std::array::from_fn(|k| code(u32::MAX, u32::try_from(k).unwrap()));

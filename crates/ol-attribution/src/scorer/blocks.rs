@@ -1,18 +1,15 @@
-//! Signed codes in two planes of four bits, and the inner products of a query
-//! with sixteen rows at a time.
-//!
-//! A code is `16 (h - 8) + l` with `h` and `l` in 0..=15. The plane of the `h`
-//! alone gives every inner product to within a bound that is known for each
-//! block, for half of the bytes; with the plane of the `l` it is exact.
+//! Codes of four bits, and the inner products of a query with sixteen rows at a
+//! time.
 //!
 //! # Layout
-//! Sixteen rows are a block: sixteen lines of 64 bytes in each plane. Line `g`
-//! holds the dimensions `8g..8g+8`: byte `4·row + t` has dimension `8g + t` in
-//! its low half and `8g + 4 + t` in its high one. So a lane of 32 bits belongs
-//! to one row, and sums never cross lanes.
+//! Sixteen rows are a block: 32 lines of 64 bytes. Line `g` holds the dimensions
+//! `8g..8g+8`: byte `4·row + t` has dimension `8g + t` in its low half and
+//! `8g + 4 + t` in its high one. So a lane of 32 bits belongs to one row, and
+//! sums never cross lanes. A code `c` is kept as `u = c + 8`, so that
+//! `<q, c> = Σ u q - 8 Σ q`.
 //!
 //! # No overflow
-//! `|Σ u q|` of 128 halves `u <= 15` is at most `128 · 15 · 127 = 243,840`, in
+//! `|Σ u q|` of 256 halves `u <= 15` is at most `256 · 15 · 127 = 487,680`, in
 //! 32 bits. With AVX2 two products are at most `2 · 15 · 127 = 3,810` in 16
 //! bits without saturating, and eight of those `30,480 < 2¹⁵`.
 #![cfg_attr(
@@ -25,10 +22,10 @@ use ol_poa::{K, QuerySketch};
 /// Rows of a block.
 pub(super) const LANES: usize = 16;
 
-/// Lines of a block, in each plane.
+/// Lines of a block.
 const LINES: usize = K / 8;
 
-const _: () = assert!(8 * 2 * 15 * 127 < 1 << 15 && 32 * K * 15 * 127 < 1 << 31);
+const _: () = assert!(8 * 2 * 15 * 127 < 1 << 15 && 2 * K * 15 * 127 < 1 << 31);
 
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -36,22 +33,20 @@ struct Line([u8; 64]);
 
 type Block = [Line; LINES];
 
-const ZEROS: Block = [Line([0; 64]); LINES];
+/// Codes of zero.
+const ZEROS: Block = [Line([0x88; 64]); LINES];
 
 /// Rows of codes. Rows that fill up the last block are zero.
 #[derive(Default)]
-pub(super) struct Planes {
-    high: Vec<Block>,
-    low: Vec<Block>,
+pub(super) struct Blocks {
+    blocks: Vec<Block>,
     n_rows: usize,
 }
 
-impl Planes {
+impl Blocks {
     pub(super) fn with_capacity(n_rows: usize) -> Self {
-        let n_blocks = n_rows.div_ceil(LANES);
         Self {
-            high: Vec::with_capacity(n_blocks),
-            low: Vec::with_capacity(n_blocks),
+            blocks: Vec::with_capacity(n_rows.div_ceil(LANES)),
             n_rows: 0,
         }
     }
@@ -59,18 +54,14 @@ impl Planes {
     pub(super) fn push(&mut self, codes: &[i8; K]) {
         let lane = self.n_rows % LANES;
         if lane == 0 {
-            // A code of 0 is `h = 8, l = 0`.
-            self.high.push([Line([0x88; 64]); LINES]);
-            self.low.push(ZEROS);
+            self.blocks.push(ZEROS);
         }
         self.n_rows += 1;
-        let last = self.high.len() - 1;
-        let lines = self.high[last].iter_mut().zip(&mut self.low[last]);
-        for (dims, (high, low)) in codes.as_chunks::<8>().0.iter().zip(lines) {
+        let lines = self.blocks.iter_mut().next_back().into_iter().flatten();
+        for (dims, line) in codes.as_chunks::<8>().0.iter().zip(lines) {
             for t in 0..4 {
-                let [a, b] = [dims[t], dims[4 + t]].map(halves);
-                high.0[4 * lane + t] = a.0 | b.0 << 4;
-                low.0[4 * lane + t] = a.1 | b.1 << 4;
+                let [a, b] = [dims[t], dims[4 + t]].map(|code| (code + 8).cast_unsigned());
+                line.0[4 * lane + t] = a | b << 4;
             }
         }
     }
@@ -80,7 +71,7 @@ impl Planes {
     }
 
     pub(super) const fn n_blocks(&self) -> usize {
-        self.high.len()
+        self.blocks.len()
     }
 
     /// `weight <q, c>` of the rows of a block, modulo 2⁶⁴.
@@ -92,96 +83,35 @@ impl Planes {
         weights: &[W; LANES],
     ) -> [i64; LANES] {
         let Query { words, sum, .. } = query;
-        let (high, low) = (&self.high[block], &self.low[block]);
+        let block = &self.blocks[block];
         match query.instructions.0 {
-            Level::Scalar => {
-                let (high, low) = (multiply(words, high), multiply(words, low));
-                weigh(*sum, high, low, weights)
-            }
+            Level::Scalar => weigh(*sum, multiply(words, block), weights),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `Instructions` exist only for what this CPU has.
-            Level::Avx2 => unsafe { x86::avx2::scores(words, *sum, high, low, weights) },
+            Level::Avx2 => unsafe { x86::avx2::scores(words, *sum, block, weights) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Level::Vnni => unsafe { x86::vnni::scores(words, *sum, high, low, weights) },
-        }
-    }
-
-    /// Whether a row's score may be `least` or more, by the high halves. `rest`
-    /// bounds `|<q, 2l - 15>|`: with `l = (15 + e) / 2`,
-    /// `2 <q, c> = 32 <q, h - 8> + 15 Σ q + <q, e>`.
-    #[inline]
-    pub(super) fn may_reach(
-        &self,
-        query: &Query,
-        block: usize,
-        scales: &[u16; LANES],
-        rest: i32,
-        least: i64,
-    ) -> bool {
-        let words = &query.words;
-        let high = &self.high[block];
-        let offset = (15 - 256) * query.sum + rest;
-        match query.instructions.0 {
-            Level::Scalar => any_reaches(multiply(words, high), scales, offset, least),
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            Level::Avx2 => unsafe { x86::avx2::may_reach(words, high, scales, offset, least) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            Level::Vnni => unsafe { x86::vnni::may_reach(words, high, scales, offset, least) },
+            Level::Vnni => unsafe { x86::vnni::scores(words, *sum, block, weights) },
         }
     }
 }
 
-// Wrapping operations in the two below keep overflow checks, which would stop
-// the loops from being vectorised, out of them. 32-bit ones cannot wrap (see
-// the module); a product with a weight may, as `super` says.
-
+// Wrapping operations keep overflow checks, which would stop the loop from being
+// vectorised, out of it. 32-bit ones cannot wrap (see the module); a product
+// with a weight may, as `super` says.
 #[inline(always)]
 fn weigh<W: Copy + Into<i64>>(
     sum: i32,
-    high: [i32; LANES],
-    low: [i32; LANES],
+    products: [i32; LANES],
     weights: &[W; LANES],
 ) -> [i64; LANES] {
-    let offset = 128 * sum;
+    let offset = 8 * sum;
     let mut scores = [0; LANES];
     for lane in 0..LANES {
-        let dot = high[lane]
-            .wrapping_mul(16)
-            .wrapping_sub(offset)
-            .wrapping_add(low[lane]);
+        let dot = products[lane].wrapping_sub(offset);
         scores[lane] = i64::from(dot).wrapping_mul(weights[lane].into());
     }
     scores
-}
-
-#[inline(always)]
-fn any_reaches(high: [i32; LANES], scales: &[u16; LANES], offset: i32, least: i64) -> bool {
-    let twice_least = 2 * least;
-    let mut any = false;
-    for (high, &scale) in high.into_iter().zip(scales) {
-        let twice = high.wrapping_mul(32).wrapping_add(offset);
-        any |= i64::from(twice).wrapping_mul(i64::from(scale)) >= twice_least;
-    }
-    any
-}
-
-/// The `h` and `l` of a code.
-const fn halves(code: i8) -> (u8, u8) {
-    let biased = code.cast_unsigned() ^ 0x80;
-    (biased >> 4, biased & 15)
-}
-
-/// `|2l - 15|²` summed over the codes: the square of the error that leaving
-/// out the low halves makes to twice the codes; at most 128 · 15² = 28,800.
-pub(super) fn rest_squared(codes: &[i8; K]) -> u16 {
-    let square = |&code: &i8| {
-        let twice = 2 * i16::from(halves(code).1) - 15;
-        (twice * twice).cast_unsigned()
-    };
-    codes.iter().map(square).sum()
 }
 
 /// A query as the products need it.
@@ -204,7 +134,7 @@ impl Query {
     }
 }
 
-/// `Σ u q` of each row of a block of one plane: the oracle.
+/// `Σ u q` of each row of a block: the oracle.
 fn multiply(words: &[i32; K / 4], block: &Block) -> [i32; LANES] {
     let mut sums = [0_i32; LANES];
     for (line, words) in block.iter().zip(words.as_chunks::<2>().0) {
@@ -282,7 +212,7 @@ mod x86 {
     macro_rules! with_products {
         ($module:ident, $features:literal, $multiply:ident) => {
             pub(super) mod $module {
-                use super::super::{Block, LANES, any_reaches, weigh};
+                use super::super::{Block, LANES, weigh};
                 use super::$multiply;
                 use ol_poa::K;
 
@@ -290,22 +220,10 @@ mod x86 {
                 pub(in super::super) fn scores<W: Copy + Into<i64>>(
                     words: &[i32; K / 4],
                     sum: i32,
-                    high: &Block,
-                    low: &Block,
+                    block: &Block,
                     weights: &[W; LANES],
                 ) -> [i64; LANES] {
-                    weigh(sum, $multiply(words, high), $multiply(words, low), weights)
-                }
-
-                #[target_feature(enable = $features)]
-                pub(in super::super) fn may_reach(
-                    words: &[i32; K / 4],
-                    high: &Block,
-                    scales: &[u16; LANES],
-                    offset: i32,
-                    least: i64,
-                ) -> bool {
-                    any_reaches($multiply(words, high), scales, offset, least)
+                    weigh(sum, $multiply(words, block), weights)
                 }
             }
         };
