@@ -157,9 +157,7 @@ abstract contract CourtBase is Chain {
     /// @dev About the score of the first entry.
     function scoreStep(Trees memory trees) internal view returns (bytes memory) {
         bytes32 leaf1 = keccak256(abi.encodePacked(uint8(0), entry1));
-        return abi.encodePacked(
-            uint8(1), uint32(0), trees.score0, scoreNode(1, trees.score1), entry0, leaf1, query
-        );
+        return abi.encodePacked(uint8(1), uint32(0), trees.score0, scoreNode(1, trees.score1), entry0, leaf1, query);
     }
 
     /// @dev About the share of the first contributor.

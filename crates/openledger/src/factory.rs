@@ -22,6 +22,7 @@ use ol_train::{
 use ol_types::{B256, keccak256};
 use serde::{Deserialize, Serialize};
 
+use crate::instance::Layout;
 use crate::output::{bar, note};
 
 /// The files of a finished model folder; the description is written last.
@@ -496,6 +497,23 @@ pub(crate) fn model_folders(models: &Path) -> anyhow::Result<Vec<PathBuf>> {
     }
     found.sort();
     Ok(found)
+}
+
+/// The folder of the model of that name, or of every model there is.
+///
+/// # Errors
+/// If there is none, or the folders cannot be read.
+pub(crate) fn chosen_folders(layout: &Layout, name: Option<&str>) -> anyhow::Result<Vec<PathBuf>> {
+    let folders = match name {
+        Some(name) => vec![layout.model(name)],
+        None => model_folders(&layout.models())?,
+    };
+    ensure!(
+        !folders.is_empty(),
+        "there is no model in {}; `openledger up` installs some",
+        layout.root().display()
+    );
+    Ok(folders)
 }
 
 fn read_limited(path: &Path) -> anyhow::Result<Vec<u8>> {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use ol_attribution::query::QuerySketcher;
 use ol_attribution::self_query::{SelfQueryOptions, evaluate_self_query};
 use ol_datanet::{CommittedRecord, cluster_owners};
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::cli::SelfQueryArgs;
 use crate::command::datanet;
-use crate::factory::{Base, TrainedModel, model_folders, record_inputs};
+use crate::factory::{Base, TrainedModel, chosen_folders, record_inputs};
 use crate::instance::Layout;
 use crate::output::{Out, print};
 
@@ -25,15 +25,7 @@ pub(crate) fn run(
 ) -> anyhow::Result<()> {
     let data = DataDir::open_or_create(layout.root())?;
     let datanets = datanet::open(&data)?;
-    let folders = match &args.model {
-        Some(name) => vec![layout.model(name)],
-        None => model_folders(&layout.models())?,
-    };
-    ensure!(
-        !folders.is_empty(),
-        "there is no model in {}; `openledger up` installs some",
-        layout.root().display()
-    );
+    let folders = chosen_folders(layout, args.model.as_deref())?;
     let base = Base::load(&layout.base(), None)?;
     let mut rows = Vec::new();
     for folder in folders {

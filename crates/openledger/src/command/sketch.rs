@@ -1,13 +1,12 @@
 //! `openledger sketch`: sketches the records of trained models, with their
 //! adapters as they are.
 
-use anyhow::ensure;
 use ol_runtime::DataDir;
 use serde_json::{Value, json};
 
 use crate::cli::SketchArgs;
 use crate::command::datanet;
-use crate::factory::{Base, model_folders, sketch_again, sketch_new};
+use crate::factory::{Base, chosen_folders, sketch_again, sketch_new};
 use crate::instance::Layout;
 use crate::output::{Out, print};
 
@@ -19,15 +18,7 @@ pub(crate) fn run(
 ) -> anyhow::Result<()> {
     let data = DataDir::open_or_create(layout.root())?;
     let datanets = datanet::open(&data)?;
-    let folders = match &args.model {
-        Some(name) => vec![layout.model(name)],
-        None => model_folders(&layout.models())?,
-    };
-    ensure!(
-        !folders.is_empty(),
-        "there is no model in {}; `openledger up` installs some",
-        layout.root().display()
-    );
+    let folders = chosen_folders(layout, args.model.as_deref())?;
     let base = Base::load(&layout.base(), None)?;
     let mut rows = Vec::new();
     for folder in folders {
