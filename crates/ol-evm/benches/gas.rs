@@ -119,7 +119,7 @@ fn score(n: usize, n_contributors: usize) -> Case {
         record: B256::ZERO,
         cluster,
         scale: 1 + u16::try_from(random() % 60_000).expect("below 2^16"),
-        codes: std::array::from_fn(|_| random().to_le_bytes()[0].cast_signed().max(-127)),
+        codes: std::array::from_fn(|_| random().to_le_bytes()[0].cast_signed() % 8),
     };
     let index = Index::new((0..n_entries).map(entry).collect()).expect("a valid index");
     let mut state = precompiles();

@@ -208,7 +208,7 @@ impl Market {
                 cluster: at,
             })
             .collect();
-        let sketches = sketch_records(model, pool, adapter, &inputs, options, &mut |_| ())?;
+        let sketches = sketch_records(model, pool, adapter, &inputs, options, None, &mut |_| ())?;
         let sketcher = QuerySketcher::new(sketches.map, model, adapter)?;
         let null_threshold = null_threshold(
             model,

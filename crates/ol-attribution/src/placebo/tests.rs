@@ -43,8 +43,16 @@ fn the_threshold_grows_with_the_quantile_and_not_with_threads() {
     let (model, adapter, records) = setting(1);
     let pool = Pool::new(1);
     let options = SketchOptions::default();
-    let Sketches { index, map, .. } =
-        sketch_records(&model, &pool, &adapter, &records, &options, &mut |_| ()).unwrap();
+    let Sketches { index, map, .. } = sketch_records(
+        &model,
+        &pool,
+        &adapter,
+        &records,
+        &options,
+        None,
+        &mut |_| (),
+    )
+    .unwrap();
     let sketcher = QuerySketcher::new(map, &model, &adapter).unwrap();
     let threshold = |threads, quantile| {
         let options = PlaceboOptions {

@@ -253,7 +253,7 @@ fn score_refuses_malformed_input() {
     let short_query = scoreCall {
         chunks,
         nullThreshold: 0,
-        query: vec![0; 127].into(),
+        query: vec![0; 255].into(),
     };
     check_refused(
         &state,
