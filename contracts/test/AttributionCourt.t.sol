@@ -380,7 +380,7 @@ contract AttributionCourtTest is CourtBase {
         expectRefused(receipt, query, wrong, AttributionCourt.InvalidTotals.selector);
         (wrong.cutoffRemainder, wrong.cutoffPosition) = (1, 2);
         expectRefused(receipt, query, wrong, AttributionCourt.InvalidTotals.selector);
-        (wrong.cutoffRemainder, wrong.cutoffPosition) = (512, 0);
+        (wrong.cutoffRemainder, wrong.cutoffPosition) = (1024, 0);
         expectRefused(receipt, query, wrong, AttributionCourt.InvalidTotals.selector);
 
         receipt.feeWei += 1;
