@@ -1,5 +1,5 @@
-//! Models from a Hugging Face hub: checked, resumable downloads into the cache
-//! that other tools share.
+//! Remote files: models from a Hugging Face hub, checked and resumable, into the
+//! cache that other tools share; object stores by URL ([`open_store`]).
 //!
 //! Owns: [`Reference`] (what a model is called), [`Hub::fetch`], the layout of
 //! the cache. The protocol is that of `huggingface_hub` (Python): the files of a
@@ -30,6 +30,7 @@ mod client;
 mod download;
 mod listing;
 mod reference;
+mod store;
 mod tls;
 
 use std::fmt;
@@ -42,6 +43,7 @@ use thiserror::Error;
 use cache::Cache;
 use client::Client;
 pub use reference::Reference;
+pub use store::{StoreError, open_store};
 pub use tls::tls_config;
 
 /// Where models come from when nothing else is said.

@@ -9,6 +9,7 @@
 )]
 
 mod server;
+mod store;
 
 use std::cell::RefCell;
 use std::fs;

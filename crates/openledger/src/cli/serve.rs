@@ -43,13 +43,19 @@ pub(crate) struct ServeArgs {
     /// the model's own distribution, a folder has another `generation_config.json`
     #[arg(long, value_name = "auto|none|DIR", default_value = "auto")]
     pub(crate) generation_config: String,
-    /// Adapter to serve: a PEFT folder or a GGUF file under a name [repeatable]
-    #[arg(long, value_name = "NAME=PATH", help_heading = "Adapters")]
+    /// Adapter to serve: a PEFT folder or a GGUF file under a name [repeatable]. A URL
+    /// is one below an --adapter-store
+    #[arg(long, value_name = "NAME=PATH|URL", help_heading = "Adapters")]
     pub(crate) adapter: Vec<String>,
     /// Folder of PEFT folders and GGUF files: each is loaded when it is first asked for
     /// by its name [repeatable]. Operators may load from here only
     #[arg(long, value_name = "DIR", help_heading = "Adapters")]
     pub(crate) adapter_root: Vec<PathBuf>,
+    /// Object store of adapters that operators may load from by URL: s3://BUCKET/FOLDER,
+    /// gs://, az://, https:// [repeatable]. Keys come from the environment (AWS_…,
+    /// GOOGLE_…, AZURE_…)
+    #[arg(long, value_name = "URL", help_heading = "Adapters")]
+    pub(crate) adapter_store: Vec<String>,
     /// Memory for adapters, in MiB; what does not fit waits on disk
     #[arg(
         long,

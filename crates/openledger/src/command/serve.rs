@@ -342,10 +342,19 @@ fn adapters(
         let (name, path) = given
             .split_once('=')
             .with_context(|| format!("--adapter {given} is not NAME=PATH"))?;
+        if path.contains("://") {
+            let is_below = |store: &String| path.starts_with(store.trim_end_matches('/'));
+            ensure!(
+                args.adapter_store.iter().any(is_below),
+                "--adapter {name}: its URL is below no store; name the folder above it with --adapter-store"
+            );
+            named.push((name, path.to_owned()));
+            continue;
+        }
         let path = fs::canonicalize(path).with_context(|| format!("--adapter {given}"))?;
+        named.push((name, path.to_string_lossy().into_owned()));
         // What was named once may be loaded again.
-        roots.push(path.clone());
-        named.push((name, path));
+        roots.push(path);
     }
     let options = AdapterStoreOptions {
         host_budget_bytes: args.adapter_memory_mib << 20,
@@ -353,10 +362,13 @@ fn adapters(
         roots,
         ..AdapterStoreOptions::default()
     };
-    let components = AdapterComponents::new(Arc::clone(clock) as _);
+    let mut components = AdapterComponents::new(Arc::clone(clock) as _);
+    for url in &args.adapter_store {
+        let store = ol_hub::open_store(url, std::env::vars()).context("--adapter-store")?;
+        components.stores.insert(url.clone(), store);
+    }
     let store = AdapterStore::open(model, options, components)?;
-    for (name, path) in named {
-        let location = path.to_string_lossy();
+    for (name, location) in named {
         store
             .register(name, &location, RegisterOptions::default())
             .with_context(|| format!("adapter {name} of {location}"))?;
