@@ -80,7 +80,9 @@ fn light_paraphrases_do_not_pay() {
 
 #[test]
 fn many_identities_do_not_pay() {
-    check(&identities::identities(&market()).unwrap());
+    let rows = identities::identities(&market()).unwrap();
+    // Netted sketches gain nothing from it even without the null threshold.
+    assert!(!rows.is_empty() && rows.iter().all(Row::holds), "{rows:?}");
 }
 
 #[test]
