@@ -44,6 +44,11 @@ const ROOMS: &[Room] = &[
         with_contracts: true,
     },
     Room {
+        name: "context",
+        benches: &[("ol-attribution", "context")],
+        with_contracts: false,
+    },
+    Room {
         name: "model",
         benches: &[("ol-train", "model")],
         with_contracts: false,

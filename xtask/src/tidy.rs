@@ -30,6 +30,11 @@ const EDGES: &[(&str, &[&str])] = &[
     // Apart from ol-attribution: no model and no floats, but a builder in C and
     // files; a watcher needs only this.
     ("ol-spans", &["ol-poa", "ol-runtime", "ol-types"]),
+    // Reads records, embeds them by a model, and scores in ol-poa's integers.
+    (
+        "ol-retrieval",
+        &["ol-datanet", "ol-model", "ol-poa", "ol-types"],
+    ),
     ("ol-serve", &["ol-model", "ol-runtime", "ol-types"]),
     (
         "ol-server",
@@ -40,6 +45,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "ol-model",
             "ol-node",
             "ol-poa",
+            "ol-retrieval",
             "ol-runtime",
             "ol-serve",
             "ol-types",
@@ -68,6 +74,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "ol-model",
             "ol-node",
             "ol-poa",
+            "ol-retrieval",
             "ol-runtime",
             "ol-serve",
             "ol-server",

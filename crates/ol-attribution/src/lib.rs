@@ -14,11 +14,13 @@
 //! - [`kronecker`]: curvature of adapters of any size, within a memory budget.
 //! - [`placebo`]: what chance pays, and nobody should get.
 //! - [`scorer`]: an answer's nets and best records among millions.
+//! - [`context`]: how much an answer leant on each passage that it was given.
 //! - [`self_query`]: the acceptance measure.
 //!
 //! Synchronous. The only files are those of finished gradients, in a folder that
 //! the caller names.
 
+pub mod context;
 pub mod fit;
 pub mod kronecker;
 mod linalg;

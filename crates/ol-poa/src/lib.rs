@@ -10,6 +10,7 @@
 //! - [`commit`]: the sketch root and proofs of single entries.
 //! - [`evidence`]: weights that a receipt commits to, and the pots they open.
 //! - [`spans`]: what an answer's verbatim spans are worth, by contributor.
+//! - [`context`]: what passages that an answer was given are worth, by contributor.
 //! - [`court`]: claims that pay unless somebody refutes them in one step.
 //! - [`merkle`]: the padded binary tree below it; datanets use it too.
 //!
@@ -20,6 +21,7 @@
 extern crate alloc;
 
 pub mod commit;
+pub mod context;
 pub mod court;
 pub mod evidence;
 pub mod index;

@@ -175,7 +175,7 @@ struct Inner {
     options: GatewayOptions,
     chain: Arc<Chain>,
     backend: Backend,
-    preparer: Preparer,
+    preparer: Arc<Preparer>,
     clock: Arc<dyn Clock>,
     keys: ApiKeys,
     meter: Arc<Meter>,
@@ -260,11 +260,11 @@ impl Gateway {
             .collect();
         // A paid answer can be checked by who knows the request: no file that may
         // change later has a part in it.
-        let preparer = Preparer::new(
+        let preparer = Arc::new(Preparer::new(
             &backend,
             options.max_tokens_default,
             SamplingDefaults::default(),
-        );
+        ));
         let sketches = Arc::new(Semaphore::new(options.n_sketches_max));
         let tools = Tools {
             journal: journal.clone(),
@@ -344,7 +344,7 @@ impl Gateway {
     }
 
     /// Cuts text into tokens as the model does.
-    pub(crate) fn preparer(&self) -> &Preparer {
+    pub(crate) fn preparer(&self) -> &Arc<Preparer> {
         &self.inner.preparer
     }
 

@@ -14,6 +14,7 @@
 //! - [`gateway`]: prepaid balances, receipts and their settlement; no HTTP.
 //! - [`metrics`]: what is measured, for Prometheus.
 //! - [`plain`]: answers without payment; no HTTP.
+//! - [`retrieval`]: passages of datanets for questions; no HTTP.
 //! - [`SamplingRequest`], [`SamplingDefaults`]: how tokens are drawn, and who says so.
 //! - [`verify`]: recomputing a receipt from public data; pure.
 //!
@@ -37,6 +38,7 @@ pub mod keys;
 pub mod metrics;
 pub mod plain;
 mod prepare;
+pub mod retrieval;
 mod sampling;
 pub mod verify;
 

@@ -19,6 +19,7 @@ use crate::answer::{AnswerRequest, Finished, Frame, RequestError, Token};
 use crate::backend::Backend;
 use crate::keys::{Admission, ApiKeys, Cost, Key, KeysError, Meter};
 use crate::prepare::{Prepared, Preparer};
+use crate::retrieval::Retrieval;
 use crate::sampling::SamplingDefaults;
 
 pub(crate) use self::embed::EmbedError;
@@ -47,6 +48,8 @@ pub struct PlainOptions {
     pub n_requests_max: usize,
     /// Threads for embeddings. Default 1.
     pub n_embed_threads: usize,
+    /// Datanets that questions may be given passages of. Default none.
+    pub retrieval: Retrieval,
 }
 
 impl PlainOptions {
@@ -62,6 +65,7 @@ impl PlainOptions {
             sampling_defaults: SamplingDefaults::default(),
             n_requests_max: 512,
             n_embed_threads: 1,
+            retrieval: Retrieval::default(),
         }
     }
 }
@@ -75,7 +79,7 @@ pub struct Plain {
 struct Inner {
     options: PlainOptions,
     backend: Backend,
-    preparer: Preparer,
+    preparer: Arc<Preparer>,
     adapters: AdapterStore,
     keys: ApiKeys,
     meter: Arc<Meter>,
@@ -107,11 +111,11 @@ impl Plain {
     ) -> Result<Self, KeysError> {
         let backend = backend.into();
         let inner = Inner {
-            preparer: Preparer::new(
+            preparer: Arc::new(Preparer::new(
                 &backend,
                 options.max_tokens_default,
                 options.sampling_defaults,
-            ),
+            )),
             requests: Arc::new(Semaphore::new(options.n_requests_max)),
             started_at_s: clock.unix_s(),
             embedder: Embedder::default(),
@@ -172,7 +176,13 @@ impl Plain {
         &self.inner.clock
     }
 
-    pub(crate) fn preparer(&self) -> &Preparer {
+    /// The datanets that questions may be given passages of.
+    #[must_use]
+    pub fn retrieval(&self) -> &Retrieval {
+        &self.inner.options.retrieval
+    }
+
+    pub(crate) fn preparer(&self) -> &Arc<Preparer> {
         &self.inner.preparer
     }
 

@@ -53,6 +53,11 @@ impl Preparer {
         self.context_tokens
     }
 
+    /// Tokens of an answer when the request does not say.
+    pub(crate) const fn max_tokens_default(&self) -> usize {
+        self.max_tokens_default
+    }
+
     /// Cuts a prompt into tokens. Blocks: it may be a megabyte.
     pub(crate) fn tokens(&self, prompt: &Prompt) -> Result<Vec<u32>, RequestError> {
         Ok(match prompt {

@@ -275,6 +275,21 @@ pub(crate) struct AskArgs {
     /// API key [default: the development key of the running instance]
     #[arg(long, env = "OPENLEDGER_API_KEY", hide_env_values = true)]
     pub(crate) key: Option<String>,
+    /// Datanet to give the question passages of; the answer then lists its sources
+    #[arg(long, value_name = "DATANET")]
+    pub(crate) retrieve: Option<String>,
+    /// Passages at most
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 4,
+        requires = "retrieve",
+        value_parser = clap::value_parser!(u32).range(1..=32)
+    )]
+    pub(crate) passages: u32,
+    /// Base URL of the API, as http://127.0.0.1:8000/v1 [default: the running instance]
+    #[arg(long, value_name = "URL")]
+    pub(crate) api: Option<String>,
     /// The question
     pub(crate) question: String,
 }

@@ -91,7 +91,7 @@ fn of_text(machine: &Machine, domain: &Domain) -> anyhow::Result<Vec<Method>> {
     let mut methods = Vec::new();
     let ones = Matrix::from_fn(domain.n_queries(), domain.pool.len(), |_, _| 1.0);
     methods.push(Method::one("number of records", 0, [ones.clone(), ones]));
-    let bm25 = text::bm25(domain);
+    let bm25 = text::bm25(domain)?;
     methods.push(Method::one("BM25", 0, [bm25.clone(), bm25]));
     let (embedding, dim) = text::embedding(machine, domain)?;
     methods.push(Method::one(

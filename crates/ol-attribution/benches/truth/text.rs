@@ -1,52 +1,24 @@
 //! What needs no gradients: words and hidden states.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use ol_model::Sequence;
+use ol_retrieval::Lexical;
 
 use crate::domain::{Domain, Text};
 use crate::linalg::Matrix;
 use crate::retrain::Machine;
-use crate::stats::{count, mean};
 
-/// Okapi BM25 of each query's words, question and answer, against each
-/// record's; `k1 = 1.2`, `b = 0.75` (Robertson and Zaragoza, 2009).
-pub(crate) fn bm25(domain: &Domain) -> Matrix {
-    const K1: f64 = 1.2;
-    const B: f64 = 0.75;
-    let bags: Vec<BTreeMap<String, f64>> = domain.pool.iter().map(bag).collect();
-    let lengths: Vec<f64> = bags.iter().map(|bag| bag.values().sum()).collect();
-    let mean_length = mean(&lengths);
-    let mut seen: BTreeMap<&str, f64> = BTreeMap::new();
-    for word in bags.iter().flat_map(BTreeMap::keys) {
-        *seen.entry(word).or_default() += 1.0;
-    }
-    let n = count(bags.len());
-    let queries: Vec<BTreeSet<String>> = domain
-        .queries()
-        .map(|text| bag(text).into_keys().collect())
-        .collect();
-    Matrix::from_fn(queries.len(), bags.len(), |query, record| {
-        let of_word = |word: &String| {
-            let frequency = bags[record].get(word).copied().unwrap_or(0.0);
-            let with = seen.get(word.as_str()).copied().unwrap_or(0.0);
-            let rarity = (1.0 + (n - with + 0.5) / (with + 0.5)).ln();
-            let length = 1.0 - B + B * lengths[record] / mean_length;
-            rarity * frequency * (K1 + 1.0) / (frequency + K1 * length)
-        };
-        queries[query].iter().map(of_word).sum()
-    })
-}
-
-fn bag(text: &Text) -> BTreeMap<String, f64> {
-    let words = format!("{} {}", text.question, text.answer).to_lowercase();
-    let mut bag = BTreeMap::new();
-    for word in words.split(|c: char| !c.is_alphanumeric()) {
-        if !word.is_empty() {
-            *bag.entry(word.to_owned()).or_default() += 1.0;
-        }
-    }
-    bag
+/// BM25 of each query's words, question and answer, against each record's.
+pub(crate) fn bm25(domain: &Domain) -> anyhow::Result<Matrix> {
+    let whole = |text: &Text| format!("{}\n{}", text.question, text.answer);
+    let pool: Vec<String> = domain.pool.iter().map(whole).collect();
+    let index = Lexical::new(pool.iter().map(String::as_str))?;
+    let queries = domain.queries().map(|text| index.scores(&whole(text)));
+    let scores: Vec<Vec<u32>> = queries.collect();
+    Ok(Matrix::from_fn(
+        scores.len(),
+        pool.len(),
+        |query, record| f64::from(scores[query][record]),
+    ))
 }
 
 /// Cosine of the base's mean hidden states, the mean over the records taken

@@ -4,7 +4,9 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::Response;
+use ol_retrieval::RetrievalError;
 use ol_serve::SubmitError;
+use serde_json::Value;
 
 use super::error::ApiError;
 use super::params::{self, Common, Text};
@@ -15,6 +17,7 @@ use super::{ApiState, model_not_found, read_body};
 use crate::answer::{AnswerRequest, Prompt, RequestError};
 use crate::gateway::IDEMPOTENCY_KEY_SIZE_BYTES_MAX;
 use crate::keys::{LimitError, RateState, Scope};
+use crate::retrieval::GroundError;
 
 pub(super) async fn chat_completions(
     State(state): State<ApiState>,
@@ -36,9 +39,24 @@ pub(super) async fn chat_completions(
     if !service.preparer().tokenizer().has_tool_format() {
         chat.drop_tools();
     }
+    let (prompt, citations) = match params.retrieval {
+        None => (chat.prompt()?, None),
+        Some(wanted) => {
+            let retrieval = service.retrieval();
+            let max_tokens = params.common.max_tokens;
+            let grounded = retrieval
+                .ground(chat.into_inner(), wanted, service.preparer(), max_tokens)
+                .await
+                .map_err(|error| not_grounded(&error))?;
+            let prompt = grounded.prompt(&vec![true; grounded.len()]);
+            let prompt = prompt.map_err(|error| params::refused(&error))?;
+            (prompt, Some(reply::citations(&grounded)))
+        }
+    };
     let asked = Asked {
         common: params.common,
-        prompt: chat.prompt()?,
+        prompt,
+        citations,
         idempotency_key: idempotency_key(&headers)?,
         endpoint: Endpoint::Chat,
         tools: Some(params.tools),
@@ -60,6 +78,7 @@ pub(super) async fn completions(
             Text::Text(text) => Prompt::Text(text),
             Text::Tokens(tokens) => Prompt::Tokens(tokens),
         },
+        citations: None,
         idempotency_key: idempotency_key(&headers)?,
         endpoint: Endpoint::Completion,
         tools: None,
@@ -71,6 +90,8 @@ pub(super) async fn completions(
 struct Asked {
     common: Common,
     prompt: Prompt,
+    /// The passages in the prompt, as they are shown.
+    citations: Option<Value>,
     idempotency_key: Option<String>,
     endpoint: Endpoint,
     tools: Option<Tools>,
@@ -80,6 +101,7 @@ async fn answer(service: &Service, caller: Caller, asked: Asked) -> Result<Respo
     let Asked {
         common,
         prompt,
+        citations,
         idempotency_key,
         endpoint,
         tools,
@@ -121,6 +143,7 @@ async fn answer(service: &Service, caller: Caller, asked: Asked) -> Result<Respo
         wants_logprobs,
         names_tokens_by_id: common.names_tokens_by_id,
         include_usage: common.include_usage,
+        citations,
     };
     let choices = running
         .into_iter()
@@ -239,6 +262,27 @@ fn refusal(error: &RequestError, endpoint: Endpoint) -> ApiError {
         ) => ApiError::invalid("invalid_value", text),
         error => {
             tracing::error!(error = error as &dyn std::error::Error, "request failed");
+            ApiError::internal()
+        }
+    }
+}
+
+/// How a question is answered that cannot be given passages.
+fn not_grounded(error: &GroundError) -> ApiError {
+    let text = error.to_string();
+    match error {
+        GroundError::Unknown { .. } => {
+            ApiError::not_found("datanet_not_found", text).with_param("retrieval.datanet")
+        }
+        GroundError::NoQuestion => ApiError::invalid_value("messages", text),
+        GroundError::Overloaded => ApiError::overloaded(text, 1),
+        GroundError::Chat(error) => params::refused(error),
+        GroundError::Retrieval(RetrievalError::NoEmbeddings) => {
+            ApiError::unsupported("retrieval.method", text)
+        }
+        GroundError::Request(error) => refusal(error, Endpoint::Chat),
+        GroundError::Retrieval(error) => {
+            tracing::error!(error = error as &dyn std::error::Error, "retrieval failed");
             ApiError::internal()
         }
     }

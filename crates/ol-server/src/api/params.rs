@@ -7,14 +7,16 @@
 
 use std::time::Duration;
 
+use ol_retrieval::Method;
 use ol_serve::{Grammar, MAX_LOGIT_BIAS, MAX_LOGIT_BIASES, MAX_STOP_TOKENS, Priority, Sampling};
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
 use super::tools::{ToolChoice, Tools};
+use crate::retrieval::Wanted;
 use crate::sampling::SamplingRequest;
 pub(super) use fields::{Fields, wrong_type};
-pub(super) use messages::Chat;
+pub(super) use messages::{Chat, refused};
 
 mod fields;
 mod messages;
@@ -22,6 +24,9 @@ pub(super) mod spec;
 
 /// Most stop strings.
 const STOP_STRINGS_MAX: usize = 16;
+
+/// Passages of a question when the request does not say.
+const PASSAGES_DEFAULT: usize = 4;
 
 /// Longest name of a model that is looked up, in bytes.
 const MODEL_NAME_SIZE_BYTES_MAX: usize = 256;
@@ -57,6 +62,7 @@ pub(super) struct ChatParams {
     pub(super) common: Common,
     pub(super) chat: Chat,
     pub(super) tools: Tools,
+    pub(super) retrieval: Option<Wanted>,
 }
 
 /// A body of `POST /v1/completions`.
@@ -128,13 +134,58 @@ pub(super) fn chat(body: &[u8]) -> Result<ChatParams, ApiError> {
     }
     let mut chat = messages::chat(&fields)?;
     if tools.choice != ToolChoice::None {
-        chat.tools = tools.descriptions.clone();
+        chat.set_tools(tools.descriptions.clone());
     }
     Ok(ChatParams {
         chat,
         tools,
         common,
+        retrieval: retrieval(&fields)?,
     })
+}
+
+/// Reads which passages the question is to be given.
+fn retrieval(fields: &Fields) -> Result<Option<Wanted>, ApiError> {
+    let Some(value) = fields.get("retrieval") else {
+        return Ok(None);
+    };
+    let fields = object("retrieval", value)?;
+    let known = ["datanet", "top_k", "method"];
+    if let Some(name) = fields.keys().find(|name| !known.contains(&name.as_str())) {
+        let name: String = name.chars().take(40).collect();
+        let message = format!(
+            "retrieval has no field {name:?}; it has {}",
+            known.join(", ")
+        );
+        return Err(ApiError::invalid_value("retrieval", message));
+    }
+    let fields = Fields::from(fields.clone());
+    let within = |error: ApiError, name: &str| error.with_param(&format!("retrieval.{name}"));
+    let datanet = fields.string("datanet");
+    let top_k = fields.integer(&spec::PASSAGES);
+    let top_k = top_k.map_err(|error| within(error, "top_k"))?;
+    let method = match fields.get("method").map(Value::as_str) {
+        None => None,
+        Some(name) => {
+            let methods = [Method::Lexical, Method::Embedding, Method::Hybrid];
+            let found = methods
+                .into_iter()
+                .find(|method| name == Some(method.name()));
+            Some(found.ok_or_else(|| {
+                let message = "the method of retrieval is lexical, embedding or hybrid";
+                ApiError::invalid_value("retrieval.method", message)
+            })?)
+        }
+    };
+    Ok(Some(Wanted {
+        datanet: datanet
+            .map_err(|error| within(error, "datanet"))?
+            .to_owned(),
+        top_k: top_k
+            .and_then(|n| usize::try_from(n).ok())
+            .unwrap_or(PASSAGES_DEFAULT),
+        method,
+    }))
 }
 
 /// Reads a completion request.
@@ -145,6 +196,7 @@ pub(super) fn completion(body: &[u8]) -> Result<CompletionParams, ApiError> {
     common.max_tokens.get_or_insert(16);
     fields.refuse_unless("echo", |value| value == &Value::Bool(false))?;
     fields.refuse_unless("suffix", |value| value.as_str() == Some(""))?;
+    fields.refuse_unless("retrieval", |_| false)?;
     fields.refuse_unless("best_of", |value| value.as_u64() == Some(1))?;
     let n_top = fields.integer(&spec::LOGPROBS)?;
     common.sampling.rest.n_logprobs = n_top.and_then(|n| u32::try_from(n).ok());

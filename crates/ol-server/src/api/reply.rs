@@ -14,6 +14,7 @@ use axum::response::{IntoResponse, Response};
 use futures::StreamExt as _;
 use futures::stream::{self, BoxStream};
 use ol_model::Tokenizer;
+use ol_retrieval::{Hit, Passage};
 use ol_serve::{AdapterError, FinishReason, GenerateError, StopReason, TokenLogprobs};
 use serde_json::{Value, json};
 
@@ -22,6 +23,7 @@ use super::service::Running;
 use super::tools::{CallDelta, Parsed, ToolParser, Tools};
 use crate::answer::{Finished, Frame, SessionError, Token};
 use crate::gateway::{PotView, PotsView, ReceiptView, ShareView};
+use crate::retrieval::Grounded;
 
 /// Most contributors in a reply; the receipt lists them all.
 const SHARES_MAX: usize = 5;
@@ -54,6 +56,8 @@ pub(super) struct Head {
     /// not always their own.
     pub(super) names_tokens_by_id: bool,
     pub(super) include_usage: bool,
+    /// The passages that the question was given: [`citations`].
+    pub(super) citations: Option<Value>,
 }
 
 /// The part of a request's id that is shown.
@@ -380,7 +384,11 @@ impl Head {
             chunk
         };
         let is_needed = self.endpoint == Endpoint::Chat || self.wants_token_ids;
-        (0..n_choices).filter(|_| is_needed).map(opened).collect()
+        let mut chunks: Vec<Value> = (0..n_choices).filter(|_| is_needed).map(opened).collect();
+        if let (Some(first), Some(citations)) = (chunks.first_mut(), &self.citations) {
+            first["citations"] = citations.clone();
+        }
+        chunks
     }
 }
 
@@ -424,11 +432,40 @@ pub(super) async fn whole(head: Head, choices: Vec<Choice>) -> Result<Response, 
     if head.wants_token_ids && head.endpoint == Endpoint::Chat {
         body["prompt_token_ids"] = json!(head.prompt_ids);
     }
+    if let Some(citations) = head.citations {
+        body["citations"] = citations;
+    }
     body["usage"] = usage(&ends);
     if let Some(payment) = payments(&ends, n_choices) {
         body["openledger"] = payment;
     }
     Ok(Json(body).into_response())
+}
+
+/// The `citations` of a reply: the passages in the prompt under the numbers that
+/// they have there.
+pub(super) fn citations(grounded: &Grounded) -> Value {
+    let method = grounded.method().name();
+    let view = |(number, (hit, passage)): (usize, (Hit, Passage<'_>))| {
+        let source = passage.source;
+        json!({
+            "number": number,
+            "datanet": grounded.datanet(),
+            "version": grounded.version(),
+            "record": source.record,
+            "cluster": source.cluster,
+            "contributor": source.contributor,
+            "address": source.address,
+            "license": source.license,
+            "url": source.url,
+            "start": passage.start,
+            "end": passage.end,
+            "text": passage.text,
+            "method": method,
+            "score": hit.score,
+        })
+    };
+    (1..).zip(grounded.passages()).map(view).collect()
 }
 
 /// Replies with server-sent events as the answers grow.

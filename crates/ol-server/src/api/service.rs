@@ -1,5 +1,7 @@
 //! What the API stands on: the paying gateway, or an engine without payment.
 
+use std::sync::Arc;
+
 use axum::http::{HeaderMap, header};
 use ol_types::B256;
 
@@ -11,6 +13,7 @@ use crate::keys::{Key, RateState, Scope};
 use crate::metrics;
 use crate::plain::{Plain, PlainSession};
 use crate::prepare::Preparer;
+use crate::retrieval::Retrieval;
 
 /// What answers. The endpoints, parameters and replies are the same; receipts
 /// come only from the one that is paid.
@@ -75,10 +78,18 @@ impl Service {
         }
     }
 
-    pub(super) fn preparer(&self) -> &Preparer {
+    pub(super) fn preparer(&self) -> &Arc<Preparer> {
         match self {
             Self::Paid(gateway) => gateway.preparer(),
             Self::Plain(plain) => plain.preparer(),
+        }
+    }
+
+    /// The datanets that questions may be given passages of.
+    pub(super) fn retrieval(&self) -> Retrieval {
+        match self {
+            Self::Paid(_) => Retrieval::default(),
+            Self::Plain(plain) => plain.retrieval().clone(),
         }
     }
 

@@ -17,6 +17,7 @@ mod follow;
 mod idempotency;
 mod money;
 mod plain;
+mod retrieval;
 mod soak;
 mod support;
 mod traces;

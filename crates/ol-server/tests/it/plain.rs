@@ -11,18 +11,19 @@ use ol_serve::{EngineHandle, EngineOptions};
 use ol_server::api::{self, ApiState};
 use ol_server::keys::{KeyLimits, NewKey, Scope};
 use ol_server::plain::{Plain, PlainOptions};
+use ol_server::retrieval::Retrieval;
 use ol_server::{Access, SamplingDefaults};
 use serde_json::{Value, json};
 
 use crate::support::{Reply, adapter, adapter_store, base, events, get, post, tokenizer};
 
-const CHAT: &str = "/v1/chat/completions";
+pub(crate) const CHAT: &str = "/v1/chat/completions";
 const BASE: &str = "tiny";
 
-struct World {
+pub(crate) struct World {
     _dir: tempfile::TempDir,
     runtime: tokio::runtime::Runtime,
-    address: std::net::SocketAddr,
+    pub(crate) address: std::net::SocketAddr,
     plain: Plain,
     clock: Arc<ManualClock>,
 }
@@ -43,17 +44,36 @@ impl World {
         sampling_defaults: SamplingDefaults,
         tokenizer: Arc<Tokenizer>,
     ) -> Self {
+        let options = PlainOptions {
+            is_open,
+            sampling_defaults,
+            ..PlainOptions::new(dir.path().join("keys"), BASE)
+        };
+        Self::with_options(dir, options, tokenizer)
+    }
+
+    /// A server whose datanets have passages.
+    pub(crate) fn with_retrieval(retrieval: Retrieval) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let options = PlainOptions {
+            is_open: true,
+            retrieval,
+            ..PlainOptions::new(dir.path().join("keys"), BASE)
+        };
+        Self::with_options(dir, options, tokenizer())
+    }
+
+    fn with_options(
+        dir: tempfile::TempDir,
+        options: PlainOptions,
+        tokenizer: Arc<Tokenizer>,
+    ) -> Self {
         let engine = EngineHandle::start(base(), tokenizer, 1, EngineOptions::default()).unwrap();
         let adapters = adapter_store(&roots(dir.path()));
         for (n, name) in (1..).zip(["one", "two"]) {
             adapters.insert(name, adapter(n)).unwrap();
         }
         let clock = Arc::new(ManualClock::new(1_700_000_000));
-        let options = PlainOptions {
-            is_open,
-            sampling_defaults,
-            ..PlainOptions::new(dir.path().join("keys"), BASE)
-        };
         let plain = Plain::new(options, engine, adapters, Arc::clone(&clock) as _).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -92,24 +112,30 @@ impl World {
         self.plain.keys().add(new).unwrap().expose().to_owned()
     }
 
-    fn post(&self, path: &str, key: Option<&str>, body: &Value) -> Reply {
+    pub(crate) fn post(&self, path: &str, key: Option<&str>, body: &Value) -> Reply {
         post(self.address, path, key, body.to_string().as_bytes())
     }
 
-    fn ask(&self, path: &str, body: &Value) -> Value {
+    pub(crate) fn ask(&self, path: &str, body: &Value) -> Value {
         let reply = self.post(path, None, body);
         assert_eq!(reply.status, 200, "{}", reply.text);
         reply.json()
     }
 
     #[track_caller]
-    fn refused(&self, path: &str, key: Option<&str>, body: &Value, status: u16) -> Value {
+    pub(crate) fn refused(
+        &self,
+        path: &str,
+        key: Option<&str>,
+        body: &Value,
+        status: u16,
+    ) -> Value {
         let reply = self.post(path, key, body);
         assert_eq!(reply.status, status, "{}", reply.text);
         reply.json()["error"].clone()
     }
 
-    fn stop(self) {
+    pub(crate) fn stop(self) {
         self.runtime.block_on(self.plain.shutdown());
     }
 }
@@ -120,7 +146,7 @@ fn roots(dir: &Path) -> std::path::PathBuf {
     roots
 }
 
-fn question(more: Value) -> Value {
+pub(crate) fn question(more: Value) -> Value {
     let mut body = json!({
         "model": BASE, "messages": [{"role": "user", "content": "who and how"}],
         "max_tokens": 12, "temperature": 1.0, "seed": 5,
@@ -131,7 +157,7 @@ fn question(more: Value) -> Value {
     body
 }
 
-fn content(reply: &Value) -> &str {
+pub(crate) fn content(reply: &Value) -> &str {
     reply["choices"][0]["message"]["content"].as_str().unwrap()
 }
 

@@ -17,6 +17,9 @@ Examples:
   A model of a folder, held in 4 bits, with every adapter below a folder on demand:
     openledger serve --base ./Llama-3.1-8B --weight-format q4_k --adapter-root ./adapters
 
+  Answers with passages of a datanet, found by words and by embeddings:
+    openledger serve --datanet healthcare --embedding-model ./Qwen3-Embedding-0.6B
+
   A gateway over two workers, one of them vLLM:
     openledger serve --base ./Llama-3.1-8B --adapter-root ./adapters \\
       --worker http://10.0.0.5:8000 --worker http://10.0.0.6:8000,kind=vllm,adapters=32
@@ -64,6 +67,27 @@ pub(crate) struct ServeArgs {
         help_heading = "Adapters"
     )]
     pub(crate) adapter_memory_mib: u64,
+    /// Datanet of this folder that questions may be given passages of
+    /// (`"retrieval": {"datanet": NAME}`); its newest version [repeatable]
+    #[arg(long, value_name = "NAME", help_heading = "Retrieval")]
+    pub(crate) datanet: Vec<String>,
+    /// Model that embeds passages and questions: a folder, a GGUF file, or `base` for
+    /// the hidden states of the base model [default: passages are found by words only]
+    #[arg(
+        long,
+        value_name = "DIR|FILE|base",
+        requires = "datanet",
+        help_heading = "Retrieval"
+    )]
+    pub(crate) embedding_model: Option<PathBuf>,
+    /// Words of the longest passage
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 64,
+        help_heading = "Retrieval"
+    )]
+    pub(crate) passage_words: usize,
     /// Address to listen on; others than this machine reach it where it is not 127.0.0.1
     #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     pub(crate) host: IpAddr,

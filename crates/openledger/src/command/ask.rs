@@ -14,11 +14,18 @@ use crate::output::{Out, open_of, percent_of};
 const SHARES_SHOWN_MAX: usize = 5;
 
 pub(crate) fn run(layout: &Layout, args: &AskArgs, json: bool, out: Out<'_>) -> anyhow::Result<()> {
-    let instance = Instance::find(layout)?;
+    let api = match &args.api {
+        Some(api) => api.trim_end_matches('/').to_owned(),
+        None => format!("{}/v1", Instance::find(layout)?.api()?),
+    };
     let key = match &args.key {
         Some(key) => key.clone(),
         None => {
-            let path = layout.dev_api_key();
+            // The key of whoever answers: of `serve`, or of `up`.
+            let path = match args.api {
+                Some(_) => layout.serve_admin_key(),
+                None => layout.dev_api_key(),
+            };
             let key = fs::read_to_string(&path).with_context(|| {
                 format!(
                     "no API key: give one with --key ({} is not readable)",
@@ -37,12 +44,11 @@ pub(crate) fn run(layout: &Layout, args: &AskArgs, json: bool, out: Out<'_>) -> 
     if let Some(seed) = args.seed {
         body["seed"] = seed.into();
     }
-    let reply = post(
-        &format!("{}/v1/chat/completions", instance.api()?),
-        &key,
-        &body,
-    )
-    .with_context(|| format!("could not ask {}", args.model))?;
+    if let Some(datanet) = &args.retrieve {
+        body["retrieval"] = json!({"datanet": datanet, "top_k": args.passages});
+    }
+    let reply = post(&format!("{api}/chat/completions"), &key, &body)
+        .with_context(|| format!("could not ask {}", args.model))?;
     if json {
         writeln!(out, "{}", serde_json::to_string_pretty(&reply)?)?;
         return Ok(());
@@ -51,11 +57,39 @@ pub(crate) fn run(layout: &Layout, args: &AskArgs, json: bool, out: Out<'_>) -> 
         .as_str()
         .context("a reply without answer")?;
     writeln!(out, "{}\n", answer.trim())?;
+    show_sources(&reply["citations"], out)?;
+    if reply["openledger"].is_null() {
+        return Ok(());
+    }
     show_payment(&reply["openledger"], out)?;
     match reply["openledger"]["receipt_id"].as_str() {
         Some(id) => writeln!(out, "\nCheck it: openledger receipt verify {id}")?,
         None => writeln!(out, "\nWho is paid is computed later.")?,
     }
+    Ok(())
+}
+
+/// Prints the passages that the answer was given.
+fn show_sources(citations: &Value, out: Out<'_>) -> anyhow::Result<()> {
+    let citations = citations.as_array().map(Vec::as_slice).unwrap_or_default();
+    if citations.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "Sources")?;
+    for citation in citations {
+        let text = |name: &str| citation[name].as_str().unwrap_or("?");
+        let words: Vec<&str> = text("text").split_whitespace().take(12).collect();
+        writeln!(
+            out,
+            "  [{}] {} · {} · record {}\n      {} …",
+            citation["number"],
+            text("contributor"),
+            text("license"),
+            text("record"),
+            words.join(" ")
+        )?;
+    }
+    writeln!(out)?;
     Ok(())
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use ol_hub::{Hub, HubOptions, Reference};
 use ol_model::{Format, GenerationConfig, Gguf, Model, ModelConfig, Pool, Tokenizer, WeightFormat};
+use ol_retrieval::{CutRule, Embedder, Retriever};
 use ol_runtime::{DataDir, Shutdown, SystemClock};
 use ol_serve::{
     AdapterComponents, AdapterStore, AdapterStoreOptions, EngineHandle, EngineOptions, EngineParts,
@@ -22,6 +23,7 @@ use ol_server::fleet::{self, Fleet, FleetOptions, WorkerOptions};
 use ol_server::keys::{NewKey, Scope};
 use ol_server::metrics::{Exporter, ServingObserver};
 use ol_server::plain::{Plain, PlainOptions};
+use ol_server::retrieval::Retrieval;
 use ol_types::B256;
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -29,6 +31,7 @@ use tokio::runtime::Runtime;
 
 use crate::assets;
 use crate::cli::{ServeArgs, WorkersArgs};
+use crate::command::datanet;
 use crate::instance::Layout;
 use crate::output::{Out, note};
 use crate::secret::write_private;
@@ -36,6 +39,9 @@ use crate::signals::stop_signals;
 
 /// How long running requests may take after the wish to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Passages after which it is said again how many are embedded.
+const EMBEDDED_TOLD: usize = 1_000;
 
 /// Largest file of workers.
 const WORKERS_FILE_SIZE_BYTES_MAX: u64 = 1 << 20;
@@ -79,7 +85,7 @@ pub(crate) fn run(
         Some(name) => name.clone(),
         None => base_name(args.base.as_deref(), &base),
     };
-    let options = PlainOptions {
+    let mut options = PlainOptions {
         sampling_defaults: sampling_defaults(&args.generation_config, &base)?,
         is_open: args.open,
         loads_on_demand: !args.adapter_root.is_empty(),
@@ -89,11 +95,14 @@ pub(crate) fn run(
     let n_workers = workers.len();
     let plain = if workers.is_empty() {
         let engine = start_engine(&base, args, format)?;
+        let base_model = (Arc::clone(engine.base()), Arc::clone(engine.tokenizer()));
+        options.retrieval = retrieval(layout, args, Some(base_model))?;
         let adapters = adapters(layout, args, engine.base().config(), &clock)?;
         Plain::new(options, engine, adapters, clock)?
     } else {
         let (config, tokenizer) = read_base(&base)?;
         let adapters = adapters(layout, args, &config, &clock)?;
+        options.retrieval = retrieval(layout, args, None)?;
         let fleet = start_fleet(&runtime, layout, &config, tokenizer, workers, args)?;
         Plain::new(options, fleet, adapters, clock)?
     };
@@ -321,6 +330,65 @@ fn start_fleet(
         }
     }
     Ok(fleet)
+}
+
+/// The datanets that flags name, indexed.
+fn retrieval(
+    layout: &Layout,
+    args: &ServeArgs,
+    base: Option<(Arc<Model>, Arc<Tokenizer>)>,
+) -> anyhow::Result<Retrieval> {
+    if args.datanet.is_empty() {
+        return Ok(Retrieval::default());
+    }
+    let n_threads = args
+        .threads
+        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let embedder = match (&args.embedding_model, base) {
+        (None, _) => None,
+        (Some(path), Some((model, tokenizer))) if path == Path::new("base") => {
+            Some(Embedder::of_language_model(model, tokenizer, n_threads))
+        }
+        (Some(path), None) if path == Path::new("base") => {
+            bail!(
+                "with workers the base model is not in this process: give --embedding-model a folder"
+            )
+        }
+        (Some(path), _) => Some(
+            Embedder::load(path, n_threads)
+                .with_context(|| format!("--embedding-model {}", path.display()))?,
+        ),
+    };
+    let embedder = embedder.map(Arc::new);
+    let datanets = datanet::open(&DataDir::open_or_create(layout.root())?)?;
+    let rule = CutRule {
+        words_max: args.passage_words,
+    };
+    let mut retrievers = Vec::new();
+    for name in &args.datanet {
+        let head = datanets.head(name)?;
+        let version = head.with_context(|| format!("datanet {name} has no records yet"))?;
+        let mut retriever = Retriever::new(name, version, &datanets.records(version)?, rule)?;
+        let n_passages = retriever.passages().len();
+        if let Some(embedder) = &embedder {
+            let dir = layout.serve().join("embeddings");
+            fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
+            let file = dir.join(name);
+            let mut told = 0;
+            retriever = retriever.with_embeddings(Arc::clone(embedder), Some(&file), &mut |n| {
+                if n >= told + EMBEDDED_TOLD || n == n_passages {
+                    told = n;
+                    note(&format!(
+                        "{name}: {n} of {n_passages} passages are embedded"
+                    ));
+                }
+            })?;
+        }
+        let method = retriever.default_method().name();
+        note(&format!("{name}: {n_passages} passages, {method}"));
+        retrievers.push(retriever);
+    }
+    Ok(Retrieval::new(retrievers))
 }
 
 /// The store with the adapters that flags name; those below a root come when

@@ -8,6 +8,12 @@ use crate::api::error::ApiError;
 /// The fields of a JSON object; `null` is the same as absent.
 pub(in crate::api) struct Fields(Map<String, Value>);
 
+impl From<Map<String, Value>> for Fields {
+    fn from(fields: Map<String, Value>) -> Self {
+        Self(fields)
+    }
+}
+
 impl Fields {
     pub(in crate::api) fn parse(body: &[u8]) -> Result<Self, ApiError> {
         let text = std::str::from_utf8(body).map_err(|error| {

@@ -1,6 +1,6 @@
 //! The messages of a chat, as chat templates take them.
 
-use ol_model::{ChatOptions, ChatTemplateError, Conversation};
+use ol_model::{ChatOptions, ChatTemplateError};
 use serde_json::{Map, Value, json};
 
 use super::fields::{Fields, wrong_type};
@@ -13,47 +13,47 @@ const MESSAGES_MAX: usize = 1_024;
 /// Most variables for the template.
 const VARIABLES_MAX: usize = 32;
 
-/// A chat that was read.
+/// A chat that was read: contents are texts, arguments of calls are objects.
 #[derive(Clone)]
-pub(in crate::api) struct Chat {
-    /// In the form that templates know: contents are texts, arguments of calls
-    /// are objects.
-    messages: Vec<Value>,
-    /// Tools the template is to describe.
-    pub(super) tools: Vec<Value>,
-    options: ChatOptions,
-}
+pub(in crate::api) struct Chat(crate::retrieval::Chat);
 
 // Messages are private.
 impl std::fmt::Debug for Chat {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Chat({} messages)", self.messages.len())
+        write!(f, "Chat({} messages)", self.0.messages.len())
     }
 }
 
 impl Chat {
     /// What the model is to continue.
     pub(in crate::api) fn prompt(self) -> Result<Prompt, ApiError> {
-        let refused =
-            |error: ChatTemplateError| ApiError::invalid_value("messages", error.to_string());
-        let messages = Value::Array(self.messages).to_string();
-        let mut conversation = Conversation::from_json(&messages).map_err(refused)?;
-        if !self.tools.is_empty() {
-            let tools = Value::Array(self.tools).to_string();
-            conversation = conversation.with_tools(&tools).map_err(refused)?;
-        }
-        Ok(Prompt::Chat(Box::new(conversation), self.options))
+        self.0.prompt().map_err(|error| refused(&error))
+    }
+
+    /// The chat itself.
+    pub(in crate::api) fn into_inner(self) -> crate::retrieval::Chat {
+        self.0
+    }
+
+    /// Tools the template is to describe.
+    pub(super) fn set_tools(&mut self, tools: Vec<Value>) {
+        self.0.tools = tools;
     }
 
     /// For a model that cannot be told of tools.
     pub(in crate::api) fn drop_tools(&mut self) {
-        self.tools.clear();
+        self.0.tools.clear();
     }
 
     #[cfg(test)]
     pub(super) fn messages(&self) -> &[Value] {
-        &self.messages
+        &self.0.messages
     }
+}
+
+/// A conversation that no template takes.
+pub(in crate::api) fn refused(error: &ChatTemplateError) -> ApiError {
+    ApiError::invalid_value("messages", error.to_string())
 }
 
 pub(super) fn chat(fields: &Fields) -> Result<Chat, ApiError> {
@@ -88,11 +88,11 @@ pub(super) fn chat(fields: &Fields) -> Result<Chat, ApiError> {
             .map(|(name, value)| (name.clone(), value.clone()))
             .collect();
     }
-    Ok(Chat {
+    Ok(Chat(crate::retrieval::Chat {
         messages: messages?,
         tools: Vec::new(),
         options,
-    })
+    }))
 }
 
 fn read_message(at: &str, message: &Value) -> Result<Value, ApiError> {

@@ -1,10 +1,11 @@
 //! Every field of every body: name, type, range and what it means. The readers
 //! take their ranges from here, and so does the OpenAPI document.
 
+use ol_retrieval::TOP_K_MAX;
 use ol_serve::{MAX_LOGPROBS, MAX_STOP_STRING_BYTES, MAX_STOP_TOKENS};
 use serde_json::{Map, Value, json};
 
-use super::{ADAPTERS_MAX, INPUTS_MAX, STOP_STRINGS_MAX};
+use super::{ADAPTERS_MAX, INPUTS_MAX, PASSAGES_DEFAULT, STOP_STRINGS_MAX};
 
 /// A number and its range, both ends included.
 #[derive(Debug, Clone, Copy)]
@@ -48,6 +49,7 @@ numbers! {
     PRIORITY: Integer = "priority", -1_000_000, 1_000_000, Some(0), "Below 0 goes before others, above 0 after them.";
     TOP_LOGPROBS: Integer = "top_logprobs", 0, MAX_LOGPROBS as i64, Some(0), "Likeliest tokens reported beside each token.";
     LOGPROBS: Integer = "logprobs", 0, MAX_LOGPROBS as i64, None, "Likeliest tokens reported beside each token.";
+    PASSAGES: Integer = "top_k", 1, TOP_K_MAX as i64, Some(PASSAGES_DEFAULT as i64), "Passages at most; the lowest are left out where the context is too short.";
     DIMENSIONS: Integer = "dimensions", 1, 1_000_000, None, "The first so many numbers of each embedding, scaled to length 1; at most the model's width.";
 }
 
@@ -222,7 +224,24 @@ fn chat_fields() -> [Field; 2] {
 }
 
 pub(in crate::api) fn chat() -> Value {
+    let retrieval = object(
+        &["datanet"],
+        [
+            text("datanet", "Name of a datanet that this server has."),
+            PASSAGES.schema(),
+            field(
+                "method",
+                json!({"enum": ["lexical", "embedding", "hybrid"]}),
+                "How passages are found; by words and embeddings where there is an embedding model.",
+            ),
+        ],
+    );
     let own = [
+        field(
+            "retrieval",
+            retrieval,
+            "Gives the last question passages of a datanet; the reply lists them as `citations`.",
+        ),
         flag("logprobs", "Report how likely each token was."),
         TOP_LOGPROBS.schema(),
         field(

@@ -28,7 +28,9 @@ fn defaults_are_openais() {
         common,
         chat,
         tools,
+        retrieval,
     } = chat(base().to_string().as_bytes()).unwrap();
+    assert_eq!(retrieval, None);
     assert_eq!(common.model, "legal");
     assert!(!common.is_stream && !common.include_usage && !common.wants_token_ids);
     let sampling = &common.sampling;
