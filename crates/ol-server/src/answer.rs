@@ -2,6 +2,7 @@
 //! ([`crate::gateway`]) and without ([`crate::plain`]).
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ol_model::{ChatOptions, Conversation, TokenizerError};
@@ -13,6 +14,7 @@ use ol_types::Address;
 
 use crate::gateway::{ChainError, ReceiptView};
 use crate::keys::{Key, LimitError};
+use crate::retrieval::Grounded;
 use crate::sampling::SamplingRequest;
 
 /// What to continue. Prints without its text, which is private.
@@ -62,6 +64,9 @@ pub struct AnswerRequest {
     pub priority: Priority,
     /// The key it came with, for its limits.
     pub key: Option<Key>,
+    /// The passages in the prompt, if it was given any. Only a paid answer asks
+    /// what it owes them.
+    pub context: Option<Arc<Grounded>>,
     /// The client's own name for this request: asked again under the same name,
     /// it is answered again and not charged again. Only with payment.
     pub idempotency_key: Option<String>,

@@ -13,6 +13,7 @@
 
 use alloy_primitives::Bytes;
 use ol_model::Tokenizer;
+use ol_poa::context::{ContextRule, PassageDrop, context_units};
 use ol_poa::evidence::{EVIDENCE_SIZE_BYTES_MAX, weights_of};
 use ol_poa::spans::{Holder, Holders, Span, SpanRule, divide, worths};
 use ol_poa::{Evidence, EvidenceError};
@@ -40,13 +41,21 @@ const FORMAT: &str = "openledger-evidence-1";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Passage {
+    /// Id of the manifest of the datanet's version.
+    pub version: B256,
     /// Hash of its record.
     pub record: B256,
-    /// Who is paid for it.
+    /// Duplicate cluster of the record.
+    pub cluster: u32,
+    /// Who owns the cluster, and is paid.
     pub contributor: Address,
+    /// Its first byte in the record's text.
+    pub start: u32,
+    /// The byte behind its last.
+    pub end: u32,
     /// By how much the log-probability of the answer falls without it, in
-    /// 2⁻²⁰ nats; 0 if it does not. The weights of the pot for context.
-    pub drop: u64,
+    /// milli-nats; 0 if it does not.
+    pub drop_millinats: u32,
 }
 
 /// What evidence is gathered from. Pots that a model does not have are left
@@ -231,8 +240,20 @@ impl Shown {
             let holders: Vec<Holder> = span.holders.iter().map(ShownHolder::holder).collect();
             divide(span.units, &holders)
         });
-        let drops = self.passages.iter().map(|p| (p.contributor, p.drop));
-        [weights_of(earned), weights_of(drops)]
+        let drops: Vec<PassageDrop> = self.passages.iter().map(Passage::as_drop).collect();
+        // Passages that contradict each other are worth nothing.
+        let units = context_units(&drops, &ContextRule::default()).unwrap_or_default();
+        [weights_of(earned), weights_of(units)]
+    }
+}
+
+impl Passage {
+    const fn as_drop(&self) -> PassageDrop {
+        PassageDrop {
+            cluster: self.cluster,
+            contributor: self.contributor,
+            drop_millinats: self.drop_millinats,
+        }
     }
 }
 

@@ -45,12 +45,13 @@ pub use self::receipts::{
 };
 pub use self::session::{Session, hash_tokens};
 pub use self::settlement::Status;
-pub use self::sketch::AnswerSketcher;
+pub use self::sketch::{AnswerSketcher, PassagePrompt};
 
 use crate::answer::{AnswerRequest, RequestError};
 use crate::backend::Backend;
 use crate::keys::{ApiKeys, Cost, KeysError, Meter};
 use crate::prepare::{Prepared, Preparer};
+use crate::retrieval::Retrieval;
 use crate::sampling::SamplingDefaults;
 
 use self::deferred::{Deferred, Tools};
@@ -91,6 +92,8 @@ pub struct GatewayOptions {
     pub settle_wait: Duration,
     /// Names shown in receipts. Default none.
     pub labels: Arc<Labels>,
+    /// Datanets that questions may be given passages of. Default none.
+    pub retrieval: Retrieval,
 }
 
 impl GatewayOptions {
@@ -106,6 +109,7 @@ impl GatewayOptions {
             deferred_max_size_bytes: 256 << 20,
             settle_wait: Duration::from_secs(30),
             labels: Arc::default(),
+            retrieval: Retrieval::default(),
         }
     }
 }
@@ -344,6 +348,12 @@ impl Gateway {
     }
 
     /// Cuts text into tokens as the model does.
+    /// The datanets that questions may be given passages of.
+    #[must_use]
+    pub fn retrieval(&self) -> &Retrieval {
+        &self.inner.options.retrieval
+    }
+
     pub(crate) fn preparer(&self) -> &Arc<Preparer> {
         &self.inner.preparer
     }
@@ -466,7 +476,9 @@ impl Inner {
         let tokens_in = prompt_tokens.len();
         // What is begun can be kept, whatever time its sketch takes.
         let n_tokens = tokens_in.saturating_add(max_tokens);
-        let room = self.deferred.reserve(n_tokens, self.settlement.n_owed());
+        let n_passages = request.context.as_ref().map_or(0, |context| context.len());
+        let n_owed = self.settlement.n_owed();
+        let room = self.deferred.reserve((n_tokens, n_passages), n_owed);
         let room = room.ok_or(RequestError::Overloaded)?;
 
         let model = self.chain.model(name_id(&served.name))?;
@@ -540,6 +552,7 @@ impl Inner {
             prompt_tokens,
             max_tokens,
             request_id,
+            context: request.context,
             charge,
             room,
             running,

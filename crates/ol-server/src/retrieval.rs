@@ -89,7 +89,7 @@ fn unknown(name: &str, known: &[String]) -> String {
 
 /// A conversation with passages before its last question.
 #[derive(Debug)]
-pub(crate) struct Grounded {
+pub struct Grounded {
     retriever: Arc<Retriever>,
     method: Method,
     /// What was found and fits, best first.

@@ -1,12 +1,13 @@
 //! `POST /v1/chat/completions` and `POST /v1/completions`.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::Response;
 use ol_retrieval::RetrievalError;
 use ol_serve::SubmitError;
-use serde_json::Value;
 
 use super::error::ApiError;
 use super::params::{self, Common, Text};
@@ -17,7 +18,7 @@ use super::{ApiState, model_not_found, read_body};
 use crate::answer::{AnswerRequest, Prompt, RequestError};
 use crate::gateway::IDEMPOTENCY_KEY_SIZE_BYTES_MAX;
 use crate::keys::{LimitError, RateState, Scope};
-use crate::retrieval::GroundError;
+use crate::retrieval::{GroundError, Grounded};
 
 pub(super) async fn chat_completions(
     State(state): State<ApiState>,
@@ -39,7 +40,7 @@ pub(super) async fn chat_completions(
     if !service.preparer().tokenizer().has_tool_format() {
         chat.drop_tools();
     }
-    let (prompt, citations) = match params.retrieval {
+    let (prompt, context) = match params.retrieval {
         None => (chat.prompt()?, None),
         Some(wanted) => {
             let retrieval = service.retrieval();
@@ -50,13 +51,13 @@ pub(super) async fn chat_completions(
                 .map_err(|error| not_grounded(&error))?;
             let prompt = grounded.prompt(&vec![true; grounded.len()]);
             let prompt = prompt.map_err(|error| params::refused(&error))?;
-            (prompt, Some(reply::citations(&grounded)))
+            (prompt, Some(Arc::new(grounded)))
         }
     };
     let asked = Asked {
         common: params.common,
         prompt,
-        citations,
+        context,
         idempotency_key: idempotency_key(&headers)?,
         endpoint: Endpoint::Chat,
         tools: Some(params.tools),
@@ -78,7 +79,7 @@ pub(super) async fn completions(
             Text::Text(text) => Prompt::Text(text),
             Text::Tokens(tokens) => Prompt::Tokens(tokens),
         },
-        citations: None,
+        context: None,
         idempotency_key: idempotency_key(&headers)?,
         endpoint: Endpoint::Completion,
         tools: None,
@@ -90,8 +91,7 @@ pub(super) async fn completions(
 struct Asked {
     common: Common,
     prompt: Prompt,
-    /// The passages in the prompt, as they are shown.
-    citations: Option<Value>,
+    context: Option<Arc<Grounded>>,
     idempotency_key: Option<String>,
     endpoint: Endpoint,
     tools: Option<Tools>,
@@ -101,11 +101,12 @@ async fn answer(service: &Service, caller: Caller, asked: Asked) -> Result<Respo
     let Asked {
         common,
         prompt,
-        citations,
+        context,
         idempotency_key,
         endpoint,
         tools,
     } = asked;
+    let citations = context.as_deref().map(reply::citations);
     let wants_logprobs = common.sampling.rest.n_logprobs.is_some();
     let n = common.n;
     let request = AnswerRequest {
@@ -120,6 +121,7 @@ async fn answer(service: &Service, caller: Caller, asked: Asked) -> Result<Respo
         timeout: common.timeout,
         priority: common.priority,
         key: caller.key.clone(),
+        context,
         idempotency_key,
     };
     let mut running = Vec::with_capacity(n);

@@ -88,7 +88,7 @@ impl Service {
     /// The datanets that questions may be given passages of.
     pub(super) fn retrieval(&self) -> Retrieval {
         match self {
-            Self::Paid(_) => Retrieval::default(),
+            Self::Paid(gateway) => gateway.retrieval().clone(),
             Self::Plain(plain) => plain.retrieval().clone(),
         }
     }

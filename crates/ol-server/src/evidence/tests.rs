@@ -163,9 +163,13 @@ fn places_in_the_text_are_code_points() {
 fn limits_are_kept() {
     let tokenizer = tokenizer();
     let passage = Passage {
+        version: B256::ZERO,
         record: B256::ZERO,
+        cluster: 0,
         contributor: Address::repeat_byte(1),
-        drop: 1,
+        start: 0,
+        end: 1,
+        drop_millinats: 1,
     };
     let passages = vec![passage; PASSAGES_MAX + 1];
     let sources = Sources {

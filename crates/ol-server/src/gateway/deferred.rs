@@ -109,7 +109,8 @@ impl Deferred {
         });
         for (answered, hold) in left {
             let n_tokens = answered.prompt_tokens.len() + answered.answer_tokens.len();
-            let room = take(&shared, AnsweredRequest::size_bytes(n_tokens) as u64);
+            let size_bytes = AnsweredRequest::size_bytes(n_tokens, answered.passages.len());
+            let room = take(&shared, size_bytes as u64);
             shared.lock().queue.push_back(Waiting {
                 request_id: answered.draft.request_id,
                 hold,
@@ -124,10 +125,14 @@ impl Deferred {
         Ok(Self { shared, thread })
     }
 
-    /// Room for an answer with so many tokens, prompt and all; `None` if there is
-    /// none, beside `n_owed` receipts.
-    pub(super) fn reserve(&self, n_tokens: usize, n_owed: usize) -> Option<Room> {
-        let size_bytes = AnsweredRequest::size_bytes(n_tokens) as u64;
+    /// Room for an answer with so many tokens, prompt and all, and passages;
+    /// `None` if there is none, beside `n_owed` receipts.
+    pub(super) fn reserve(
+        &self,
+        (n_tokens, n_passages): (usize, usize),
+        n_owed: usize,
+    ) -> Option<Room> {
+        let size_bytes = AnsweredRequest::size_bytes(n_tokens, n_passages) as u64;
         let state = self.shared.lock();
         let has_room = state.n_taken + n_owed < PENDING_MAX
             && state.taken_bytes.saturating_add(size_bytes) <= self.shared.max_size_bytes;

@@ -1,5 +1,6 @@
 //! One running request, from its first token to its receipt.
 
+use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -16,7 +17,9 @@ use super::receipts::ReceiptView;
 use super::settlement::{Job, Status};
 use super::{Inner, ServedModel, chain_of, count};
 use crate::answer::{Finished, Frame, SessionError, Token};
+use crate::evidence::Passage;
 use crate::keys::{Admission, Cost};
+use crate::retrieval::Grounded;
 
 /// A request that was taken on.
 pub(super) struct Start {
@@ -26,6 +29,8 @@ pub(super) struct Start {
     pub(super) prompt_tokens: Vec<u32>,
     pub(super) max_tokens: usize,
     pub(super) request_id: B256,
+    /// The passages in the prompt, if it was given any.
+    pub(super) context: Option<Arc<Grounded>>,
     pub(super) charge: Charge,
     /// For the answer, should there be no time to sketch it.
     pub(super) room: Room,
@@ -178,6 +183,7 @@ impl Task {
             model,
             prompt_tokens,
             request_id,
+            context,
             charge,
             room,
             running,
@@ -227,6 +233,11 @@ impl Task {
             return Err(SessionError::Account);
         }
         let params = &model.params;
+        let [_, _, context_bps] = params.potsBps;
+        let passages = match context.filter(|_| context_bps > 0) {
+            Some(context) => passages(&gateway, &served, &context, &token_ids, request_id).await?,
+            None => Vec::new(),
+        };
         let answered = AnsweredRequest {
             draft: Receipt {
                 chain_id: gateway.chain.chain_id(),
@@ -249,6 +260,7 @@ impl Task {
             },
             prompt_tokens,
             answer_tokens: token_ids,
+            passages,
         };
         // Who finds a queue here does not make their client wait in it.
         let Ok(place) = gateway.sketch_queue.try_acquire() else {
@@ -299,6 +311,58 @@ fn settle(admission: Option<Admission>, (tokens_in, tokens_out): (u32, u32), fee
             tokens: u64::from(tokens_in) + u64::from(tokens_out),
             wei: fee_wei,
         });
+    }
+}
+
+/// The passages in the prompt, with what the answer loses without each; none if
+/// that cannot be measured: the pot for context then falls to training.
+///
+/// Unlike a sketch it is not deferred, as the prompts without passages are not
+/// kept: a client waits for its turn.
+async fn passages(
+    gateway: &Arc<Inner>,
+    served: &Arc<ServedModel>,
+    context: &Arc<Grounded>,
+    answer_tokens: &[u32],
+    request_id: B256,
+) -> Result<Vec<Passage>, SessionError> {
+    let turn = gateway.sketches.acquire().await;
+    let turn = turn.map_err(|_| SessionError::Account)?;
+    let (gateway, served) = (Arc::clone(gateway), Arc::clone(served));
+    let (context, answer_tokens) = (Arc::clone(context), answer_tokens.to_vec());
+    let measured = tokio::task::spawn_blocking(move || {
+        let prompt = |keep: &[bool]| -> Result<Vec<u32>, Box<dyn Error + Send + Sync>> {
+            let prompt = context.prompt(keep)?;
+            Ok(gateway.preparer.tokens(&prompt)?)
+        };
+        let drops = served
+            .sketcher
+            .drops(context.len(), &prompt, &answer_tokens)?;
+        let found = context.passages().zip(drops);
+        let found = found.map(|((_, passage), drop_millinats)| Passage {
+            version: context.version(),
+            record: passage.source.record,
+            cluster: passage.source.cluster,
+            contributor: passage.source.address,
+            start: passage.start,
+            end: passage.end,
+            drop_millinats,
+        });
+        Ok::<Vec<Passage>, Box<dyn Error + Send + Sync>>(found.collect())
+    });
+    let measured = measured.await;
+    drop(turn);
+    match measured {
+        Ok(Ok(passages)) => Ok(passages),
+        Ok(Err(error)) => {
+            let error = chain_of(&*error);
+            tracing::warn!(request = %request_id, error, "an answer is settled without its passages");
+            Ok(Vec::new())
+        }
+        Err(_) => {
+            tracing::error!(request = %request_id, "measuring the passages failed");
+            Err(SessionError::Account)
+        }
     }
 }
 

@@ -44,15 +44,19 @@ fn case(seed: u8, null_threshold: u64) -> Case {
 
 /// Two passages of two contributors; spans have tests of their own.
 fn passages() -> Gathered {
-    let passage = |n: u8, drop| Passage {
+    let passage = |n: u8, drop_millinats| Passage {
+        version: B256::repeat_byte(6),
         record: keccak256([n]),
+        cluster: n.into(),
         contributor: Address::repeat_byte(n),
-        drop,
+        start: 0,
+        end: 40,
+        drop_millinats,
     };
     let passages = [
-        passage(3, 700),
-        passage(9, 41),
-        passage(3, 1),
+        passage(3, 7_000),
+        passage(9, 1_041),
+        passage(3, 10),
         passage(2, 0),
     ];
     let tokenizer = crate::evidence::tests::tokenizer();

@@ -73,7 +73,7 @@ fn contributors<'a>(receipt: &'a Value, pot: &str) -> &'a [Value] {
 }
 
 /// The parts of a fee add up, and the receipt is the one of the reply.
-fn check_payment(world: &World, payment: &Value) -> Value {
+pub(crate) fn check_payment(world: &World, payment: &Value) -> Value {
     let split = &payment["split"];
     let parts = ["platform", "model", "stakers", "contributors"].map(|part| wei(&split[part]));
     assert_eq!(parts.iter().sum::<u128>(), wei(&payment["fee_wei"]));
@@ -119,7 +119,7 @@ fn check_payment(world: &World, payment: &Value) -> Value {
 }
 
 /// Recomputes a receipt as a stranger would: objects and chain alone.
-fn check_publicly(world: &World, id: &str) {
+pub(crate) fn check_publicly(world: &World, id: &str) {
     let id: B256 = id.parse().unwrap();
     let encoded = world.objects.get(id, 1_000).unwrap();
     let receipt = Receipt::decode(&encoded).unwrap();

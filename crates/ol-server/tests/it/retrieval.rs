@@ -3,12 +3,14 @@
 
 use ol_datanet::{CommittedRecord, Record};
 use ol_retrieval::{CutRule, Retriever};
+use ol_server::gateway::GatewayOptions;
 use ol_server::retrieval::Retrieval;
 use ol_types::{Address, B256};
 use serde_json::{Value, json};
 
+use crate::answers::{check_payment, check_publicly};
 use crate::plain::{CHAT, World, content, question};
-use crate::support::{events, get, tokenizer};
+use crate::support::{Disk, OPERATOR, QUOTING, engine, events, get, tokenizer, wei};
 
 fn committed(question: &str, answer: &str, cluster: u32) -> CommittedRecord {
     let record = Record {
@@ -29,7 +31,7 @@ fn committed(question: &str, answer: &str, cluster: u32) -> CommittedRecord {
 
 const VERSION: B256 = B256::repeat_byte(9);
 
-fn world() -> World {
+fn retrieval() -> Retrieval {
     let records = [
         committed(
             "Who drained the bridge?",
@@ -45,7 +47,11 @@ fn world() -> World {
         committed("Who wrote the contracts?", "Ann, and how!", 3),
     ];
     let retriever = Retriever::new("demo", VERSION, &records, CutRule::default()).unwrap();
-    World::with_retrieval(Retrieval::new([retriever]))
+    Retrieval::new([retriever])
+}
+
+fn world() -> World {
+    World::with_retrieval(retrieval())
 }
 
 fn grounded(more: Value) -> Value {
@@ -194,4 +200,45 @@ fn every_wrong_wish_is_refused_by_its_field() {
     let error = none.refused(CHAT, None, &grounded(json!({})), 404);
     assert!(error["message"].as_str().unwrap().contains("no datanets"));
     none.stop();
+}
+
+#[test]
+fn passages_are_paid_from_a_pot_of_their_own() {
+    let disk = Disk::new();
+    let options = GatewayOptions {
+        retrieval: retrieval(),
+        ..disk.options()
+    };
+    let world = disk.start_as(OPERATOR, options, |_| engine().into());
+    let mut body = crate::support::question(QUOTING, "who and how", 1);
+    body["retrieval"] = json!({"datanet": "demo", "top_k": 2});
+    let reply = world.chat(&body);
+    let citations = reply["citations"].as_array().unwrap();
+    assert_eq!(citations.len(), 2);
+    let receipt = check_payment(&world, &reply["openledger"]);
+    let context = &receipt["pots"]["context"];
+    assert!(wei(&context["paid_wei"]) > 0);
+
+    // Each passage is named, and is worth what is above the floor.
+    let mut units = 0;
+    let passages = context["passages"].as_array().unwrap();
+    assert_eq!(passages.len(), 2);
+    for (passage, citation) in passages.iter().zip(citations) {
+        assert_eq!(passage["record_hash"], citation["record"]);
+        units += passage["weight"].as_str().unwrap().parse::<u64>().unwrap() - 1_000;
+    }
+    let shares = context["contributors"].as_array().unwrap();
+    assert_eq!(shares.len(), 1, "{shares:?}");
+    assert_eq!(shares[0]["address"], json!(Address::repeat_byte(7)));
+    assert_eq!(shares[0]["weight"], units.to_string());
+    assert_eq!(shares[0]["paid_wei"], context["paid_wei"]);
+    check_publicly(&world, receipt["id"].as_str().unwrap());
+
+    // A model without a pot for context is given passages all the same.
+    body["model"] = json!("legal");
+    let reply = world.chat(&body);
+    assert_eq!(reply["citations"].as_array().unwrap().len(), 2);
+    let receipt = check_payment(&world, &reply["openledger"]);
+    assert_eq!(receipt["pots"]["context"]["paid_wei"], "0");
+    world.stop();
 }

@@ -22,7 +22,9 @@ use ol_serve::{
     GenerateRequest, Sampling,
 };
 use ol_server::api::{self, ApiState};
-use ol_server::gateway::{AnswerSketcher, Chain, Gateway, GatewayOptions, ServedModel};
+use ol_server::gateway::{
+    AnswerSketcher, Chain, Gateway, GatewayOptions, PassagePrompt, ServedModel,
+};
 use ol_server::{Access, Backend};
 use ol_spans::{BuildOptions, Corpus, RecordRef, SpanIndex, Store};
 use serde_json::{Value, json};
@@ -130,15 +132,25 @@ fn sketcher(model: &str, gate: &Arc<Gate>) -> Arc<dyn AnswerSketcher> {
 
 type Sketched = Result<QuerySketch, Box<dyn std::error::Error + Send + Sync>>;
 
+type Dropped = Result<Vec<u32>, Box<dyn std::error::Error + Send + Sync>>;
+
 impl AnswerSketcher for SilentSketcher {
     fn sketch(&self, _: &[u32], _: &[u32]) -> Sketched {
         Ok(QuerySketch::new([0; K])?)
+    }
+
+    fn drops(&self, n: usize, _: PassagePrompt<'_>, _: &[u32]) -> Dropped {
+        Ok(vec![0; n])
     }
 }
 
 impl AnswerSketcher for BrokenSketcher {
     fn sketch(&self, _: &[u32], _: &[u32]) -> Sketched {
         Err("the gradient is not finite".into())
+    }
+
+    fn drops(&self, _: usize, _: PassagePrompt<'_>, _: &[u32]) -> Dropped {
+        Err("the model refuses the prompt".into())
     }
 }
 
@@ -147,6 +159,16 @@ impl AnswerSketcher for HashSketcher {
         let tokens = prompt_tokens.iter().chain(answer_tokens);
         let bytes: Vec<u8> = tokens.flat_map(|id| id.to_be_bytes()).collect();
         Ok(QuerySketch::new(codes(&bytes))?)
+    }
+
+    /// A thousand milli-nats for each token that the prompt has less.
+    fn drops(&self, n: usize, prompt: PassagePrompt<'_>, _: &[u32]) -> Dropped {
+        let full = prompt(&vec![true; n])?.len();
+        let drop = |left_out: usize| {
+            let keep: Vec<bool> = (0..n).map(|at| at != left_out).collect();
+            Ok(1_000 * u32::try_from(full - prompt(&keep)?.len())?)
+        };
+        (0..n).map(drop).collect()
     }
 }
 
@@ -259,6 +281,10 @@ impl AnswerSketcher for SlowSketcher {
     fn sketch(&self, prompt_tokens: &[u32], answer_tokens: &[u32]) -> Sketched {
         self.0.pass();
         HashSketcher.sketch(prompt_tokens, answer_tokens)
+    }
+
+    fn drops(&self, n: usize, prompt: PassagePrompt<'_>, answer_tokens: &[u32]) -> Dropped {
+        HashSketcher.drops(n, prompt, answer_tokens)
     }
 }
 

@@ -1,6 +1,6 @@
 //! `openledger receipt`: show one, or recompute it from public data alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use alloy_primitives::hex;
 use anyhow::{Context, anyhow, bail, ensure};
@@ -9,7 +9,7 @@ use ol_contracts::bindings::ModelRegistry::{self, Params};
 use ol_contracts::bindings::{DatanetRegistry, SketchStore};
 use ol_contracts::settlement::{PotCredits, Settlement};
 use ol_poa::{Index, K, Pot};
-use ol_server::evidence::Gathered;
+use ol_server::evidence::{Gathered, Shown};
 use ol_server::verify::{Evidence, Payout, is_made_by, verify};
 use ol_spans::SpanIndex;
 use ol_train::TrainingManifest;
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use crate::chain::Chain;
 use crate::cli::ReceiptCommand;
 use crate::command::ask::show_payment;
-use crate::command::rerun::rerun;
+use crate::command::rerun::{passage_texts, rerun};
 use crate::instance::Layout;
 use crate::output::{Out, open, print};
 use crate::rpc::Rpc;
@@ -59,14 +59,14 @@ pub(crate) fn run(
             let found = collect(&chain, id)?;
             let payout = found.verify(id)?;
             found.verify_training(&chain)?;
+            found.verify_passages(&chain)?;
             let question = args.question.as_deref();
             let answer = question
                 .map(|question| {
-                    let lists = &found.evidence.evidence;
                     rerun(
                         layout,
                         &found.receipt,
-                        (lists, found.params.potsBps),
+                        (&found.evidence, found.params.potsBps),
                         question,
                         args,
                     )
@@ -284,6 +284,35 @@ impl Found {
             settled: &self.settled,
         };
         verify(&evidence).map_err(|difference| anyhow!("receipt {id} does not match: {difference}"))
+    }
+
+    /// Checks that the passages which are paid for are parts of records that own
+    /// their cluster, in versions of datanets that are on chain.
+    fn verify_passages(&self, chain: &Chain) -> anyhow::Result<()> {
+        let object = &self.evidence.object;
+        if object.is_empty() {
+            return Ok(());
+        }
+        let shown = Shown::from_bytes(object).map_err(anyhow::Error::msg);
+        let passages = shown.context("the evidence object")?.passages;
+        passage_texts(chain.layout(), &passages)?;
+        let versions: BTreeSet<B256> = passages.iter().map(|passage| passage.version).collect();
+        let datanets = chain.datanets()?;
+        for version in versions {
+            let manifest = datanets.manifest(version)?;
+            let call = DatanetRegistry::versionOfCall {
+                id: name_id(&manifest.name),
+                version: manifest.version,
+            };
+            let on_chain = chain.rpc().call(DATANET_REGISTRY, &call)?.manifestHash;
+            ensure!(
+                on_chain == version,
+                "version {} of {} is {on_chain} on chain, the passages are of {version}",
+                manifest.version,
+                manifest.name
+            );
+        }
+        Ok(())
     }
 
     /// Follows the hashes of the receipt to the records: the training manifest

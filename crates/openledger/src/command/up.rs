@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use alloy_primitives::U256;
 use anyhow::Context;
+use ol_attribution::context::Answered;
 use ol_attribution::query::QuerySketcher;
 use ol_contracts::address::INFERENCE_SETTLEMENT;
 use ol_contracts::bindings::InferenceSettlement;
@@ -15,14 +16,18 @@ use ol_datanet::{AddOptions, Datanets};
 use ol_model::{Lora, Model, Pool, Tokenizer};
 use ol_node::Node;
 use ol_poa::QuerySketch;
+use ol_retrieval::{CutRule, Retriever};
 use ol_runtime::{DataDir, Shutdown, SystemClock};
 use ol_serve::{EngineHandle, EngineOptions, EngineParts};
 use ol_server::Backend;
 use ol_server::api::{self, ApiState};
 use ol_server::eth::{self, ServeConfig};
 use ol_server::fleet::{Fleet, FleetOptions};
-use ol_server::gateway::{AnswerSketcher, Chain, Gateway, GatewayOptions, ServedModel};
+use ol_server::gateway::{
+    AnswerSketcher, Chain, Gateway, GatewayOptions, PassagePrompt, ServedModel,
+};
 use ol_server::metrics::{Exporter, ServingObserver};
+use ol_server::retrieval::Retrieval;
 use ol_train::TrainingManifest;
 use ol_types::WEI_PER_OPEN;
 use tokio::net::TcpListener;
@@ -245,6 +250,40 @@ impl AnswerSketcher for Sketcher {
             answer_tokens,
         )?)
     }
+
+    fn drops(
+        &self,
+        n_passages: usize,
+        prompt: PassagePrompt<'_>,
+        answer_tokens: &[u32],
+    ) -> Result<Vec<u32>, Box<dyn Error + Send + Sync>> {
+        let answered = Answered {
+            model: &self.base_model,
+            pool: &self.pool,
+            adapter: Some(&self.adapter),
+            tokens: answer_tokens,
+        };
+        // An error in a box is none that another can hold.
+        let prompt = |keep: &[bool]| prompt(keep).map_err(std::io::Error::other);
+        Ok(answered.drops(n_passages, &prompt)?)
+    }
+}
+
+/// Every datanet that has records, found by words.
+fn retrieval(datanets: &Datanets) -> anyhow::Result<Retrieval> {
+    let mut retrievers = Vec::new();
+    for name in datanets.list()? {
+        if let Some(version) = datanets.head(&name)? {
+            let records = datanets.records(version)?;
+            retrievers.push(Retriever::new(
+                &name,
+                version,
+                &records,
+                CutRule::default(),
+            )?);
+        }
+    }
+    Ok(Retrieval::new(retrievers))
 }
 
 /// Where tokens come from: an engine here, or workers. Sketches are computed
@@ -337,6 +376,7 @@ fn start_gateway(
     let labels = Arc::new(datanet::labels(datanets)?);
     let options = GatewayOptions {
         labels,
+        retrieval: retrieval(datanets)?,
         ..GatewayOptions::new(layout.gateway())
     };
     Ok(Gateway::start(

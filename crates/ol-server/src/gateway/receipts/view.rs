@@ -287,11 +287,11 @@ pub(super) fn pots(
             found.push(span_view(span, text, labels));
         }
         for passage in &shown.passages {
-            let record = (passage.drop, passage.record);
+            let record = (passage.drop_millinats.into(), passage.record);
             read.entry(passage.contributor).or_default().push(record);
             passages.push(PassageView {
                 source: source(passage.contributor, passage.record, labels),
-                weight: passage.drop.to_string(),
+                weight: passage.drop_millinats.to_string(),
             });
         }
     }
