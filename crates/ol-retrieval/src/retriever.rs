@@ -1,6 +1,7 @@
 //! Passages for a question: words and embeddings, fused by rank.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -67,13 +68,22 @@ pub enum RetrievalError {
 }
 
 /// Finds passages of one version of a datanet. Cheap to share by `Arc`.
-#[derive(Debug)]
 pub struct Retriever {
     datanet: String,
     version: B256,
     passages: Passages,
     lexical: Lexical,
     dense: Option<(Arc<Embedder>, Dense)>,
+}
+
+impl fmt::Debug for Retriever {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Retriever")
+            .field("datanet", &self.datanet)
+            .field("version", &self.version)
+            .field("n_passages", &self.passages.len())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Retriever {

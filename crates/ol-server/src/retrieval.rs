@@ -2,6 +2,7 @@
 //! now, and how many passages fit beside the question.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use ol_model::{ChatOptions, ChatTemplateError, Conversation};
@@ -52,7 +53,7 @@ pub(crate) struct Wanted {
 }
 
 /// A conversation that is not yet in a model's format.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Chat {
     /// As templates take them: contents are texts.
     pub(crate) messages: Vec<Value>,
@@ -230,6 +231,13 @@ impl Grounded {
     /// How the passages were found.
     pub(crate) const fn method(&self) -> Method {
         self.method
+    }
+}
+
+// Messages are private.
+impl fmt::Debug for Chat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Chat({} messages)", self.messages.len())
     }
 }
 

@@ -44,12 +44,11 @@ pub(crate) fn rerun(
     let model = find_model(layout, &base, receipt)?;
     let (base_model, tokenizer) = (Arc::new(base.model), Arc::new(base.tokenizer));
     let pool = base.pool;
-    let shown = match gathered.object.as_ref() {
-        [] => Vec::new(),
-        object => {
-            let shown = Shown::from_bytes(object).map_err(anyhow::Error::msg);
-            shown.context("the evidence object")?.passages
-        }
+    let shown = if gathered.object.is_empty() {
+        Vec::new()
+    } else {
+        let shown = Shown::from_bytes(&gathered.object).map_err(anyhow::Error::msg);
+        shown.context("the evidence object")?.passages
     };
     let texts = passage_texts(layout, &shown)?;
     let prompt = |keep: &[bool]| {

@@ -14,15 +14,8 @@ const MESSAGES_MAX: usize = 1_024;
 const VARIABLES_MAX: usize = 32;
 
 /// A chat that was read: contents are texts, arguments of calls are objects.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub(in crate::api) struct Chat(crate::retrieval::Chat);
-
-// Messages are private.
-impl std::fmt::Debug for Chat {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Chat({} messages)", self.0.messages.len())
-    }
-}
 
 impl Chat {
     /// What the model is to continue.
