@@ -166,7 +166,7 @@ fn an_honest_receipt_matches() {
     let context = payout.pot(Pot::Context).credits.iter();
     let weights: Vec<_> = context.map(|c| (c.contributor, c.weight)).collect();
     let who = Address::repeat_byte;
-    assert_eq!(weights, [(who(3), 701), (who(9), 41)]);
+    assert_eq!(weights, [(who(3), 6_010), (who(9), 41)]);
     let credits = payout.pots.iter().flat_map(|pot| &pot.credits);
     let paid: u128 = credits.map(|credit| credit.amount_wei).sum();
     let split = payout.split;
