@@ -59,8 +59,10 @@ const EDGES: &[(&str, &[&str])] = &[
             "ol-evm",
             "ol-model",
             "ol-node",
+            "ol-poa",
             "ol-runtime",
             "ol-server",
+            "ol-spans",
         ],
     ),
     (

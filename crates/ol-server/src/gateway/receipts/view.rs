@@ -111,7 +111,7 @@ pub struct PotsView {
     /// milli-bits.
     pub spans: PotView,
     /// Whose passages the model had before it. Weights are what the answer's
-    /// log-probability loses without them, in 2⁻²⁰ nats.
+    /// log-probability loses without them, in milli-nats.
     pub context: PotView,
 }
 
@@ -177,7 +177,7 @@ pub struct PassageView {
     /// Where it is from.
     #[serde(flatten)]
     pub source: SourceView,
-    /// What the answer's log-probability loses without it, in 2⁻²⁰ nats.
+    /// What the answer's log-probability loses without it, in milli-nats.
     pub weight: String,
 }
 
