@@ -77,6 +77,13 @@ abstract contract SettlementBase is Chain {
         receipt.answeredAt = uint64(block.timestamp);
     }
 
+    /// @dev What platform, owner, stakers, treasury and the three contributors have earned.
+    function everyCredit() internal view returns (uint256) {
+        return settlement.credit(PLATFORM) + settlement.credit(OWNER) + settlement.credit(STAKERS)
+            + settlement.credit(TREASURY) + settlement.credit(address(1001)) + settlement.credit(address(1002))
+            + settlement.credit(address(1003));
+    }
+
     function settle(Receipt memory receipt) internal returns (bytes32) {
         vm.prank(OPERATOR);
         return settlement.settle(receipt, query, evidence);
@@ -428,9 +435,7 @@ contract InferenceSettlementTest is SettlementBase {
         settlement.depositFor{value: receipt.feeWei}(PAYER);
         settle(receipt);
 
-        uint256 credited = settlement.credit(PLATFORM) + settlement.credit(OWNER) + settlement.credit(STAKERS)
-            + settlement.credit(TREASURY) + settlement.credit(address(1001)) + settlement.credit(address(1002))
-            + settlement.credit(address(1003));
+        uint256 credited = everyCredit();
         equal(credited, receipt.feeWei, "credited");
         equal(settlement.prepaid(PAYER), 10 ether, "prepaid");
         equal(INFERENCE_SETTLEMENT.balance, 10 ether + credited, "balance");

@@ -59,16 +59,12 @@ impl Spans {
     }
 
     /// The index of a version of a datanet, if it is there.
-    pub(crate) fn find(&self, version: B256) -> anyhow::Result<Option<SpanIndex>> {
-        for id in self.store.find(version, self.tokenizer_hash)? {
-            match self.store.load(id) {
-                Ok(index) => return Ok(Some(index)),
-                // Of another build, or damaged: it is built anew.
-                Err(SpansError::Damaged { .. } | SpansError::Corpus { .. }) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(None)
+    ///
+    /// # Errors
+    /// If it is there and damaged, or a file of it is missing.
+    pub(crate) fn find(&self, version: B256) -> Result<Option<SpanIndex>, SpansError> {
+        let found = self.store.find(version, self.tokenizer_hash)?;
+        found.first().map(|&id| self.store.load(id)).transpose()
     }
 
     /// The index of a version of a datanet; built if it is not there, from the
@@ -79,8 +75,10 @@ impl Spans {
         version: B256,
         options: &BuildOptions,
     ) -> anyhow::Result<SpanIndex> {
-        if let Some(index) = self.find(version)? {
-            return Ok(index);
+        match self.find(version) {
+            Ok(Some(index)) => return Ok(index),
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "an index of spans is built anew"),
         }
         self.build(datanets, version, options)
     }

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 
+use ol_types::keccak256;
 use proptest::prelude::*;
 use tempfile::{TempDir, tempdir};
 
@@ -65,7 +66,13 @@ fn a_version_asks_only_for_its_new_records() {
     // Some left; nothing is new.
     let (third, n_asked) = update(&store, &records(5..30), VOCABULARY, LARGE).unwrap();
     assert_eq!(n_asked, 0);
-    assert_eq!(BTreeSet::from([first, second, third]).len(), 3);
+    let all = BTreeSet::from([first, second, third]);
+    assert_eq!(all.len(), 3);
+    // All are of one manifest here, which says where to look for them.
+    let (manifest, tokenizer) = (keccak256("manifest"), keccak256("tokenizer"));
+    let found = store.find(manifest, tokenizer).unwrap();
+    assert_eq!(BTreeSet::from_iter(found), all);
+    assert_eq!(store.find(tokenizer, manifest).unwrap(), []);
     // All versions stay readable.
     check(&store, first, &records(0..20));
     check(&store, second, &records(0..30));

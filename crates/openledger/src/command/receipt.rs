@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use alloy_primitives::hex;
+use alloy_sol_types::SolEvent;
 use anyhow::{Context, anyhow, bail, ensure};
 use ol_contracts::address::{DATANET_REGISTRY, INFERENCE_SETTLEMENT, MODEL_REGISTRY, SKETCH_STORE};
-use ol_contracts::bindings::ModelRegistry::{self, Params};
+use ol_contracts::bindings::ModelRegistry::{self, Params, VersionAdded};
 use ol_contracts::bindings::{DatanetRegistry, SketchStore};
 use ol_contracts::settlement::{PotCredits, Settlement};
 use ol_poa::{Index, K, Pot};
@@ -29,7 +30,7 @@ use crate::spans::Spans;
 const MANIFEST_SIZE_BYTES_MAX: u64 = 1 << 20;
 
 /// Most versions of a model looked through for the one that answered.
-const VERSIONS_MAX: u64 = 1_000;
+const VERSIONS_MAX: usize = 1_000;
 
 pub(crate) fn run(
     layout: &Layout,
@@ -183,9 +184,9 @@ fn collect(chain: &Chain, id: B256) -> anyhow::Result<Found> {
     } else {
         Some(find_spans(chain, &receipt)?)
     };
-    let (params, datanets) = params_of(rpc, &receipt)?;
     let index = read_index(rpc, receipt.sketch_root)?;
     let (settled, tx_hash, block) = read_settlement(rpc, id)?;
+    let (params, datanets) = params_of(rpc, &receipt, block)?;
     Ok(Found {
         bytes,
         receipt,
@@ -217,13 +218,23 @@ fn read_manifest(chain: &Chain, receipt: &Receipt) -> anyhow::Result<TrainingMan
     )?)
 }
 
-/// The registered version that made the receipt, and its datanets.
-fn params_of(rpc: &Rpc, receipt: &Receipt) -> anyhow::Result<(Params, Vec<String>)> {
+/// The version that the receipt was settled against, and its datanets: the
+/// newest of that block with the receipt's hashes and price. One that came later
+/// may differ in nothing but how it is paid.
+fn params_of(
+    rpc: &Rpc,
+    receipt: &Receipt,
+    settled_block: u64,
+) -> anyhow::Result<(Params, Vec<String>)> {
     let id = receipt.model_id;
-    let newest = rpc
-        .call(MODEL_REGISTRY, &ModelRegistry::currentCall { id })?
-        .version;
-    for version in (1..=newest).rev().take(usize::try_from(VERSIONS_MAX)?) {
+    let logs = rpc.logs(MODEL_REGISTRY, id)?;
+    let versions: Vec<u64> = logs
+        .iter()
+        .filter(|found| found.block <= settled_block)
+        .filter_map(|found| VersionAdded::decode_log(&found.log).ok())
+        .map(|added| added.version)
+        .collect();
+    for &version in versions.iter().rev().take(VERSIONS_MAX) {
         let params = rpc.call(
             MODEL_REGISTRY,
             &ModelRegistry::versionOfCall { id, version },

@@ -4,6 +4,8 @@
 use std::fs;
 use std::io::Read;
 
+use serde_json::{Value, json};
+
 use crate::harness::{Up, refused, run_json, wei};
 
 /// The first records of the demo's legal datanet, as a file of a user's.
@@ -115,5 +117,21 @@ fn a_users_own_datanet_becomes_a_model_that_pays() {
         "nothing to claim",
     );
     refused(&dir, &["train", "--datanet", "clauses"], "in use");
+    up.stop();
+
+    // The same model, paid otherwise from now on: what was settled stays right.
+    let path = dir.join("models/clauses/model.json");
+    let mut model: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    assert_eq!(model["pots_bps"], json!([7_500, 2_500, 0]));
+    model["pots_bps"] = json!([9_000, 500, 500]);
+    fs::write(&path, model.to_string()).unwrap();
+    let up = Up::start(&dir);
+    let reply = up.ask("clauses", "Which law governs the agreement?");
+    for id in [id, reply["openledger"]["receipt_id"].as_str().unwrap()] {
+        assert_eq!(
+            run_json(&dir, &["receipt", "verify", id])["verdict"],
+            "match"
+        );
+    }
     up.stop();
 }
