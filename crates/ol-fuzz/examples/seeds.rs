@@ -94,9 +94,13 @@ fn spans(root: &Path) {
         &joined(&[&table, &[&answer[..], &spans].concat()]),
     );
     let passages = [Passage {
+        version: keccak256("version"),
         record: keccak256("record"),
+        cluster: 0,
         contributor: Address::repeat_byte(3),
-        drop: 1 << 20,
+        start: 0,
+        end: 6,
+        drop_millinats: 1 << 20,
     }];
     let tokenizer = Tokenizer::train(["a text".to_owned()].into_iter(), 260).unwrap();
     let sources = Sources {

@@ -24,6 +24,9 @@ use crate::truth::Loss;
 /// Damping of an empirical or sampled Fisher matrix, over its trace.
 const OVER_TRACE: [f64; 6] = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0];
 
+/// Damping of the sketches that ship, one of [`DAMPINGS`].
+const SHIPPED_DAMPING: f64 = 1e-1;
+
 /// Damping of what is fitted after a reduction, over the trace.
 const REDUCED: f64 = 1e-2;
 
@@ -58,7 +61,7 @@ impl Method {
 
 /// The methods on one domain. `banks` are the checkpoints of one training, the
 /// last one its result; `wanted` are the groups asked for, with commas between
-/// them: `text`, `gradients`, `shipped`, `reductions`, `sketches`. The method that
+/// them: `text`, `gradients`, `shipped`, `reductions`, `joint`, `sketches`. The method that
 /// others are compared to is always there.
 pub(crate) fn all(
     machine: &Machine,
@@ -232,6 +235,10 @@ fn on_curvature(
     methods.push(variants(REFERENCE, full_bytes, last, |space| {
         Some(space.queries.clone())
     }));
+    if wants("joint") {
+        methods.extend(joint(last, full_bytes));
+        report("joint");
+    }
     if !wants("sketches") {
         return Ok(methods);
     }
@@ -287,6 +294,31 @@ fn sum(parts: &[Scores]) -> Scores {
             parts.iter().map(|part| part[loss].at(i, j)).sum()
         })
     })
+}
+
+/// EK-FAC with the records' own whitened gradients as further curvature, at each
+/// weight of them: what all records share is then credited to fewer of them.
+fn joint(spaces: &[Space], full_bytes: usize) -> Vec<Method> {
+    let at = DAMPINGS
+        .iter()
+        .position(|damping| *damping == SHIPPED_DAMPING);
+    let Some(space) = at.and_then(|at| spaces.get(at)) else {
+        return Vec::new();
+    };
+    let trace = space.trace();
+    let mut methods = Vec::new();
+    for weight in OVER_TRACE {
+        let Some(joint) = space.whiten_by_records(weight * trace) else {
+            continue;
+        };
+        if let Some(scores) = joint.sketched(256, 4, true) {
+            let name = format!("EK-FAC and records, {weight:e}, k = 256, int4");
+            methods.push(Method::one(name, size_bytes(256, 4), scores));
+        }
+        let name = format!("EK-FAC and records, {weight:e}, uncompressed");
+        methods.push(Method::one(name, full_bytes, joint.queries));
+    }
+    methods
 }
 
 /// EK-FAC over its range of damping.
