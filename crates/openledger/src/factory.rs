@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail, ensure};
 use indicatif::ProgressBar;
 use ol_attribution::map::SketchMap;
+use ol_attribution::placebo::{PlaceboOptions, null_threshold};
 use ol_attribution::query::QuerySketcher;
 use ol_attribution::record::{RecordInput, SketchOptions, sketch_records};
 use ol_datanet::{CommittedRecord, Datanets, cluster_owners};
@@ -77,6 +78,10 @@ pub(crate) struct Description {
     /// What contributors are paid by: training, spans and context, in basis points.
     #[serde(default = "default_pots_bps")]
     pub(crate) pots_bps: [u16; 3],
+    /// What a net must be above to be paid, in units of the scores: calibrated
+    /// on placebos when the model is made.
+    #[serde(default)]
+    pub(crate) null_threshold: u64,
 }
 
 const fn default_pots_bps() -> [u16; 3] {
@@ -319,8 +324,10 @@ fn finish(
         adapter_hash: report.adapter_hash,
         manifest_hash: keccak256(&manifest_bytes),
         sketch_root: B256::ZERO,
+        // Filled in when the records are sketched.
         sketch_map_hash: B256::ZERO,
         pots_bps,
+        null_threshold: 0,
     };
     let inputs = record_inputs(base, records)?;
     sketch_all(base, &report.adapter, &inputs, description, dir)
@@ -354,6 +361,15 @@ fn sketch_all(
     let map = sketches.map.to_bytes();
     description.sketch_root = sketches.index.root();
     description.sketch_map_hash = keccak256(&map);
+    description.null_threshold = null_threshold(
+        &base.model,
+        &base.pool,
+        adapter,
+        &QuerySketcher::new(sketches.map, &base.model, adapter)?,
+        &sketches.index,
+        inputs,
+        &PlaceboOptions::default(),
+    )?;
     write(dir, "sketches.bin", sketches.index.as_bytes())?;
     write(dir, "sketch-map.bin", &map)?;
     write(dir, "model.json", &serde_json::to_vec_pretty(&description)?)?;

@@ -49,6 +49,8 @@ pub(crate) struct ModelFacts<'a> {
     pub(crate) manifest_hash: B256,
     pub(crate) index: &'a Index,
     pub(crate) pots_bps: [u16; 3],
+    /// What a net must be above to be paid.
+    pub(crate) null_threshold: u64,
 }
 
 /// Registers a datanet and publishes the versions that the chain does not have.
@@ -123,7 +125,8 @@ pub(crate) fn register_model(rpc: &Rpc, facts: &ModelFacts<'_>) -> anyhow::Resul
             && params.adapterHash == facts.adapter_hash
             && params.manifestHash == facts.manifest_hash
             && params.sketchRoot == sketch_root
-            && params.potsBps == facts.pots_bps;
+            && params.potsBps == facts.pots_bps
+            && params.nullThreshold == facts.null_threshold;
         if is_current {
             return Ok(());
         }
@@ -137,7 +140,7 @@ pub(crate) fn register_model(rpc: &Rpc, facts: &ModelFacts<'_>) -> anyhow::Resul
         sketchRoot: sketch_root,
         datanetIds: vec![name_id(facts.datanet)],
         treasury: owner.address(),
-        nullThreshold: 0,
+        nullThreshold: facts.null_threshold,
         priceInPerKTokens: PRICE_IN_PER_K_TOKENS_WEI,
         priceOutPerKTokens: PRICE_OUT_PER_K_TOKENS_WEI,
         platformFee: PLATFORM_FEE_WEI,

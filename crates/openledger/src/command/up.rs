@@ -108,6 +108,7 @@ pub(crate) fn run(layout: &Layout, args: &UpArgs, out: Out<'_>) -> anyhow::Resul
             manifest_hash: model.description.manifest_hash,
             index: &model.index,
             pots_bps: model.description.pots_bps,
+            null_threshold: model.description.null_threshold,
         };
         register_model(&rpc, &facts)?;
     }

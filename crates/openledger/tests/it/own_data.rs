@@ -123,6 +123,8 @@ fn a_users_own_datanet_becomes_a_model_that_pays() {
     let path = dir.join("models/clauses/model.json");
     let mut model: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     assert_eq!(model["pots_bps"], json!([7_500, 2_500, 0]));
+    // Calibrated on placebos, and what the chain has.
+    assert!(model["null_threshold"].as_u64().unwrap() > 0);
     model["pots_bps"] = json!([9_000, 500, 500]);
     fs::write(&path, model.to_string()).unwrap();
     let up = Up::start(&dir);
