@@ -9,6 +9,7 @@
 //! thread.
 
 use std::fmt;
+use std::io::Read as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -250,10 +251,9 @@ fn transfer(
         }
     };
     let (pieces, received) = mpsc::channel(PIECES_WAITING_MAX);
-    let body_size_bytes = body.content_length();
     let received = HttpResponseBody::new(Pieces {
         received,
-        left_bytes: body_size_bytes,
+        left_bytes: body.content_length(),
     });
     if answer
         .send(Ok(HttpResponse::from_parts(parts, received)))
@@ -263,29 +263,21 @@ fn transfer(
     }
     let mut reader = body.as_reader();
     loop {
-        let piece = read_piece(&mut reader).map_err(interrupted);
-        let is_last = piece.as_ref().map_or(true, Bytes::is_empty);
-        if matches!(&piece, Ok(piece) if piece.is_empty()) {
-            return;
-        }
+        let mut piece = Vec::with_capacity(PIECE_SIZE_BYTES);
+        let piece = match reader
+            .by_ref()
+            .take(PIECE_SIZE_BYTES as u64)
+            .read_to_end(&mut piece)
+        {
+            Ok(0) => return,
+            Ok(_) => Ok(piece.into()),
+            Err(error) => Err(interrupted(error)),
+        };
+        let is_last = piece.is_err();
         if pieces.blocking_send(piece).is_err() || is_last {
             return;
         }
     }
-}
-
-/// The next bytes of a body; none at its end.
-fn read_piece(reader: &mut impl std::io::Read) -> std::io::Result<Bytes> {
-    let mut piece = vec![0; PIECE_SIZE_BYTES];
-    let mut n = 0;
-    while n < piece.len() {
-        match reader.read(&mut piece[n..])? {
-            0 => break,
-            read => n += read,
-        }
-    }
-    piece.truncate(n);
-    Ok(piece.into())
 }
 
 /// Sends a request, again if the server was not reached or was busy and asking
