@@ -36,9 +36,9 @@ pub const SCORE_BASE_GAS: u64 = 2_000;
 /// What `POA_SCORE` costs for each chunk: one cold account.
 pub const SCORE_CHUNK_GAS: u64 = 2_600;
 /// What `POA_SCORE` costs for each entry of the chunks.
-pub const SCORE_ENTRY_GAS: u64 = 24;
+pub const SCORE_ENTRY_GAS: u64 = 12;
 /// What `POA_SCORE` costs for each contributor it returns.
-pub const SCORE_CONTRIBUTOR_GAS: u64 = 60;
+pub const SCORE_CONTRIBUTOR_GAS: u64 = 30;
 /// What `POA_SHARES` costs at least.
 pub const SHARES_BASE_GAS: u64 = 400;
 /// What `POA_SHARES` costs for each weight.

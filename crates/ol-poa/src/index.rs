@@ -160,6 +160,7 @@ impl<'a> EntryView<'a> {
     }
 
     /// Checks the values that are not free: scale and codes.
+    #[inline(always)]
     pub(crate) fn check(self, entry: usize) -> Result<(), IndexError> {
         if self.scale() == 0 {
             return Err(IndexError::Scale { entry });
@@ -239,6 +240,7 @@ pub(crate) fn views(
 ///
 /// # Errors
 /// Any [`IndexError`] but [`IndexError::DuplicateCluster`].
+#[inline(always)]
 pub(crate) fn scan<'a>(
     chunks: &[&'a [u8]],
     mut visit: impl FnMut(EntryView<'a>),

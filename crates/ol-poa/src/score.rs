@@ -6,12 +6,23 @@
 //! `256 · 127 · 7 = 227,584 < 2¹⁸` in size and every partial sum fits an `i32`.
 //! Times a scale of at most 65,535 it stays below 2³⁴, and the sum over at most
 //! 16,384 = 2¹⁴ entries stays below 2⁴⁸: an `i64` is enough for any net.
+//!
+//! # Instructions
+//! With the feature `std`, nets are added up with AVX2 where it is there.
+//! They are integers, so it changes the time and nothing else.
+#![cfg_attr(
+    all(feature = "std", target_arch = "x86_64"),
+    expect(unsafe_code, reason = "vector instructions that were found")
+)]
 
 use alloc::vec::Vec;
 
 use alloy_primitives::{Address, B256};
 
 use crate::index::{CODES_SIZE_BYTES, EntryView, Index, IndexError, K, scan};
+
+#[cfg(all(feature = "std", target_arch = "x86_64"))]
+mod avx2;
 
 /// The sketch of an answer: [`K`] codes in -127..=127.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,10 +124,30 @@ pub fn score(query: &QuerySketch, entry: EntryView<'_>) -> i64 {
 /// [`IndexError`] if the chunks are malformed; see
 /// [`check_chunks`](crate::index::check_chunks) for what is checked.
 pub fn nets(chunks: &[&[u8]], query: &QuerySketch) -> Result<Vec<(Address, i64)>, IndexError> {
+    #[cfg(all(feature = "std", target_arch = "x86_64"))]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: this CPU has AVX2.
+        return unsafe { avx2::nets(chunks, query) };
+    }
+    nets_on_any(chunks, query)
+}
+
+/// [`nets`] without instructions that a machine may lack.
+fn nets_on_any(chunks: &[&[u8]], query: &QuerySketch) -> Result<Vec<(Address, i64)>, IndexError> {
     let query = query.widen();
+    add_nets(chunks, |codes| dot_wide(&query, codes))
+}
+
+/// Nets, of the inner product that `dot` gives. Inlined, so that it is compiled
+/// for the instructions of its caller.
+#[inline(always)]
+fn add_nets(
+    chunks: &[&[u8]],
+    dot: impl Fn(&[u8; CODES_SIZE_BYTES]) -> i32,
+) -> Result<Vec<(Address, i64)>, IndexError> {
     let mut nets: Vec<(Address, i64)> = Vec::new();
     scan(chunks, |entry| {
-        let score = score_wide(&query, entry);
+        let score = i64::from(dot(entry.code_bytes())) * i64::from(entry.scale());
         let contributor = entry.contributor();
         match nets.last_mut() {
             Some((last, net)) if *last == contributor => *net += score,

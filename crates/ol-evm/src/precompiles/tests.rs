@@ -158,7 +158,7 @@ fn score_nets_by_contributor_and_drops_the_rest() {
     assert_eq!(found.weights, [4, 26]);
     assert_eq!(
         precompile_gas(&state, POA_SCORE, &input),
-        2_000 + 2_600 + 4 * 24 + 2 * 60
+        2_000 + 2_600 + 4 * 12 + 2 * 30
     );
 }
 
@@ -183,7 +183,7 @@ fn score_reads_many_chunks_in_the_order_given() {
     assert_eq!(found, expected);
     assert_eq!(
         precompile_gas(&state, POA_SCORE, &input),
-        2_000 + 3 * 2_600 + 300 * 24 + 60 * u64::try_from(expected.len()).unwrap()
+        2_000 + 3 * 2_600 + 300 * 12 + 30 * u64::try_from(expected.len()).unwrap()
     );
 
     let mut swapped = chunks;
@@ -448,7 +448,7 @@ fn gas_below_the_price_halts_and_takes_it_all() {
     let index = Index::new(vec![entry(1, 0, 1, one_hot(0, 1))]).unwrap();
     let chunks = put_chunks(&mut state, &index);
     let input = score_input(chunks, 0, one_hot(0, 1));
-    let price = 2_000 + 2_600 + 24 + 60;
+    let price = 2_000 + 2_600 + 12 + 30;
     for (gas, is_enough) in [(price, true), (price - 1, false), (1_999, false)] {
         let succeeded = call_with_gas(&state, POA_SCORE, gas, &input);
         assert_eq!(succeeded, U256::from(u8::from(is_enough)), "gas {gas}");

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use alloy_primitives::{Address, B256, keccak256};
 use proptest::prelude::*;
 
-use super::{QuerySketch, dot, nets, score, weights};
+use super::{QuerySketch, dot, nets, nets_on_any, score, weights};
 use crate::index::tests::sample_entries;
 use crate::index::{ENTRIES_MAX, Entry, Index, IndexError, K};
 
@@ -59,6 +59,10 @@ fn the_largest_index_stays_in_bounds() {
         let net = nets(&index.chunks(), &query).unwrap()[0].1;
         assert_eq!(net, sign * 16_384 * 65_535 * 227_584);
         assert!(net.unsigned_abs() < 1 << 48);
+        assert_eq!(
+            nets_on_any(&index.chunks(), &query),
+            nets(&index.chunks(), &query)
+        );
         assert_eq!(index.weights(0, &query).len(), usize::from(sign > 0));
     }
 }
@@ -125,12 +129,15 @@ proptest! {
             prop_assert_eq!(i128::from(score), oracle_score(&query, &view.to_entry()));
             prop_assert_eq!(super::score(&query, view), score);
         }
-        let nets: BTreeMap<Address, i128> = nets(&index.chunks(), &query)
-            .unwrap()
-            .into_iter()
-            .map(|(who, net)| (who, i128::from(net)))
-            .collect();
-        prop_assert_eq!(&nets, &expected);
+        // With the instructions of this machine, and without.
+        for nets in [nets, nets_on_any] {
+            let nets: BTreeMap<Address, i128> = nets(&index.chunks(), &query)
+                .unwrap()
+                .into_iter()
+                .map(|(who, net)| (who, i128::from(net)))
+                .collect();
+            prop_assert_eq!(&nets, &expected);
+        }
         let weights = weights(&index.chunks(), null_threshold, &query).unwrap();
         let expected: Vec<(Address, u64)> = expected
             .into_iter()
