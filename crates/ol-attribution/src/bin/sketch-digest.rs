@@ -1,5 +1,6 @@
 //! Prints a digest of random cases from tokens to shares: small models and
-//! adapters, gradients, fits, sketches, scores, nets and the parts of a pot.
+//! adapters, gradients, fits, sketches, scores, nets and the parts of a pot; and
+//! sketches by a map of two bits.
 //!
 //! `sketch-digest [CASES]` (default 1,000). Every kind of vector instructions of
 //! this CPU computes all of it; they must agree, and so must every machine:
@@ -7,11 +8,16 @@
 //! and RISC-V under emulation.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program")]
 
+use std::convert::Infallible;
 use std::error::Error;
 use std::process::ExitCode;
 
+use ol_attribution::fit::{FitOptions, fit};
+use ol_attribution::kronecker::Kronecker;
 use ol_attribution::query::QuerySketcher;
 use ol_attribution::record::{RecordInput, SketchOptions, sketch_records};
+use ol_attribution::reduce::BlockShape;
+use ol_attribution::rows::Rows;
 use ol_attribution::scorer::{Instructions, Scorer};
 use ol_model::{Family, Isa, Labels, Lora, LoraConfig, Model, ModelConfig, Pool, Random, Sequence};
 use ol_types::{Address, B256, Keccak256};
@@ -20,6 +26,8 @@ use ol_types::{Address, B256, Keccak256};
 const CASES_PER_MODEL: usize = 40;
 const N_RECORDS: u32 = 10;
 const VOCAB: usize = 24;
+/// Adapted projections of an adapter whose map has two bits a number.
+const WIDE_BLOCKS: usize = 33;
 const POT_WEI: u128 = 1_000_000_000_000_000_007;
 
 fn main() -> ExitCode {
@@ -67,7 +75,68 @@ fn digest(isa: Isa, n_cases: usize) -> Result<B256, Box<dyn Error>> {
         add_model(&pool, seed, n_cases, &mut hasher)?;
         left -= n_cases;
     }
+    add_wide(&mut hasher)?;
     Ok(hasher.finalize())
+}
+
+/// Sketches of gradients so long that their map has two bits for each number.
+fn add_wide(hasher: &mut Keccak256) -> Result<(), Box<dyn Error>> {
+    let block = BlockShape {
+        rank: 16,
+        d_in: 64,
+        d_out: 64,
+    };
+    let blocks = [block; WIDE_BLOCKS];
+    let d = WIDE_BLOCKS * block.rank * (block.d_in + block.d_out);
+    let mut random = Random::new(7);
+    let mut gradient = || -> Vec<f32> { (0..d).map(|_| random.normal()).collect() };
+    let (mut records, mut samples) = (Rows::new(d), Rows::new(d));
+    for _ in 0..6 {
+        records.push(&gradient());
+        samples.push(&gradient());
+    }
+    let SketchOptions {
+        damping,
+        seed,
+        budget_bytes,
+        ..
+    } = SketchOptions::default();
+    let curvature = Kronecker::fit(
+        &blocks,
+        &mut |visit| {
+            samples.iter().for_each(visit);
+            Ok::<_, Infallible>(())
+        },
+        budget_bytes,
+        &mut |_| (),
+    )?;
+    let options = FitOptions {
+        damping,
+        seed,
+        context: Vec::new(),
+        budget_bytes,
+    };
+    let fitted = fit(
+        &curvature,
+        &mut records,
+        &[0, 0, 1, 1, 2, 2],
+        &options,
+        &mut |_| (),
+    )?;
+    let map = fitted.map.to_bytes();
+    if map.len() > d * ol_poa::K {
+        return Err("the map of long gradients should have two bits a number".into());
+    }
+    hasher.update(map);
+    for record in fitted.records {
+        hasher.update(record.scale.to_le_bytes());
+        record
+            .codes
+            .iter()
+            .for_each(|code| hasher.update(code.to_le_bytes()));
+    }
+    hasher.update(fitted.map.sketch(&gradient())?.to_bytes());
+    Ok(())
 }
 
 /// One model, its sketches, and what some answers pay.
