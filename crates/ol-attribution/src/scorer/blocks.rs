@@ -170,6 +170,10 @@ impl Instructions {
     /// All that this CPU has, slowest first.
     #[must_use]
     pub fn available() -> Vec<Self> {
+        #[cfg_attr(
+            not(target_arch = "x86_64"),
+            expect(unused_mut, reason = "elsewhere there is only the portable one")
+        )]
         let mut levels = vec![Self::SCALAR];
         #[cfg(target_arch = "x86_64")]
         {

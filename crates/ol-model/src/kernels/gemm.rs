@@ -605,6 +605,7 @@ unsafe fn sweep(isa: Isa, t: Tile, rows: usize, packed: Option<*const f32>) {
         // Few rows wait for memory: one stream at a time. Panels side by side
         // are often a multiple of a page apart, where their lines would push
         // each other out of the cache.
+        #[cfg(target_arch = "x86_64")]
         _ if t.m <= SKINNY && matches!(t.b, Address::Strided { .. }) => 1,
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => x86::group_avx2(rows),

@@ -1,9 +1,12 @@
 //! Element-wise functions and row reductions, compiled once per instruction
 //! set from one body, so that the compiler's vector code does the same IEEE
 //! operations in the same order everywhere.
-#![expect(
-    unsafe_code,
-    reason = "calls into functions compiled for detected instructions"
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(
+        unsafe_code,
+        reason = "calls into functions compiled for detected instructions"
+    )
 )]
 
 use std::ops::Range;

@@ -16,9 +16,12 @@
 //! # Float formats
 //! Weights are expanded to f32 on the way, and multiplied and added in the
 //! order of [`super::gemm`]: the result is that of the expanded matrix.
-#![expect(
-    unsafe_code,
-    reason = "vector intrinsics, called for detected instructions"
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(
+        unsafe_code,
+        reason = "vector intrinsics, called for detected instructions"
+    )
 )]
 #![expect(
     clippy::cast_possible_truncation,

@@ -132,6 +132,10 @@ struct Strand {
     /// Bytes of a row of the panel.
     step: usize,
     /// How far ahead memory is asked for, in bytes.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "portable code leaves it to the machine")
+    )]
     ahead: usize,
     width: usize,
     scale: f32,
