@@ -11,6 +11,7 @@
 //! - [`reduce`]: shortens the gradient of LoRA factors before it is fitted.
 //! - [`method`], [`record`], [`query`]: the same for an adapter on a language
 //!   model: its records' sketches, and the sketch of an answer.
+//! - [`checkpoint`]: at which parameters the gradients are taken.
 //! - [`kronecker`]: curvature of adapters of any size, within a memory budget.
 //! - [`placebo`]: what chance pays, and nobody should get.
 //! - [`scorer`]: an answer's nets and best records among millions.
@@ -20,6 +21,7 @@
 //! Synchronous. The only files are those of finished gradients, in a folder that
 //! the caller names.
 
+pub mod checkpoint;
 pub mod context;
 pub mod fit;
 pub mod kronecker;

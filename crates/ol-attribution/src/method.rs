@@ -5,10 +5,14 @@ use ol_model::Lora;
 use ol_types::B256;
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::{CHECKPOINTS_MAX, Place};
 use crate::reduce::{BlockShape, Reducer, SIDE_MAX};
 
 /// Value of [`Method::format`].
-pub const FORMAT: &str = "openledger-sketch/2";
+pub const FORMAT: &str = "openledger-sketch/3";
+
+/// The format before: gradients at the adapter itself, and nothing said of it.
+const FORMAT_2: &str = "openledger-sketch/2";
 
 /// The most Fisher samples that are drawn for one record.
 pub const FISHER_SAMPLES_MAX: u32 = 16;
@@ -75,6 +79,13 @@ pub struct Method {
     pub base: String,
     /// Content hash of the adapter.
     pub adapter: String,
+    /// Content hashes of the adapters on the way of the training, in order; the
+    /// last is [`Self::adapter`], which may be the only one.
+    #[serde(default)]
+    pub checkpoints: Vec<String>,
+    /// Where gradients are taken, given those.
+    #[serde(default)]
+    pub place: Place,
     /// Loss of a record.
     pub record_loss: LossRule,
     /// Loss of an answer that is paid for.
@@ -95,12 +106,18 @@ impl Method {
     }
 
     pub(crate) fn from_context(context: &[u8]) -> Option<Self> {
-        let method: Self = serde_json::from_slice(context).ok()?;
+        let mut method: Self = serde_json::from_slice(context).ok()?;
+        if method.format == FORMAT_2 && method.checkpoints.is_empty() {
+            FORMAT.clone_into(&mut method.format);
+            method.checkpoints = vec![method.adapter.clone()];
+            method.place = Place::Mean;
+        }
         method.is_valid().then_some(method)
     }
 
     pub(crate) fn is_valid(&self) -> bool {
         self.format == FORMAT
+            && (1..=CHECKPOINTS_MAX).contains(&self.checkpoints.len())
             && self.record_loss.is_valid()
             && self.query_loss.is_valid()
             && (1..=SIDE_MAX).contains(&self.side)
@@ -114,13 +131,21 @@ impl Method {
     }
 
     pub(crate) fn reducer(&self, adapter: &Lora) -> Reducer {
-        let shape = |block: &ol_model::LoraBlock| BlockShape {
-            rank: block.rows_a.0,
-            d_in: block.rows_a.1,
-            d_out: block.rows_b.0,
-        };
         let shapes: Vec<BlockShape> = adapter.blocks().iter().map(shape).collect();
-        Reducer::new(&shapes, self.side, self.seed)
+        Reducer::new(
+            &shapes.repeat(self.place.count(self.checkpoints.len())),
+            self.side,
+            self.seed,
+        )
+    }
+}
+
+/// The shape of an adapted projection.
+pub(crate) fn shape(block: &ol_model::LoraBlock) -> BlockShape {
+    BlockShape {
+        rank: block.rows_a.0,
+        d_in: block.rows_a.1,
+        d_out: block.rows_b.0,
     }
 }
 

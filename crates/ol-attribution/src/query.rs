@@ -4,6 +4,7 @@ use ol_model::{ForwardError, Labels, Lora, Model, Pool, Sequence};
 use ol_poa::{Entry, QuerySketch};
 use ol_types::B256;
 
+use crate::checkpoint::{Checkpoints, Places};
 use crate::map::{SketchError, SketchMap};
 use crate::method::Method;
 use crate::record::RecordInput;
@@ -14,28 +15,52 @@ use crate::reduce::Reducer;
 pub struct QuerySketcher {
     map: SketchMap,
     method: Method,
+    places: Places,
     reducer: Reducer,
     base: B256,
     adapter: B256,
 }
 
 impl QuerySketcher {
-    /// Prepares the sketches of an adapter's answers.
+    /// Prepares the sketches of an adapter's answers whose gradients are taken at
+    /// the adapter itself.
     ///
     /// # Errors
     /// [`SketcherError`] if the map was not made for this base and adapter.
     pub fn new(map: SketchMap, model: &Model, adapter: &Lora) -> Result<Self, SketcherError> {
+        Self::at(map, model, adapter, &Checkpoints::default())
+    }
+
+    /// As [`Self::new`], the gradients taken at `checkpoints`, or their mean, as
+    /// the map says.
+    ///
+    /// # Errors
+    /// As [`Self::new`], and if the map names other checkpoints.
+    pub fn at(
+        map: SketchMap,
+        model: &Model,
+        adapter: &Lora,
+        checkpoints: &Checkpoints,
+    ) -> Result<Self, SketcherError> {
         let method = Method::from_context(map.context()).ok_or(SketcherError::Method)?;
         let (base, adapter_hash) = (model.hash(), adapter.hash());
         if !method.is_for(base, adapter_hash) {
             return Err(SketcherError::OtherModel);
         }
+        let found = checkpoints.hashes(adapter);
+        let places = Places::new(adapter, checkpoints, method.place)
+            .filter(|_| found == method.checkpoints)
+            .ok_or_else(|| SketcherError::Checkpoints {
+                expected: method.checkpoints.clone(),
+                found,
+            })?;
         let reducer = method.reducer(adapter);
         if reducer.output_len() != map.dim() {
             return Err(SketcherError::Method);
         }
         Ok(Self {
             map,
+            places,
             method,
             reducer,
             base,
@@ -58,7 +83,7 @@ impl QuerySketcher {
     /// The sketch of `answer` after `prompt`, both as the model saw and gave
     /// them: the prompt ends where the answer begins.
     ///
-    /// One forward and one backward pass. The same on every machine and any
+    /// One forward and one backward pass for each place. The same on every machine and any
     /// number of threads.
     ///
     /// # Errors
@@ -72,16 +97,12 @@ impl QuerySketcher {
         prompt: &[u32],
         answer: &[u32],
     ) -> Result<QuerySketch, QueryError> {
-        if model.hash() != self.base || adapter.hash() != self.adapter {
-            return Err(QueryError::OtherModel);
-        }
         let tokens = [prompt, answer].concat();
         let weights = self.method.query_loss.weights(tokens.len(), prompt.len());
-        let sequences = [Sequence { tokens, weights }];
-        let gradients = model.lora_gradients(pool, adapter, &sequences, Labels::Given)?;
+        let sequence = Sequence { tokens, weights };
         Ok(self
             .map
-            .sketch(&self.reducer.reduce(&gradients[0].gradient))?)
+            .sketch(&self.gradient(model, pool, adapter, sequence)?)?)
     }
 
     /// The sketch of a record that came after the map was fitted: what the fit
@@ -96,14 +117,28 @@ impl QuerySketcher {
         adapter: &Lora,
         record: &RecordInput,
     ) -> Result<Entry, QueryError> {
+        let context = model.config().max_position_embeddings;
+        let sequence = record.sequence(self.method.record_loss, context);
+        let gradient = self.gradient(model, pool, adapter, sequence)?;
+        Ok(record.entry(self.map.record(&gradient)?))
+    }
+
+    /// The reduced gradient of one sequence.
+    fn gradient(
+        &self,
+        model: &Model,
+        pool: &Pool,
+        adapter: &Lora,
+        sequence: Sequence,
+    ) -> Result<Vec<f32>, QueryError> {
         if model.hash() != self.base || adapter.hash() != self.adapter {
             return Err(QueryError::OtherModel);
         }
-        let context = model.config().max_position_embeddings;
-        let sequence = record.sequence(self.method.record_loss, context);
-        let gradients = model.lora_gradients(pool, adapter, &[sequence], Labels::Given)?;
-        let reduced = self.reducer.reduce(&gradients[0].gradient);
-        Ok(record.entry(self.map.record(&reduced)?))
+        let sequences = [sequence];
+        let rows = self
+            .places
+            .gradients(model, pool, &sequences, Labels::Given)?;
+        Ok(self.reducer.reduce(&rows[0]))
     }
 }
 
@@ -115,6 +150,18 @@ pub enum SketcherError {
     /// version does not know.
     #[error("the sketch map's method is not one of this version")]
     Method,
+    /// The map's gradients are taken elsewhere.
+    #[error(
+        "the sketch map's gradients are taken at the checkpoints {}, given were {}",
+        expected.join(", "),
+        found.join(", ")
+    )]
+    Checkpoints {
+        /// Content hashes in the map.
+        expected: Vec<String>,
+        /// Content hashes of what was given.
+        found: Vec<String>,
+    },
     /// The map belongs to another base model or adapter.
     #[error("the sketch map belongs to another base model or adapter")]
     OtherModel,

@@ -8,6 +8,7 @@ use ol_model::{ForwardError, Labels, Lora, Model, Pool, Sequence};
 use ol_poa::{Entry, Index, IndexError};
 use ol_types::{Address, B256, Keccak256};
 
+use crate::checkpoint::{Checkpoints, Place, Places};
 use crate::fit::{FitError, FitOptions, fit};
 use crate::kronecker::{Kronecker, KroneckerError};
 use crate::map::{RecordSketch, SketchMap};
@@ -56,8 +57,12 @@ impl RecordInput {
 }
 
 /// How to make sketches.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct SketchOptions {
+    /// Adapters on the way of the training, the last one included; at most 8.
+    pub checkpoints: Checkpoints,
+    /// Where gradients are taken, given those.
+    pub place: Place,
     /// Loss of a record: that of its training.
     pub record_loss: LossRule,
     /// Loss of an answer that is paid for.
@@ -84,6 +89,8 @@ impl Default for SketchOptions {
             length,
         };
         Self {
+            checkpoints: Checkpoints::default(),
+            place: Place::Mean,
             record_loss: loss(Length::Sum),
             query_loss: loss(Length::Mean),
             side: 512,
@@ -144,7 +151,7 @@ pub struct Sketches {
 
 /// Sketches the records of an adapter and fits the map for its answers.
 ///
-/// Two backward passes a record and more with more Fisher samples, then some
+/// Two backward passes a record and place, more with more Fisher samples, then some
 /// passes over the gradients. They are kept in the folder `place`, `4 · d` bytes
 /// a record and sample, where a later call with the same arguments finds those
 /// that were finished, and which is the caller's to remove; without one, in
@@ -166,6 +173,8 @@ pub fn sketch_records(
         format: FORMAT.to_owned(),
         base: model.hash().to_string(),
         adapter: adapter.hash().to_string(),
+        checkpoints: options.checkpoints.hashes(adapter),
+        place: options.place,
         record_loss: options.record_loss,
         query_loss: options.query_loss,
         side: options.side,
@@ -173,9 +182,9 @@ pub fn sketch_records(
         fisher_samples: options.fisher_samples,
         damping: options.damping,
     };
-    if !method.is_valid() {
-        return Err(SketchRecordsError::Options);
-    }
+    let places = Places::new(adapter, &options.checkpoints, options.place)
+        .filter(|_| method.is_valid())
+        .ok_or(SketchRecordsError::Options)?;
     // Checked before the work: a bad record should not cost minutes first.
     if records.is_empty() || records.len() > ol_poa::ENTRIES_MAX {
         return Err(FitError::Size {
@@ -194,7 +203,7 @@ pub fn sketch_records(
     let mut pass = Pass {
         model,
         pool,
-        adapter,
+        places,
         reducer,
         place: place.map(|dir| (dir, job_key(&method, &sequences))),
         progress,
@@ -207,9 +216,7 @@ pub fn sketch_records(
     };
     let mut gradients = pass.collect("records", &sequences, &[Labels::Given])?;
     let samples: Vec<Labels> = (0..options.fisher_samples)
-        .map(|sample| Labels::Sampled {
-            seed: crate::random::word(options.seed, FISHER_STREAM, sample.into()),
-        })
+        .map(|sample| fisher_labels(options.seed, sample))
         .collect();
     let mut fisher = pass.collect("fisher", &sequences, &samples)?;
 
@@ -288,11 +295,18 @@ fn groups(contributors: &[Address]) -> Vec<usize> {
 /// whose streams count up from 0.
 const FISHER_STREAM: u64 = u64::MAX;
 
+/// Labels of one Fisher sample of every record.
+pub(crate) fn fisher_labels(seed: u64, sample: u32) -> Labels {
+    Labels::Sampled {
+        seed: crate::random::word(seed, FISHER_STREAM, sample.into()),
+    }
+}
+
 /// Backward passes over the records, in batches.
 struct Pass<'a> {
     model: &'a Model,
     pool: &'a Pool,
-    adapter: &'a Lora,
+    places: Places,
     reducer: Reducer,
     /// Folder of what is finished, and the job's key.
     place: Option<(&'a Path, B256)>,
@@ -344,10 +358,12 @@ impl Pass<'_> {
 
     fn gradients(&self, batch: &[Sequence], labels: Labels) -> Result<Vec<Vec<f32>>, ForwardError> {
         let gradients = self
-            .model
-            .lora_gradients(self.pool, self.adapter, batch, labels)?;
-        let reduce = |of_one: &ol_model::SequenceGradient| self.reducer.reduce(&of_one.gradient);
-        Ok(gradients.iter().map(reduce).collect())
+            .places
+            .gradients(self.model, self.pool, batch, labels)?;
+        Ok(gradients
+            .iter()
+            .map(|row| self.reducer.reduce(row))
+            .collect())
     }
 }
 
@@ -366,7 +382,7 @@ fn batch_len(sequences: &[Sequence]) -> usize {
 #[non_exhaustive]
 pub enum SketchRecordsError {
     /// An option is out of its range.
-    #[error("sketch options are out of range")]
+    #[error("sketch options are out of range, or a checkpoint is not of the adapter's shape")]
     Options,
     /// The folder of finished gradients cannot be used.
     #[error("gradients could not be kept: {0}")]
@@ -386,4 +402,4 @@ pub enum SketchRecordsError {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -13,6 +13,7 @@ use thiserror::Error;
 use crate::checkpoint::clear_checkpoints;
 use crate::curve::CurvePoint;
 use crate::options::TrainOptions;
+use crate::segments::{SEGMENTS_MAX, Segments};
 use crate::trainer::{Measurement, Objective, Observer, TrainError, mean_loss, train};
 
 /// Why an adapter could not be trained.
@@ -155,6 +156,10 @@ pub struct AdapterJob<'a> {
     pub held_out_fraction: f64,
     /// Folder for the PEFT files.
     pub out_dir: &'a Path,
+    /// Equal parts of the steps, 1 to 8; the adapter at the end of each is kept in
+    /// `segments/1`, `segments/2` and so on below `out_dir`, but for the last part,
+    /// which ends with the result.
+    pub segments: u32,
     /// File for the checkpoint, removed when the job is done.
     pub checkpoint: Option<&'a Path>,
 }
@@ -166,6 +171,8 @@ pub struct AdapterReport {
     pub adapter: Lora,
     /// Its content hash.
     pub adapter_hash: B256,
+    /// The adapters at the ends of the segments but the last one, in order.
+    pub segments: Vec<Lora>,
     /// Options used, steps filled in.
     pub options: TrainOptions,
     /// Held-out loss of the base, nats a token.
@@ -211,6 +218,9 @@ pub fn train_adapter<'a>(
     if job.epochs.is_some_and(|e| !(e > 0.0 && e <= 1000.0)) {
         return Err(AdapterError::Job("epochs must be above 0 and at most 1000"));
     }
+    if !(1..=SEGMENTS_MAX).contains(&job.segments) {
+        return Err(AdapterError::Job("segments must be 1 to 8"));
+    }
     let context = job.model.config().max_position_embeddings;
     let held = held_out(job.records.len(), job.held_out_fraction, job.options.seed);
     let (mut training, mut measuring) = (Vec::new(), Vec::new());
@@ -237,15 +247,24 @@ pub fn train_adapter<'a>(
     };
     // B is zero at first: the fresh adapter is the base.
     let held_out_before = mean_loss(&objective, &measuring)?;
-    let outcome = train(
+    let mut observer = Segments::new(observer, job, options.steps);
+    let trained = train(
         &mut objective,
         &training,
         &measuring,
         &options,
         job.checkpoint,
         clock,
-        observer,
-    )?;
+        &mut observer,
+    );
+    // What could not be kept ended the run; that is to be known, not its end.
+    observer.kept()?;
+    let outcome = trained?;
+    let segments = if outcome.finished {
+        observer.read(job.model.config())?
+    } else {
+        Vec::new()
+    };
     let probe = &measuring[..measuring.len().min(8)];
     let adapter = save_checked(&objective, job.out_dir, job.base_name, probe)?;
     if let Some(path) = job.checkpoint.filter(|_| outcome.finished) {
@@ -254,6 +273,7 @@ pub fn train_adapter<'a>(
     Ok(AdapterReport {
         adapter_hash: adapter.hash(),
         adapter,
+        segments,
         options,
         held_out_before,
         held_out_after: outcome.held_out,
@@ -307,4 +327,4 @@ fn held_out(n: usize, fraction: f64, seed: u64) -> Vec<usize> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

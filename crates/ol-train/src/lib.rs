@@ -31,6 +31,7 @@ mod memory;
 mod options;
 pub mod peft;
 mod preference;
+mod segments;
 mod trainer;
 
 pub use adamw::AdamW;
@@ -52,6 +53,7 @@ pub use memory::{
 };
 pub use options::{Optimizer, OptionError, Schedule, TrainOptions};
 pub use preference::{Pair, PreferenceObjective, ScoredPair};
+pub use segments::segment_dir;
 pub use trainer::{
     Example, Measurement, Objective, Observer, Outcome, Progress, Rewards, Silent, TrainError,
     train,

@@ -64,6 +64,10 @@ pub struct TrainingManifest {
     /// Hash of the base model.
     #[serde(with = "hash")]
     pub base: B256,
+    /// Content hashes of the adapters on the way that its sketches are made
+    /// with, in order; left out where there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", with = "hashes")]
+    pub checkpoints: Vec<B256>,
     /// Data, by name.
     pub datanets: Vec<DatanetUse>,
     /// Format, `openledger-training/1`.
@@ -176,6 +180,7 @@ mod tests {
         let manifest = TrainingManifest {
             format: TrainingManifest::FORMAT.to_owned(),
             base: B256::repeat_byte(1),
+            checkpoints: vec![B256::repeat_byte(5)],
             adapter: B256::repeat_byte(2),
             datanets: vec![DatanetUse {
                 name: "legal".to_owned(),
@@ -206,6 +211,16 @@ mod tests {
         assert!(
             is_sorted(&text) && !is_sorted(r#"{"b":1,"a":{}}"#),
             "{text}"
+        );
+        let none = TrainingManifest {
+            checkpoints: Vec::new(),
+            ..manifest
+        };
+        let without = String::from_utf8(none.to_bytes()).unwrap();
+        assert!(text.contains("\"checkpoints\":[\"0x05") && !without.contains("checkpoints"));
+        assert_eq!(
+            TrainingManifest::from_bytes(without.as_bytes()).unwrap(),
+            none
         );
         let other = text.replace("openledger-training/1", "openledger-training/2");
         assert!(

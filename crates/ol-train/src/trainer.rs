@@ -162,6 +162,9 @@ pub struct Progress {
 pub trait Observer<O> {
     /// After every step.
     fn on_step(&mut self, progress: &Progress);
+    /// After every step, with what was trained so far; before a checkpoint of it
+    /// is written.
+    fn on_update(&mut self, _objective: &O, _step: u32) {}
     /// After a checkpoint was written.
     fn on_checkpoint(&mut self, _objective: &O, _step: u32) {}
     /// Asked before every step; true ends the run after a checkpoint.
@@ -374,6 +377,7 @@ pub(crate) fn run<O: Objective>(
         let gradient_norm = clip(&mut gradient, batch_weight, options.clip_norm);
         state.adam.step(&mut state.params, &gradient, &decays, rate);
         set(objective, &state.params, at.step, loss / batch_weight)?;
+        observer.on_update(objective, at.step);
         at.loss_sum += loss;
         at.loss_weight += batch_weight;
         let last = at.step == options.steps;

@@ -378,6 +378,9 @@ pub(crate) struct SketchArgs {
     /// Only records that the model's datanets have gained, under the map it has
     #[arg(long)]
     pub(crate) new: bool,
+    /// Only what a net must be above to be paid, with the sketches as they are
+    #[arg(long, conflicts_with = "new")]
+    pub(crate) calibrate: bool,
 }
 
 #[derive(Debug, Args)]

@@ -5,9 +5,11 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
 use indicatif::ProgressBar;
+use ol_attribution::checkpoint::{Checkpoints, Place};
 use ol_attribution::map::SketchMap;
 use ol_attribution::placebo::{PlaceboOptions, null_threshold};
 use ol_attribution::query::QuerySketcher;
@@ -51,6 +53,10 @@ pub(crate) struct Recipe {
     pub(crate) seed: u64,
     /// What contributors are paid by: training, spans and context, in basis points.
     pub(crate) pots_bps: [u16; 3],
+    /// Adapters on the way that are kept for the sketches, the last one counted.
+    pub(crate) checkpoints: u32,
+    /// Where the sketches' gradients are taken, given those.
+    pub(crate) place: Place,
 }
 
 impl Recipe {
@@ -61,6 +67,8 @@ impl Recipe {
         learning_rate: 3e-3,
         seed: 1,
         pots_bps: DEFAULT_POTS_BPS,
+        checkpoints: 3,
+        place: Place::Mean,
     };
 }
 
@@ -82,6 +90,10 @@ pub(crate) struct Description {
     /// on placebos when the model is made.
     #[serde(default)]
     pub(crate) null_threshold: u64,
+    /// Where the sketches' gradients are taken, given the checkpoints that the
+    /// manifest names.
+    #[serde(default)]
+    pub(crate) place: Place,
 }
 
 const fn default_pots_bps() -> [u16; 3] {
@@ -93,6 +105,8 @@ const fn default_pots_bps() -> [u16; 3] {
 pub(crate) struct TrainedModel {
     pub(crate) description: Description,
     pub(crate) adapter: Lora,
+    /// What the sketches are made with.
+    pub(crate) checkpoints: Checkpoints,
     pub(crate) manifest: Vec<u8>,
     pub(crate) index: Index,
     pub(crate) map: SketchMap,
@@ -153,6 +167,7 @@ impl TrainedModel {
             keccak256(&manifest),
             description.manifest_hash,
         )?;
+        let checkpoints = checkpoints(dir, &manifest, &adapter, base)?;
         // The map first: it says when a folder is of another version.
         let map = read("sketch-map.bin")?;
         check(
@@ -170,6 +185,7 @@ impl TrainedModel {
         Ok(Self {
             description,
             adapter,
+            checkpoints,
             manifest,
             index,
             map,
@@ -232,6 +248,7 @@ pub(crate) fn train_model(
         question_weight: 1.0,
         held_out_fraction: 0.05,
         out_dir: dir,
+        segments: recipe.checkpoints,
         checkpoint: Some(&checkpoint),
     };
     let mut observer = TrainingBar {
@@ -258,15 +275,7 @@ pub(crate) fn train_model(
         held_out,
         trained.len(),
     )?;
-    finish(
-        base,
-        &manifest,
-        name,
-        recipe.pots_bps,
-        &trained,
-        &report,
-        dir,
-    )?;
+    finish(base, &manifest, name, recipe, &trained, &report, dir)?;
     Ok(report)
 }
 
@@ -285,6 +294,7 @@ fn training_manifest(
         format: TrainingManifest::FORMAT.to_owned(),
         base: base.model.hash(),
         adapter: report.adapter_hash,
+        checkpoints: report.segments.iter().map(Lora::hash).collect(),
         datanets: vec![DatanetUse {
             name: source.name,
             version: source.version,
@@ -307,7 +317,7 @@ fn finish(
     base: &Base,
     manifest: &TrainingManifest,
     name: &str,
-    pots_bps: [u16; 3],
+    recipe: &Recipe,
     records: &[&CommittedRecord],
     report: &AdapterReport,
     dir: &Path,
@@ -326,17 +336,52 @@ fn finish(
         sketch_root: B256::ZERO,
         // Filled in when the records are sketched.
         sketch_map_hash: B256::ZERO,
-        pots_bps,
+        pots_bps: recipe.pots_bps,
         null_threshold: 0,
+        place: recipe.place,
     };
     let inputs = record_inputs(base, records)?;
-    sketch_all(base, &report.adapter, &inputs, description, dir)
+    let checkpoints = on_the_way(report.segments.clone(), &report.adapter);
+    let adapter = &report.adapter;
+    sketch_all(base, adapter, checkpoints, &inputs, description, dir)
+}
+
+/// The checkpoints that a training manifest names, each in its folder, and the
+/// adapter that they led to.
+fn checkpoints(
+    dir: &Path,
+    manifest: &[u8],
+    adapter: &Lora,
+    base: &Model,
+) -> anyhow::Result<Checkpoints> {
+    let manifest = TrainingManifest::from_bytes(manifest).context("the training manifest")?;
+    let mut segments = Vec::with_capacity(manifest.checkpoints.len());
+    for (at, expected) in manifest.checkpoints.into_iter().enumerate() {
+        let path = ol_train::segment_dir(dir, at);
+        let segment = Lora::load(&path, base.config())
+            .with_context(|| format!("the checkpoint {expected} of the training"))?;
+        ensure!(
+            segment.hash() == expected,
+            "{} is {}, manifest.json says {expected}",
+            path.display(),
+            segment.hash()
+        );
+        segments.push(segment);
+    }
+    Ok(on_the_way(segments, adapter))
+}
+
+/// Adapters on the way, and where it led to.
+fn on_the_way(segments: Vec<Lora>, adapter: &Lora) -> Checkpoints {
+    let all = segments.into_iter().chain([adapter.clone()]);
+    Checkpoints::new(all.map(Arc::new).collect())
 }
 
 /// Sketches records and writes what that gives, the description last.
 fn sketch_all(
     base: &Base,
     adapter: &Lora,
+    checkpoints: Checkpoints,
     inputs: &[RecordInput],
     mut description: Description,
     dir: &Path,
@@ -344,12 +389,17 @@ fn sketch_all(
     let progress = bar(inputs.len() as u64, &format!("sketch {}", description.name));
     // Gradients that are finished, for a run that goes on.
     let place = dir.join("gradients");
+    let options = SketchOptions {
+        checkpoints,
+        place: description.place,
+        ..SketchOptions::default()
+    };
     let sketches = sketch_records(
         &base.model,
         &base.pool,
         adapter,
         inputs,
-        &SketchOptions::default(),
+        &options,
         Some(&place),
         &mut |done| {
             progress.set_length(done.total);
@@ -361,19 +411,26 @@ fn sketch_all(
     let map = sketches.map.to_bytes();
     description.sketch_root = sketches.index.root();
     description.sketch_map_hash = keccak256(&map);
-    description.null_threshold = null_threshold(
-        &base.model,
-        &base.pool,
-        adapter,
-        &QuerySketcher::new(sketches.map, &base.model, adapter)?,
-        &sketches.index,
-        inputs,
-        &PlaceboOptions::default(),
-    )?;
+    let sketcher = QuerySketcher::at(sketches.map, &base.model, adapter, &options.checkpoints)?;
+    description.null_threshold = threshold(base, adapter, &sketcher, &sketches.index, inputs)?;
     write(dir, "sketches.bin", sketches.index.as_bytes())?;
     write(dir, "sketch-map.bin", &map)?;
     write(dir, "model.json", &serde_json::to_vec_pretty(&description)?)?;
     fs::remove_dir_all(&place).with_context(|| place.display().to_string())
+}
+
+/// What a net must be above to be paid.
+fn threshold(
+    base: &Base,
+    adapter: &Lora,
+    sketcher: &QuerySketcher,
+    index: &Index,
+    inputs: &[RecordInput],
+) -> anyhow::Result<u64> {
+    let (model, pool) = (&base.model, &base.pool);
+    let options = PlaceboOptions::default();
+    let found = null_threshold(model, pool, adapter, sketcher, index, inputs, &options)?;
+    Ok(found)
 }
 
 fn write(dir: &Path, file: &str, bytes: &[u8]) -> anyhow::Result<()> {
@@ -401,7 +458,39 @@ pub(crate) fn sketch_again(base: &Base, datanets: &Datanets, dir: &Path) -> anyh
         "the base, adapter or manifest in {} is not the one that model.json names",
         dir.display()
     );
+    let checkpoints = checkpoints(dir, &manifest, &adapter, &base.model)?;
     let manifest = TrainingManifest::from_bytes(&manifest).context("the training manifest")?;
+    let inputs = trained_on(base, datanets, &manifest)?;
+    sketch_all(base, &adapter, checkpoints, &inputs, description, dir)?;
+    Ok(inputs.len())
+}
+
+/// Calibrates the null threshold of a model anew, its sketches as they are.
+/// Returns the number of its records.
+///
+/// # Errors
+/// As [`sketch_again`], and if a part of the model is damaged.
+pub(crate) fn calibrate(base: &Base, datanets: &Datanets, dir: &Path) -> anyhow::Result<usize> {
+    let model = TrainedModel::load(dir, &base.model)?;
+    let manifest =
+        TrainingManifest::from_bytes(&model.manifest).context("the training manifest")?;
+    let inputs = trained_on(base, datanets, &manifest)?;
+    let (adapter, at) = (&model.adapter, &model.checkpoints);
+    let sketcher = QuerySketcher::at(model.map, &base.model, adapter, at)?;
+    let description = Description {
+        null_threshold: threshold(base, adapter, &sketcher, &model.index, &inputs)?,
+        ..model.description
+    };
+    write(dir, "model.json", &serde_json::to_vec_pretty(&description)?)?;
+    Ok(inputs.len())
+}
+
+/// The records that a model was trained on.
+fn trained_on(
+    base: &Base,
+    datanets: &Datanets,
+    manifest: &TrainingManifest,
+) -> anyhow::Result<Vec<RecordInput>> {
     let mut records = Vec::new();
     for source in &manifest.datanets {
         records.extend(datanets.records(source.manifest)?);
@@ -410,9 +499,7 @@ pub(crate) fn sketch_again(base: &Base, datanets: &Datanets, dir: &Path) -> anyh
         .into_iter()
         .filter(|record| !manifest.held_out_records.contains(&record.record_hash))
         .collect();
-    let inputs = record_inputs(base, &trained)?;
-    sketch_all(base, &adapter, &inputs, description, dir)?;
-    Ok(inputs.len())
+    record_inputs(base, &trained)
 }
 
 /// Sketches the records that the model's datanets have gained since it was
@@ -446,7 +533,8 @@ pub(crate) fn sketch_new(base: &Base, datanets: &Datanets, dir: &Path) -> anyhow
     if new.is_empty() {
         return Ok(0);
     }
-    let sketcher = QuerySketcher::new(model.map, &base.model, &model.adapter)?;
+    let (adapter, at) = (&model.adapter, &model.checkpoints);
+    let sketcher = QuerySketcher::at(model.map, &base.model, adapter, at)?;
     let progress = bar(
         new.len() as u64,
         &format!("sketch {}", model.description.name),

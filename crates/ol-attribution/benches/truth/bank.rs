@@ -10,6 +10,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use half::f16;
+use ol_attribution::checkpoint::mean_of;
 use ol_attribution::reduce::BlockShape;
 use ol_model::{Labels, Lora, LoraConfig, Sequence};
 
@@ -104,6 +105,73 @@ pub(crate) fn banks(
         read(at)
     };
     snapshots.iter().enumerate().map(make).collect()
+}
+
+/// Another place than a checkpoint.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Elsewhere {
+    /// The mean of a training's checkpoints.
+    Mean { seed: usize },
+    /// Part of the way on the straight line from the base to the result: the
+    /// second factor of every block is so much of what it came to.
+    Part { percent: u8 },
+}
+
+impl Elsewhere {
+    /// Those that are looked at.
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Mean { seed: 0 },
+        Self::Part { percent: 50 },
+        Self::Part { percent: 25 },
+        Self::Part { percent: 75 },
+        Self::Mean { seed: 1 },
+        Self::Mean { seed: 2 },
+    ];
+
+    pub(crate) fn name(self) -> String {
+        match self {
+            Self::Mean { seed } => format!("mean of the checkpoints, seed {seed}"),
+            Self::Part { percent } => format!("{percent} % of the adapter"),
+        }
+    }
+
+    /// The gradients there, of a training on all records; not kept, they are many.
+    pub(crate) fn bank(
+        self,
+        machine: &Machine,
+        domain: &Domain,
+        setting: &Setting,
+    ) -> anyhow::Result<Bank> {
+        let seed = match self {
+            Self::Mean { seed } => seed,
+            Self::Part { .. } => 0,
+        };
+        let is_kept = plan::kept(domain, Kept::All);
+        let parts = u32::try_from(CHECKPOINTS)?;
+        let snapshots = retrain::train_on(machine, domain, setting, &is_kept, seed, parts)?;
+        let all: Vec<&Lora> = snapshots.iter().map(|s| &s.adapter).collect();
+        let adapter = match self {
+            Self::Mean { .. } => mean_of(&all).context("checkpoints of one shape")?,
+            Self::Part { percent } => {
+                let last = all.last().context("a checkpoint")?;
+                part_of(last, f32::from(percent) / 100.0)?
+            }
+        };
+        let rates: f64 = snapshots.iter().map(|s| s.learning_rate).sum();
+        Bank::make(machine, domain, &adapter, rates / count(snapshots.len()))
+    }
+}
+
+/// The second factors times `part`.
+fn part_of(adapter: &Lora, part: f32) -> anyhow::Result<Lora> {
+    let mut parameters = adapter.parameters().to_vec();
+    for block in adapter.blocks() {
+        let second = &mut parameters[block.range_b()];
+        second.iter_mut().for_each(|x| *x *= part);
+    }
+    let mut scaled = adapter.clone();
+    scaled.set_parameters(&parameters)?;
+    Ok(scaled)
 }
 
 impl Bank {

@@ -36,6 +36,7 @@ mod plan;
 #[expect(dead_code, reason = "as above")]
 mod random;
 mod retrain;
+mod segments;
 mod setting;
 mod solve;
 mod space;
@@ -227,9 +228,21 @@ fn table(machine: &Machine, domains: &[Domain], arguments: &Arguments) -> anyhow
         let truth = Truth::read(&arguments.measured, setting, domain)?;
         let banks = bank::banks(&arguments.folder, machine, domain, setting, 0)?;
         let wanted = arguments.methods.as_deref();
-        let mut methods = methods::all(machine, domain, &blocks, &banks, wanted, &mut |what| {
-            eprintln!("{:.0} s: {what}", clock.monotonic_s() - started_s);
-        })?;
+        let mut elsewhere = bank::Elsewhere::ALL.into_iter().map(|place| {
+            let bank = place.bank(machine, domain, setting)?;
+            Ok((place, bank))
+        });
+        let mut methods = methods::all(
+            machine,
+            domain,
+            &blocks,
+            &banks,
+            &mut elsewhere,
+            wanted,
+            &mut |what| {
+                eprintln!("{:.0} s: {what}", clock.monotonic_s() - started_s);
+            },
+        )?;
         drop(banks);
         for file in &arguments.peers {
             methods.extend(peer::read(file, domain)?);

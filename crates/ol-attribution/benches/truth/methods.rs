@@ -9,12 +9,13 @@ use ol_attribution::kronecker::Kronecker;
 use ol_attribution::reduce::{BlockShape, Reducer};
 use ol_attribution::rows::Rows;
 
-use crate::bank::{Bank, Gradients};
+use crate::bank::{Bank, Elsewhere, Gradients};
 use crate::domain::Domain;
 use crate::ek_fac::{DAMPINGS, Rotated};
 use crate::linalg::Matrix;
 use crate::random::SplitMix;
 use crate::retrain::Machine;
+use crate::segments::segments;
 use crate::solve::Dense as _;
 use crate::space::{Curvature, Scores, Space, add_gram};
 use crate::stats::count;
@@ -61,13 +62,15 @@ impl Method {
 
 /// The methods on one domain. `banks` are the checkpoints of one training, the
 /// last one its result; `wanted` are the groups asked for, with commas between
-/// them: `text`, `gradients`, `shipped`, `reductions`, `joint`, `sketches`. The method that
-/// others are compared to is always there.
+/// them: `text`, `gradients`, `shipped`, `reductions`, `joint`, `sketches`,
+/// `segments`. The method that others are compared to is always there. `elsewhere`
+/// makes the banks at other places, which the last group needs.
 pub(crate) fn all(
     machine: &Machine,
     domain: &Domain,
     blocks: &[BlockShape],
     banks: &[Bank],
+    elsewhere: &mut dyn Iterator<Item = anyhow::Result<(Elsewhere, Bank)>>,
     wanted: Option<&str>,
     report: &mut dyn FnMut(&str),
 ) -> anyhow::Result<Vec<Method>> {
@@ -86,6 +89,9 @@ pub(crate) fn all(
         report("shipped");
     }
     methods.extend(on_curvature(domain, blocks, banks, &wants, report)?);
+    if wants("segments") {
+        methods.extend(segments(domain, blocks, banks, elsewhere, report)?);
+    }
     Ok(methods)
 }
 
@@ -283,11 +289,11 @@ fn on_curvature(
 }
 
 /// Codes and the scale of a record.
-const fn size_bytes(k: usize, bits: u32) -> usize {
+pub(crate) const fn size_bytes(k: usize, bits: u32) -> usize {
     k * bits as usize / 8 + 2
 }
 
-fn sum(parts: &[Scores]) -> Scores {
+pub(crate) fn sum(parts: &[Scores]) -> Scores {
     [0, 1].map(|loss| {
         let first = &parts[0][loss];
         Matrix::from_fn(first.rows(), first.cols(), |i, j| {

@@ -189,8 +189,13 @@ impl Space {
     /// The sum of spaces, each divided by the mean square of a record.
     pub(crate) fn sum(spaces: &[&Self]) -> Self {
         let parts: Vec<(f64, &Self)> = spaces.iter().map(|s| (1.0 / s.trace(), *s)).collect();
+        Self::weighted(&parts)
+    }
+
+    /// The sum of spaces, each times its weight.
+    pub(crate) fn weighted(parts: &[(f64, &Self)]) -> Self {
         let combine = |of: &dyn Fn(&Self) -> &Matrix| {
-            let first = of(spaces[0]);
+            let first = of(parts[0].1);
             Matrix::from_fn(first.rows(), first.cols(), |i, j| {
                 parts
                     .iter()

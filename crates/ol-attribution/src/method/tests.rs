@@ -3,6 +3,8 @@
 
 use ol_types::B256;
 
+use crate::checkpoint::Place;
+
 use super::{FORMAT, Length, LossRule, Method};
 
 fn method() -> Method {
@@ -14,6 +16,8 @@ fn method() -> Method {
         format: FORMAT.to_owned(),
         base: B256::repeat_byte(1).to_string(),
         adapter: B256::repeat_byte(2).to_string(),
+        checkpoints: vec![B256::repeat_byte(2).to_string()],
+        place: Place::Each,
         record_loss: loss,
         query_loss: loss,
         side: 16,
@@ -67,13 +71,29 @@ fn the_context_survives() {
 }
 
 #[test]
+fn format_2_is_read_as_gradients_at_the_adapter() {
+    let text = String::from_utf8(method().to_context()).unwrap();
+    let adapter = B256::repeat_byte(2);
+    let places = format!("\"checkpoints\":[\"{adapter}\"],\"place\":\"each\",");
+    assert!(text.contains(&places), "{text}");
+    let old = text.replace(&places, "").replace("sketch/3", "sketch/2");
+    let expected = Method {
+        place: Place::Mean,
+        ..method()
+    };
+    assert_eq!(Method::from_context(old.as_bytes()), Some(expected));
+}
+
+#[test]
 fn other_contexts_are_refused() {
     let text = String::from_utf8(method().to_context()).unwrap();
     let with = |from: &str, to: &str| {
         assert!(text.contains(from), "{from} in {text}");
         Method::from_context(text.replace(from, to).as_bytes())
     };
-    assert_eq!(with("sketch/2", "sketch/1"), None);
+    assert_eq!(with("sketch/3", "sketch/1"), None);
+    // Format 2 knew no checkpoints.
+    assert_eq!(with("sketch/3", "sketch/2"), None);
     assert_eq!(with("\"side\":16", "\"side\":4097"), None);
     assert_eq!(with("\"side\":16", "\"side\":0"), None);
     assert_eq!(with("\"fisher_samples\":1", "\"fisher_samples\":17"), None);
@@ -81,6 +101,11 @@ fn other_contexts_are_refused() {
         with("\"question_weight\":0.5", "\"question_weight\":1.5"),
         None
     );
+    let hash = format!("\"checkpoints\":[\"{}\"]", B256::repeat_byte(2));
+    assert_eq!(with(&hash, "\"checkpoints\":[]"), None);
+    let nine = [B256::ZERO.to_string().as_str(); 9].join("\",\"");
+    assert_eq!(with(&hash, &format!("\"checkpoints\":[\"{nine}\"]")), None);
+    assert_eq!(with("\"each\"", "\"none\""), None);
     assert_eq!(with("\"seed\"", "\"sead\""), None);
     assert_eq!(with("{", "{\"more\":1,"), None);
     assert_eq!(Method::from_context(b""), None);

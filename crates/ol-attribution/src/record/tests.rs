@@ -32,7 +32,7 @@ fn config() -> ModelConfig {
 }
 
 /// A model, and an adapter both of whose factors are random: as if trained.
-fn model_and_adapter(seed: u64) -> (Model, Lora) {
+pub(crate) fn model_and_adapter(seed: u64) -> (Model, Lora) {
     let model = Model::random(config(), seed).unwrap();
     let mut adapter = Lora::init(&config(), LoraConfig::all_linear(2), seed).unwrap();
     let mut random = Random::new(seed);
@@ -45,7 +45,7 @@ fn model_and_adapter(seed: u64) -> (Model, Lora) {
     (model, adapter)
 }
 
-fn records(n: usize, n_contributors: usize) -> Vec<RecordInput> {
+pub(crate) fn records(n: usize, n_contributors: usize) -> Vec<RecordInput> {
     let mut random = Random::new(4);
     (0..n)
         .map(|i| {
@@ -62,7 +62,7 @@ fn records(n: usize, n_contributors: usize) -> Vec<RecordInput> {
         .collect()
 }
 
-fn options() -> SketchOptions {
+pub(crate) fn options() -> SketchOptions {
     SketchOptions {
         side: 8,
         ..SketchOptions::default()

@@ -5,7 +5,7 @@ use super::*;
 use crate::fixture::decisive;
 use crate::trainer::Silent;
 
-fn setting() -> (Model, Tokenizer, Vec<TrainingRecord>) {
+pub(crate) fn setting() -> (Model, Tokenizer, Vec<TrainingRecord>) {
     let colors = ["red", "blue", "green", "black"];
     let records: Vec<TrainingRecord> = (0..40)
         .map(|i| TrainingRecord {
@@ -54,6 +54,7 @@ fn a_job_writes_an_adapter_that_is_better_than_the_base() {
         question_weight: 0.5,
         held_out_fraction: 0.1,
         out_dir: &dir.path().join("adapter"),
+        segments: 1,
         checkpoint: Some(&checkpoint),
     };
     let report = train_adapter(&job, &pool, &ManualClock::new(0), &mut Silent).unwrap();
@@ -116,6 +117,7 @@ fn impossible_jobs_are_refused() {
             question_weight,
             held_out_fraction: fraction,
             out_dir: dir.path(),
+            segments: 1,
             checkpoint: None,
         };
         train_adapter(&job, &pool, &ManualClock::new(0), &mut Silent).map(|_| ())

@@ -164,6 +164,14 @@ pub(crate) struct JobArgs {
     /// What there is no evidence for falls to the first.
     #[arg(long, value_name = "TRAINING,SPANS,CONTEXT", value_parser = Pots::parse)]
     pub(crate) pots: Option<Pots>,
+    /// Adapters on the way that a payable model's sketches are made with, the
+    /// result counted: 1 to 8 [default: 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8))]
+    pub(crate) checkpoints: Option<u32>,
+    /// Take gradients at each of the checkpoints rather than once at their mean: as
+    /// many backward passes for each paid answer, and as large a map
+    #[arg(long)]
+    pub(crate) each_checkpoint: bool,
     /// Name of the job, or of the payable model
     #[arg(long)]
     pub(crate) name: Option<String>,

@@ -96,7 +96,7 @@ pub(crate) fn rerun(
         "answer differs: model and sampling give {text:?}; were --temperature, --top-p and --seed the same?"
     );
 
-    let sketcher = QuerySketcher::new(model.map, &base_model, &adapter)?;
+    let sketcher = QuerySketcher::at(model.map, &base_model, &adapter, &model.checkpoints)?;
     let query = sketcher.sketch(
         &base_model,
         &pool,

@@ -42,7 +42,8 @@ pub(crate) fn run(
             .filter(|record| trained.contains(&record.record_hash))
             .collect();
         let inputs = record_inputs(&base, &records)?;
-        let sketcher = QuerySketcher::new(model.map, &base.model, &model.adapter)?;
+        let (adapter, at) = (&model.adapter, &model.checkpoints);
+        let sketcher = QuerySketcher::at(model.map, &base.model, adapter, at)?;
         let options = SelfQueryOptions {
             n_samples: args.samples,
             answer_tokens_max: args.max_tokens,

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::cli::SketchArgs;
 use crate::command::datanet;
-use crate::factory::{Base, chosen_folders, sketch_again, sketch_new};
+use crate::factory::{Base, calibrate, chosen_folders, sketch_again, sketch_new};
 use crate::instance::Layout;
 use crate::output::{Out, print};
 
@@ -24,6 +24,8 @@ pub(crate) fn run(
     for folder in folders {
         let n_records = if args.new {
             sketch_new(&base, &datanets, &folder)?
+        } else if args.calibrate {
+            calibrate(&base, &datanets, &folder)?
         } else {
             sketch_again(&base, &datanets, &folder)?
         };

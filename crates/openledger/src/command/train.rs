@@ -6,7 +6,7 @@ mod progress;
 mod sources;
 mod spec;
 
-use crate::cli::{TrainArgs, TrainCommand};
+use crate::cli::{JobArgs, TrainArgs, TrainCommand};
 use crate::instance::Layout;
 use crate::output::Out;
 
@@ -18,12 +18,10 @@ pub(crate) fn run(
 ) -> anyhow::Result<()> {
     match &args.command {
         None if is_payable(args) => payable::run(layout, &args.job, json, out),
-        None if args.job.pots.is_some() => {
-            anyhow::bail!(
-                "--pots is for a payable model: --datanet without --base, --spec or --out"
-            )
+        None => {
+            refuse_for_payable(&args.job)?;
+            jobs::train(layout, &args.job, json, out)
         }
-        None => jobs::train(layout, &args.job, json, out),
         Some(TrainCommand::Jobs) => jobs::list(layout, json, out),
         Some(TrainCommand::Show { id }) => jobs::show(layout, *id, json, out),
         Some(TrainCommand::Logs { id, follow }) => jobs::logs(layout, *id, *follow, json, out),
@@ -39,6 +37,21 @@ pub(crate) fn run(
             device,
         }) => jobs::run(layout, spec, folder, *threads, *device),
     }
+}
+
+/// Refuses what only a payable model has.
+fn refuse_for_payable(job: &JobArgs) -> anyhow::Result<()> {
+    for (given, flag) in [
+        (job.pots.is_some(), "--pots"),
+        (job.checkpoints.is_some(), "--checkpoints"),
+        (job.each_checkpoint, "--each-checkpoint"),
+    ] {
+        anyhow::ensure!(
+            !given,
+            "{flag} is for a payable model: --datanet without --base, --spec or --out"
+        );
+    }
+    Ok(())
 }
 
 /// A datanet alone: a model with sketches, which the gateway serves and pays for.

@@ -359,7 +359,7 @@ fn start_gateway(
             };
             let adapter = Arc::new(model.adapter);
             let sketcher = Sketcher {
-                query: QuerySketcher::new(model.map, &base_model, &adapter)?,
+                query: QuerySketcher::at(model.map, &base_model, &adapter, &model.checkpoints)?,
                 base_model: Arc::clone(&base_model),
                 adapter: Arc::clone(&adapter),
                 pool: Arc::clone(&pool),

@@ -48,6 +48,11 @@ fn a_users_own_datanet_becomes_a_model_that_pays() {
         &["train", "--data", file, "--pots", "80,20,0"],
         "payable model",
     );
+    refused(
+        &dir,
+        &["train", "--data", file, "--checkpoints", "2"],
+        "payable model",
+    );
     let trained = run_json(
         &dir,
         &[
@@ -58,6 +63,9 @@ fn a_users_own_datanet_becomes_a_model_that_pays() {
             "3",
             "--pots",
             "75,25,0",
+            "--checkpoints",
+            "2",
+            "--each-checkpoint",
         ],
     );
     let (before, after) = (&trained["held_out_before"], &trained["held_out_after"]);
@@ -118,6 +126,28 @@ fn a_users_own_datanet_becomes_a_model_that_pays() {
     );
     refused(&dir, &["train", "--datanet", "clauses"], "in use");
     up.stop();
+
+    // Without its checkpoint, or with another, the model is refused by its name.
+    let manifest = fs::read(dir.join("models/clauses/manifest.json")).unwrap();
+    let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+    let checkpoints = manifest["checkpoints"].as_array().unwrap();
+    assert_eq!(checkpoints.len(), 1);
+    let segment = dir.join("models/clauses/segments/1/adapter_model.safetensors");
+    let good = fs::read(&segment).unwrap();
+    let result = dir.join("models/clauses/adapter_model.safetensors");
+    fs::copy(result, &segment).unwrap();
+    refused(
+        &dir,
+        &["self-query", "--model", "clauses"],
+        checkpoints[0].as_str().unwrap(),
+    );
+    fs::remove_file(&segment).unwrap();
+    refused(
+        &dir,
+        &["self-query", "--model", "clauses"],
+        checkpoints[0].as_str().unwrap(),
+    );
+    fs::write(&segment, good).unwrap();
 
     // The same model, paid otherwise from now on: what was settled stays right.
     let path = dir.join("models/clauses/model.json");

@@ -1,6 +1,7 @@
 //! A LoRA adapter on a datanet, with sketches: a model that pays.
 
 use anyhow::{Context as _, ensure};
+use ol_attribution::checkpoint::Place;
 use ol_runtime::{DataDir, DirLock};
 use serde_json::json;
 
@@ -93,6 +94,12 @@ fn recipe(args: &JobArgs) -> anyhow::Result<Recipe> {
         learning_rate: args.learning_rate.unwrap_or(shipped.learning_rate),
         seed: args.seed.unwrap_or(shipped.seed),
         pots_bps: args.pots.map_or(shipped.pots_bps, |pots| pots.0),
+        checkpoints: args.checkpoints.unwrap_or(shipped.checkpoints),
+        place: if args.each_checkpoint {
+            Place::Each
+        } else {
+            shipped.place
+        },
     };
     ensure!(
         recipe.learning_rate > 0.0,
