@@ -151,7 +151,7 @@ abstract contract CourtBase is Chain {
     function claim(Trees memory trees) internal returns (bytes32 id) {
         Receipt memory receipt = receiptFor();
         vm.prank(OPERATOR);
-        return court.claim(receipt, query, posted(trees), keccak256("data"));
+        return court.claim(receipt, query, posted(trees), 1, keccak256("data"));
     }
 
     /// @dev About the score of the first entry.
@@ -236,6 +236,10 @@ contract AttributionCourtTest is CourtBase {
         vm.prank(SECOND);
         vm.expectPartialRevert(AttributionCourt.NothingToWithdraw.selector);
         court.withdraw(SECOND);
+        court.withdrawFor(FIRST);
+        equal(FIRST.balance, trees.share0, "paid out by a stranger");
+        vm.expectPartialRevert(AttributionCourt.NothingToWithdraw.selector);
+        court.withdrawFor(FIRST);
         vm.expectPartialRevert(AttributionCourt.WrongStatus.selector);
         court.close(id);
     }
@@ -353,7 +357,7 @@ contract AttributionCourtTest is CourtBase {
         (claimed.cutoffRemainder, claimed.cutoffPosition) = (0, 0);
         Receipt memory receipt = receiptFor();
         vm.prank(OPERATOR);
-        bytes32 id = court.claim(receipt, query, claimed, 0);
+        bytes32 id = court.claim(receipt, query, claimed, 1, 0);
         check(!challenge(id, scoreStep(trees)), "upheld");
         afterWindow();
         court.close(id);
@@ -366,7 +370,7 @@ contract AttributionCourtTest is CourtBase {
         Receipt memory receipt = receiptFor();
         AttributionCourt.Posted memory good = posted(honest());
         vm.expectPartialRevert(AttributionCourt.NotOperator.selector);
-        court.claim(receipt, query, good, 0);
+        court.claim(receipt, query, good, 1, 0);
 
         expectRefused(receipt, flat(2), good, AttributionCourt.InvalidQuery.selector);
         bytes memory bad = flat(1);
@@ -383,6 +387,10 @@ contract AttributionCourtTest is CourtBase {
         (wrong.cutoffRemainder, wrong.cutoffPosition) = (1024, 0);
         expectRefused(receipt, query, wrong, AttributionCourt.InvalidTotals.selector);
 
+        vm.prank(OPERATOR);
+        vm.expectRevert(abi.encodeWithSelector(AttributionCourt.WrongVersion.selector, model, uint64(1)));
+        court.claim(receipt, query, good, 2, 0);
+
         receipt.feeWei += 1;
         expectRefused(receipt, query, good, InferenceSettlement.WrongFee.selector);
         receipt.feeWei -= 1;
@@ -392,7 +400,7 @@ contract AttributionCourtTest is CourtBase {
         vm.prank(OPERATOR);
         court.addBond{value: 5 ether}();
         vm.prank(OPERATOR);
-        court.claim(receipt, query, good, 0);
+        court.claim(receipt, query, good, 1, 0);
         expectRefused(receipt, query, good, InferenceSettlement.AlreadySettled.selector);
     }
 
@@ -404,7 +412,7 @@ contract AttributionCourtTest is CourtBase {
     ) private {
         vm.prank(OPERATOR);
         vm.expectPartialRevert(selector);
-        court.claim(receipt, sketch, claimed, 0);
+        court.claim(receipt, sketch, claimed, 1, 0);
     }
 
     function test_the_tiers_do_not_mix() public {
@@ -429,7 +437,7 @@ contract AttributionCourtTest is CourtBase {
         receipt = receiptFor();
         vm.prank(OPERATOR);
         vm.expectPartialRevert(CommittedIndexes.UnknownIndex.selector);
-        court.claim(receipt, query, posted(honest()), 0);
+        court.claim(receipt, query, posted(honest()), 1, 0);
 
         (bool accepted,) = ATTRIBUTION_COURT.call{value: 1}("");
         check(!accepted, "stray payment");

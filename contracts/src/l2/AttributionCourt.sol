@@ -82,6 +82,8 @@ contract AttributionCourt is CommittedIndexes, ReentrancyGuardTransient {
     error InvalidQuery();
     /// @notice Totals or cutoff contradict each other.
     error InvalidTotals();
+    /// @notice The claim was computed for another version of the model than its newest.
+    error WrongVersion(bytes32 modelId, uint64 newest);
     /// @notice The free bond is less than the claim needs.
     error InsufficientBond(address operator, uint256 free, uint256 needed);
     /// @notice The claim is not in the state that this needs.
@@ -188,16 +190,18 @@ contract AttributionCourt is CommittedIndexes, ReentrancyGuardTransient {
     /// @notice Charges a receipt of an optimistic model and claims how its fee is shared.
     /// @param query the 256 codes of the query sketch
     /// @param posted commitments to the trees
+    /// @param version of the model that the trees were computed for: a new one with another threshold or split, added in
+    /// between, would make a lie of an honest claim
     /// @param data id of the object with all scores, nets and shares
     /// @return id the receipt's id, which is the claim's
-    function claim(Receipt calldata receipt, bytes calldata query, Posted calldata posted, bytes32 data)
+    function claim(Receipt calldata receipt, bytes calldata query, Posted calldata posted, uint64 version, bytes32 data)
         external
         nonReentrant
         returns (bytes32 id)
     {
         if (msg.sender != InferenceSettlement(INFERENCE_SETTLEMENT).operator()) revert NotOperator(msg.sender);
         _requireQuery(query, receipt.queryHash);
-        (, uint64 version, ModelRegistry.Params memory params) = ModelRegistry(MODEL_REGISTRY).current(receipt.modelId);
+        ModelRegistry.Params memory params = _current(receipt.modelId, version);
         uint256 pot = _parts(receipt.feeWei, params.splitBps)[3];
         _requireTotals(posted, indexOf(params.sketchRoot).nContributors);
         _lock(msg.sender, bondOf(receipt.feeWei));
@@ -343,11 +347,13 @@ contract AttributionCourt is CommittedIndexes, ReentrancyGuardTransient {
     /// @return amount what was paid, in wei
     function withdraw(address to) external nonReentrant returns (uint256 amount) {
         if (to == address(0)) revert InvalidAccount();
-        amount = credit[msg.sender];
-        if (amount == 0) revert NothingToWithdraw(msg.sender);
-        credit[msg.sender] = 0;
-        emit Withdrawn(msg.sender, to, amount);
-        _pay(to, amount);
+        return _withdraw(msg.sender, to);
+    }
+
+    /// @notice Pays the credit of `account` to that account; anyone may call.
+    /// @return amount what was paid, in wei
+    function withdrawFor(address account) external nonReentrant returns (uint256 amount) {
+        return _withdraw(account, account);
     }
 
     /// @notice The claim of a receipt; its status is `None` if there is none.
@@ -363,6 +369,20 @@ contract AttributionCourt is CommittedIndexes, ReentrancyGuardTransient {
     /// @notice The reveal that `challenger` asked for last.
     function revealOf(bytes32 id, address challenger) external view returns (Reveal memory) {
         return _reveals[id][challenger];
+    }
+
+    function _withdraw(address account, address to) private returns (uint256 amount) {
+        amount = credit[account];
+        if (amount == 0) revert NothingToWithdraw(account);
+        credit[account] = 0;
+        emit Withdrawn(account, to, amount);
+        _pay(to, amount);
+    }
+
+    function _current(bytes32 modelId, uint64 version) private view returns (ModelRegistry.Params memory params) {
+        uint64 newest;
+        (, newest, params) = ModelRegistry(MODEL_REGISTRY).current(modelId);
+        if (newest != version) revert WrongVersion(modelId, newest);
     }
 
     function _refute(bytes32 id, Claim storage entry, address winner, uint256 stake, bool isTimeout) private {

@@ -217,6 +217,16 @@ impl Scorer {
         self.positions.len()
     }
 
+    /// About how much memory it takes, in bytes.
+    #[must_use]
+    pub const fn size_bytes(&self) -> usize {
+        let n_rows = self.records.codes.n_rows() + self.sums.codes.n_rows();
+        n_rows * (K / 2)
+            + self.records.codes.n_rows() * size_of::<(u16, u32)>()
+            + self.sums.codes.n_rows() * size_of::<i64>()
+            + self.contributors.len() * size_of::<Address>()
+    }
+
     /// Rows of codes that [`Self::nets`] reads.
     #[must_use]
     pub const fn n_sum_rows(&self) -> usize {

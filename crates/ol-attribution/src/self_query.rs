@@ -169,7 +169,7 @@ const fn as_f64(weight: u64) -> f64 {
 /// A number of records as a factor.
 #[expect(
     clippy::cast_precision_loss,
-    reason = "an index has at most 2^14 entries"
+    reason = "an index has at most 2^20 entries"
 )]
 const fn count(n: usize) -> f64 {
     n as f64

@@ -39,6 +39,11 @@ pub fn chunk_root(chunk: &[u8]) -> Result<B256, IndexError> {
 /// [`IndexError`] if the chunks are malformed; see [`check_chunks`].
 pub fn sketch_root(chunks: &[&[u8]]) -> Result<B256, IndexError> {
     check_chunks(chunks)?;
+    root_of(chunks)
+}
+
+/// [`sketch_root`] of any number of chunks, whose contents are not looked at.
+pub(crate) fn root_of(chunks: &[&[u8]]) -> Result<B256, IndexError> {
     Ok(merkle::root(&chunk_roots(chunks)?))
 }
 

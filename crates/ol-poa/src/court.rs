@@ -20,7 +20,7 @@ mod index;
 mod step;
 mod tree;
 
-pub use claim::{Claim, Cutoff, Posted};
+pub use claim::{Claim, Cutoff, Posted, amounts, share_tree};
 pub use find::{Finding, Known, Nodes, Revealed, find};
 pub use index::CommittedIndex;
 pub use step::{StepError, is_lie, open, reveal};

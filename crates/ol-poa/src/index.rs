@@ -7,6 +7,8 @@ use core::fmt;
 
 use alloy_primitives::{Address, B256};
 
+use crate::court::COURT_ENTRIES_MAX;
+
 /// Dimension of every sketch.
 pub const K: usize = 256;
 
@@ -213,26 +215,8 @@ fn chunk_views(
     Ok(entries.iter().map(EntryView))
 }
 
-/// Entries one after the other, of any number above 0; their contents are not
-/// checked.
-pub(crate) fn views(
-    bytes: &[u8],
-) -> Result<impl ExactSizeIterator<Item = EntryView<'_>>, IndexError> {
-    let (entries, rest) = bytes.as_chunks::<ENTRY_SIZE_BYTES>();
-    if !rest.is_empty() {
-        return Err(IndexError::ChunkSize {
-            chunk: 0,
-            size_bytes: bytes.len(),
-        });
-    }
-    if entries.is_empty() {
-        return Err(IndexError::Empty);
-    }
-    Ok(entries.iter().map(EntryView))
-}
-
-/// Calls `visit` for every entry of an index given as its chunks, checking
-/// sizes, order, scales and codes on the way. Stops at the first error.
+/// Calls `visit` for every entry of an index given as its chunks, of at most
+/// `n_entries_max` entries, checking sizes, order, scales and codes on the way. Stops at the first error.
 ///
 /// This is all that the chain checks. That no cluster has two owners needs a
 /// set of all clusters; [`Index`] checks it before an index is registered, and
@@ -243,14 +227,16 @@ pub(crate) fn views(
 #[inline(always)]
 pub(crate) fn scan<'a>(
     chunks: &[&'a [u8]],
+    n_entries_max: usize,
     mut visit: impl FnMut(EntryView<'a>),
 ) -> Result<(), IndexError> {
     let Some(last_chunk) = chunks.len().checked_sub(1) else {
         return Err(IndexError::Empty);
     };
-    if chunks.len() > ENTRIES_MAX / CHUNK_ENTRIES {
+    if chunks.len() > n_entries_max / CHUNK_ENTRIES {
         return Err(IndexError::TooLarge {
             n_chunks: chunks.len(),
+            n_entries_max,
         });
     }
     let mut entry = 0;
@@ -278,16 +264,17 @@ pub(crate) fn scan<'a>(
 }
 
 /// Checks the form of an index given as its chunks: sizes, order, scales and
-/// codes, as `POA_SCORE` does.
+/// codes, as `POA_SCORE` does. At most [`ENTRIES_MAX`] entries.
 ///
 /// # Errors
 /// Any [`IndexError`] but [`IndexError::DuplicateCluster`].
 pub fn check_chunks(chunks: &[&[u8]]) -> Result<(), IndexError> {
-    scan(chunks, |_| ())
+    scan(chunks, ENTRIES_MAX, |_| ())
 }
 
 /// A whole index whose form has been checked: sizes, order, scales, codes, and
-/// no cluster twice.
+/// no cluster twice. At most [`COURT_ENTRIES_MAX`] entries; up to [`ENTRIES_MAX`]
+/// fit on chain, a larger one is committed to ([`crate::court::CommittedIndex`]).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Index {
     bytes: Vec<u8>,
@@ -300,9 +287,10 @@ impl Index {
     /// [`IndexError`] if there is no entry or too many, a value is out of
     /// range, or two entries share a cluster.
     pub fn new(mut entries: Vec<Entry>) -> Result<Self, IndexError> {
-        if entries.len() > ENTRIES_MAX {
+        if entries.len() > COURT_ENTRIES_MAX {
             return Err(IndexError::TooLarge {
                 n_chunks: entries.len().div_ceil(CHUNK_ENTRIES),
+                n_entries_max: COURT_ENTRIES_MAX,
             });
         }
         entries.sort_by_key(|entry| (entry.contributor, entry.cluster));
@@ -315,8 +303,10 @@ impl Index {
     /// [`IndexError`], with the first entry that is wrong.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, IndexError> {
         let index = Self { bytes };
-        let mut clusters = Vec::with_capacity(index.len().min(ENTRIES_MAX));
-        scan(&index.chunks(), |view| clusters.push(view.cluster()))?;
+        let mut clusters = Vec::with_capacity(index.len().min(COURT_ENTRIES_MAX));
+        scan(&index.chunks(), COURT_ENTRIES_MAX, |view| {
+            clusters.push(view.cluster());
+        })?;
         clusters.sort_unstable();
         match clusters.windows(2).find(|pair| pair[0] == pair[1]) {
             Some(pair) => Err(IndexError::DuplicateCluster { cluster: pair[0] }),
@@ -332,6 +322,12 @@ impl Index {
     )]
     pub const fn len(&self) -> usize {
         self.bytes.len() / ENTRY_SIZE_BYTES
+    }
+
+    /// Whether it is small enough to be on chain.
+    #[must_use]
+    pub const fn fits_chain(&self) -> bool {
+        self.len() <= ENTRIES_MAX
     }
 
     /// The entries, one after the other.
@@ -359,7 +355,7 @@ impl Index {
     #[must_use]
     #[expect(clippy::missing_panics_doc, reason = "the expectation cannot fail")]
     pub fn root(&self) -> B256 {
-        crate::commit::sketch_root(&self.chunks()).expect("the index was checked when it was built")
+        crate::commit::root_of(&self.chunks()).expect("the index was checked when it was built")
     }
 }
 
@@ -369,10 +365,12 @@ impl Index {
 pub enum IndexError {
     /// There is no entry at all.
     Empty,
-    /// There are more than [`ENTRIES_MAX`] entries.
+    /// There are too many entries.
     TooLarge {
         /// How many chunks there are.
         n_chunks: usize,
+        /// How many entries there may be.
+        n_entries_max: usize,
     },
     /// There are more contributors than a claim can pay.
     TooManyContributors {
@@ -415,10 +413,13 @@ impl fmt::Display for IndexError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Empty => write!(f, "the sketch index has no entry"),
-            Self::TooLarge { n_chunks } => {
+            Self::TooLarge {
+                n_chunks,
+                n_entries_max,
+            } => {
                 write!(
                     f,
-                    "{n_chunks} chunks are more than an index of {ENTRIES_MAX} entries"
+                    "{n_chunks} chunks are more than an index of {n_entries_max} entries"
                 )
             }
             Self::TooManyContributors { n_contributors } => {

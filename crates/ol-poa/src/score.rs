@@ -19,7 +19,8 @@ use alloc::vec::Vec;
 
 use alloy_primitives::{Address, B256};
 
-use crate::index::{CODES_SIZE_BYTES, EntryView, Index, IndexError, K, scan};
+use crate::court::COURT_ENTRIES_MAX;
+use crate::index::{CODES_SIZE_BYTES, ENTRIES_MAX, EntryView, Index, IndexError, K, scan};
 
 #[cfg(all(feature = "std", target_arch = "x86_64"))]
 mod avx2;
@@ -124,18 +125,30 @@ pub fn score(query: &QuerySketch, entry: EntryView<'_>) -> i64 {
 /// [`IndexError`] if the chunks are malformed; see
 /// [`check_chunks`](crate::index::check_chunks) for what is checked.
 pub fn nets(chunks: &[&[u8]], query: &QuerySketch) -> Result<Vec<(Address, i64)>, IndexError> {
+    nets_within(chunks, ENTRIES_MAX, query)
+}
+
+fn nets_within(
+    chunks: &[&[u8]],
+    n_entries_max: usize,
+    query: &QuerySketch,
+) -> Result<Vec<(Address, i64)>, IndexError> {
     #[cfg(all(feature = "std", target_arch = "x86_64"))]
     if std::arch::is_x86_feature_detected!("avx2") {
         // SAFETY: this CPU has AVX2.
-        return unsafe { avx2::nets(chunks, query) };
+        return unsafe { avx2::nets(chunks, n_entries_max, query) };
     }
-    nets_on_any(chunks, query)
+    nets_on_any(chunks, n_entries_max, query)
 }
 
-/// [`nets`] without instructions that a machine may lack.
-fn nets_on_any(chunks: &[&[u8]], query: &QuerySketch) -> Result<Vec<(Address, i64)>, IndexError> {
+/// [`nets_within`] without instructions that a machine may lack.
+fn nets_on_any(
+    chunks: &[&[u8]],
+    n_entries_max: usize,
+    query: &QuerySketch,
+) -> Result<Vec<(Address, i64)>, IndexError> {
     let query = query.widen();
-    add_nets(chunks, |codes| dot_wide(&query, codes))
+    add_nets(chunks, n_entries_max, |codes| dot_wide(&query, codes))
 }
 
 /// Nets, of the inner product that `dot` gives. Inlined, so that it is compiled
@@ -143,10 +156,11 @@ fn nets_on_any(chunks: &[&[u8]], query: &QuerySketch) -> Result<Vec<(Address, i6
 #[inline(always)]
 fn add_nets(
     chunks: &[&[u8]],
+    n_entries_max: usize,
     dot: impl Fn(&[u8; CODES_SIZE_BYTES]) -> i32,
 ) -> Result<Vec<(Address, i64)>, IndexError> {
     let mut nets: Vec<(Address, i64)> = Vec::new();
-    scan(chunks, |entry| {
+    scan(chunks, n_entries_max, |entry| {
         let score = i64::from(dot(entry.code_bytes())) * i64::from(entry.scale());
         let contributor = entry.contributor();
         match nets.last_mut() {
@@ -174,16 +188,22 @@ pub fn weights(
     null_threshold: u64,
     query: &QuerySketch,
 ) -> Result<Vec<(Address, u64)>, IndexError> {
-    let mut weights: Vec<(Address, u64)> = Vec::new();
-    for (contributor, net) in nets(chunks, query)? {
-        let weight = u64::try_from(net)
-            .unwrap_or(0)
-            .saturating_sub(null_threshold);
-        if weight > 0 {
-            weights.push((contributor, weight));
-        }
-    }
-    Ok(weights)
+    Ok(weigh(nets(chunks, query)?, null_threshold))
+}
+
+fn weigh(nets: Vec<(Address, i64)>, null_threshold: u64) -> Vec<(Address, u64)> {
+    let nets = nets.into_iter();
+    nets.map(|(contributor, net)| (contributor, weight(net, null_threshold)))
+        .filter(|&(_, weight)| weight > 0)
+        .collect()
+}
+
+/// `max(0, net − null_threshold)`.
+#[must_use]
+pub fn weight(net: i64, null_threshold: u64) -> u64 {
+    u64::try_from(net)
+        .unwrap_or(0)
+        .saturating_sub(null_threshold)
 }
 
 impl Index {
@@ -200,8 +220,11 @@ impl Index {
     #[must_use]
     #[expect(clippy::missing_panics_doc, reason = "the expectation cannot fail")]
     pub fn weights(&self, null_threshold: u64, query: &QuerySketch) -> Vec<(Address, u64)> {
-        weights(&self.chunks(), null_threshold, query)
-            .expect("the index was checked when it was built")
+        let nets = nets_within(&self.chunks(), COURT_ENTRIES_MAX, query);
+        weigh(
+            nets.expect("the index was checked when it was built"),
+            null_threshold,
+        )
     }
 }
 

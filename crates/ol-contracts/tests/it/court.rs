@@ -170,6 +170,7 @@ impl Court {
             receipt: (&receipt).into(),
             query: self.query.to_bytes().to_vec().into(),
             posted,
+            version: 1,
             data: B256::ZERO,
         };
         let outcome = self.chain.send(OPERATOR, ATTRIBUTION_COURT, 0, &call);

@@ -6,7 +6,7 @@ use alloy_primitives::{Address, B256, U256};
 
 use super::tree::{Net, Node, SumTree};
 use super::{CommittedIndex, Terms, hash};
-use crate::score::{QuerySketch, score};
+use crate::score::{QuerySketch, weight};
 use crate::shares::{SharesError, shares};
 
 /// Who gets one of the units that the floors of the shares leave over: all
@@ -59,13 +59,6 @@ impl Cutoff {
         remainder: u64::MAX,
         position: 0,
     };
-}
-
-/// `max(0, net − null_threshold)`.
-pub(super) fn weight(net: i64, null_threshold: u64) -> u64 {
-    u64::try_from(net)
-        .unwrap_or(0)
-        .saturating_sub(null_threshold)
 }
 
 /// The leaf of an entry's score.
@@ -165,18 +158,9 @@ impl Claim {
         null_threshold: u64,
         pot: u128,
     ) -> Self {
-        let scores: Vec<i64> = index.entries().map(|entry| score(query, entry)).collect();
+        let scores = index.index().scores(query);
         let nets = nets(index, &scores);
-        let weights: Vec<u64> = nets
-            .iter()
-            .map(|&net| weight(net, null_threshold))
-            .collect();
-        let amounts = match shares(pot, &weights) {
-            Ok(amounts) => amounts,
-            Err(SharesError::NoWeight) => alloc::vec![0; weights.len()],
-            // An index has at most 2^14 contributors, and a net is below 2^57.
-            Err(error) => unreachable!("weights out of range: {error}"),
-        };
+        let (weights, amounts) = divide(&nets, null_threshold, pot);
         let cutoff = Cutoff::of(pot, &weights, &amounts);
         Self::plant(index, null_threshold, &scores, &nets, &amounts, cutoff)
     }
@@ -282,11 +266,32 @@ impl Claim {
     }
 }
 
-/// The tree over shares.
-pub(super) fn share_tree(
-    index: &CommittedIndex,
-    amounts: impl Iterator<Item = u128>,
-) -> SumTree<u128> {
+/// The shares that nets are worth, for every contributor of an index, those that
+/// get nothing included; all of them nothing if no net is above the threshold.
+/// `pot` and the shares are in wei.
+#[must_use]
+pub fn amounts(nets: &[i64], null_threshold: u64, pot: u128) -> Vec<u128> {
+    divide(nets, null_threshold, pot).1
+}
+
+fn divide(nets: &[i64], null_threshold: u64, pot: u128) -> (Vec<u64>, Vec<u128>) {
+    let weights: Vec<u64> = nets
+        .iter()
+        .map(|&net| weight(net, null_threshold))
+        .collect();
+    let amounts = match shares(pot, &weights) {
+        Ok(amounts) => amounts,
+        Err(SharesError::NoWeight) => alloc::vec![0; weights.len()],
+        // An index has at most 2^14 contributors, and a net is below 2^57.
+        Err(error) => unreachable!("weights out of range: {error}"),
+    };
+    (weights, amounts)
+}
+
+/// The tree over the shares of an index's contributors: what a share is
+/// collected by.
+#[must_use]
+pub fn share_tree(index: &CommittedIndex, amounts: impl Iterator<Item = u128>) -> SumTree<u128> {
     let leaves = index.ranges().iter().zip(amounts);
     let leaves = leaves.map(|((contributor, _), share)| Node {
         hash: share_hash(contributor, share),

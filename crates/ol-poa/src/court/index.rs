@@ -4,22 +4,25 @@ use alloc::vec::Vec;
 
 use alloy_primitives::{Address, B256};
 
-use super::{COURT_CONTRIBUTORS_MAX, COURT_ENTRIES_MAX, hash};
-use crate::index::{ENTRY_SIZE_BYTES, EntryView, IndexError, views};
+use super::{COURT_CONTRIBUTORS_MAX, hash};
+use crate::index::{ENTRY_SIZE_BYTES, EntryView, Index, IndexError};
 use crate::merkle;
 
-/// An index whose form has been checked, with the trees of its commitment.
+/// An index with the trees of its commitment.
 ///
 /// Entries are those of `specs/poa.md` in the same order; there may be
-/// [`COURT_ENTRIES_MAX`] of them, from [`COURT_CONTRIBUTORS_MAX`] contributors.
+/// [`super::COURT_ENTRIES_MAX`] of them, from [`COURT_CONTRIBUTORS_MAX`]
+/// contributors. It takes 32 bytes an entry beside the index itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommittedIndex {
-    bytes: Vec<u8>,
+    index: Index,
     /// Contributors ascending, and the position after the last of their entries.
     ranges: Vec<(Address, u32)>,
     leaves: Vec<B256>,
     range_leaves: Vec<B256>,
     object: B256,
+    root: B256,
+    ranges_root: B256,
 }
 
 impl CommittedIndex {
@@ -27,28 +30,21 @@ impl CommittedIndex {
     /// that are published as an object.
     ///
     /// # Errors
-    /// [`IndexError`] as [`crate::Index::from_bytes`], with the limits of the
-    /// optimistic tier.
-    #[expect(clippy::missing_panics_doc, reason = "the expectation cannot fail")]
+    /// [`IndexError`] as [`Index::from_bytes`], or if there are more contributors
+    /// than a claim can pay.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, IndexError> {
-        let entries = views(&bytes)?;
-        if entries.len() > COURT_ENTRIES_MAX {
-            return Err(IndexError::TooLarge {
-                n_chunks: entries.len().div_ceil(crate::CHUNK_ENTRIES),
-            });
-        }
-        let mut clusters = Vec::with_capacity(entries.len());
-        let mut leaves = Vec::with_capacity(entries.len());
+        Self::new(Index::from_bytes(bytes)?)
+    }
+
+    /// Takes an index.
+    ///
+    /// # Errors
+    /// [`IndexError::TooManyContributors`].
+    #[expect(clippy::missing_panics_doc, reason = "the expectation cannot fail")]
+    pub fn new(index: Index) -> Result<Self, IndexError> {
+        let mut leaves = Vec::with_capacity(index.len());
         let mut ranges: Vec<(Address, u32)> = Vec::new();
-        let mut previous = None;
-        for (entry, view) in entries.enumerate() {
-            let key = Some(view.key());
-            if key <= previous {
-                return Err(IndexError::Order { entry });
-            }
-            previous = key;
-            view.check(entry)?;
-            clusters.push(view.cluster());
+        for (entry, view) in index.entries().enumerate() {
             leaves.push(merkle::leaf(view.bytes()));
             let end = u32::try_from(entry + 1).expect("an index has at most 2^20 entries");
             match ranges.last_mut() {
@@ -56,27 +52,30 @@ impl CommittedIndex {
                 _ => ranges.push((view.contributor(), end)),
             }
         }
-        clusters.sort_unstable();
-        if let Some(pair) = clusters.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(IndexError::DuplicateCluster { cluster: pair[0] });
-        }
         if ranges.len() > COURT_CONTRIBUTORS_MAX {
             return Err(IndexError::TooManyContributors {
                 n_contributors: ranges.len(),
             });
         }
-        let range_leaves = ranges
+        let range_leaves: Vec<B256> = ranges
             .iter()
             .map(|(contributor, end)| range_leaf(contributor, *end))
             .collect();
-        let object = alloy_primitives::keccak256(&bytes);
         Ok(Self {
-            bytes,
+            object: alloy_primitives::keccak256(index.as_bytes()),
+            root: merkle::root(&leaves),
+            ranges_root: merkle::root(&range_leaves),
+            index,
             ranges,
             leaves,
             range_leaves,
-            object,
         })
+    }
+
+    /// The index itself.
+    #[must_use]
+    pub const fn index(&self) -> &Index {
+        &self.index
     }
 
     /// How many entries there are, at least 1.
@@ -96,7 +95,7 @@ impl CommittedIndex {
     /// The entries, one after the other: the object that is published.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes
+        self.index.as_bytes()
     }
 
     /// The id of the object: keccak256 of the entries.
@@ -107,14 +106,14 @@ impl CommittedIndex {
 
     /// The root over the entries.
     #[must_use]
-    pub fn root(&self) -> B256 {
-        merkle::root(&self.leaves)
+    pub const fn root(&self) -> B256 {
+        self.root
     }
 
     /// The root over contributors and where their entries end.
     #[must_use]
-    pub fn ranges_root(&self) -> B256 {
-        merkle::root(&self.range_leaves)
+    pub const fn ranges_root(&self) -> B256 {
+        self.ranges_root
     }
 
     /// What names the commitment on chain, in the place of the sketch root:
@@ -133,9 +132,8 @@ impl CommittedIndex {
     }
 
     /// The entries in order, read in place.
-    #[expect(clippy::missing_panics_doc, reason = "the expectation cannot fail")]
     pub fn entries(&self) -> impl ExactSizeIterator<Item = EntryView<'_>> {
-        views(&self.bytes).expect("the index was checked when it was built")
+        self.index.entries()
     }
 
     /// Contributors ascending, with the position after the last of their
@@ -150,7 +148,7 @@ impl CommittedIndex {
         let from = usize::try_from(position)
             .ok()?
             .checked_mul(ENTRY_SIZE_BYTES)?;
-        self.bytes.get(from..from + ENTRY_SIZE_BYTES)
+        self.as_bytes().get(from..from + ENTRY_SIZE_BYTES)
     }
 
     pub(super) fn entry_proof(&self, position: u32) -> Vec<B256> {

@@ -9,13 +9,13 @@ use core::fmt;
 
 use alloy_primitives::{Address, B256, U256, keccak256};
 
-use super::claim::{net_hash, score_leaf, share_hash, weight};
+use super::claim::{net_hash, score_leaf, share_hash};
 use super::index::range_leaf;
 use super::tree::{Net, Node, Value, climb, fold};
 use super::{COURT_CONTRIBUTORS_MAX, COURT_ENTRIES_MAX, REVEAL_LEVELS, Terms, Tree};
 use crate::index::{ENTRY_SIZE_BYTES, EntryView, K};
 use crate::merkle;
-use crate::score::{QuerySketch, score};
+use crate::score::{QuerySketch, score, weight};
 
 /// First byte of a step about a leaf of the scores.
 pub(super) const SCORE: u8 = 1;

@@ -9,9 +9,11 @@ use alloy_primitives::{Address, B256};
 use proptest::prelude::*;
 
 use super::{
-    CHUNK_ENTRIES, CHUNK_SIZE_BYTES, ENTRIES_MAX, ENTRY_SIZE_BYTES, Entry, Index, IndexError, K,
-    check_chunks, parse_chunk,
+    CHUNK_ENTRIES, CHUNK_SIZE_BYTES, COURT_ENTRIES_MAX, ENTRIES_MAX, ENTRY_SIZE_BYTES, Entry,
+    Index, IndexError, K, check_chunks, parse_chunk,
 };
+use crate::QuerySketch;
+use crate::court::{Claim, CommittedIndex};
 
 /// A small reproducible index: `n` entries over `n_contributors`.
 pub(crate) fn sample_entries(n: usize, n_contributors: usize, seed: u64) -> Vec<Entry> {
@@ -87,15 +89,29 @@ fn sizes_are_checked() {
             },
         );
     }
-    let too_many = ENTRIES_MAX / CHUNK_ENTRIES + 1;
-    check_error(
-        vec![0; ENTRIES_MAX * ENTRY_SIZE_BYTES + 1],
-        IndexError::TooLarge { n_chunks: too_many },
-    );
-    assert_eq!(
-        Index::new(sample_entries(ENTRIES_MAX + 1, 3, 1)),
-        Err(IndexError::TooLarge { n_chunks: too_many })
-    );
+    let too_large = |n_entries_max: usize| IndexError::TooLarge {
+        n_chunks: n_entries_max / CHUNK_ENTRIES + 1,
+        n_entries_max,
+    };
+    let most = COURT_ENTRIES_MAX;
+    let bytes = vec![0; most * ENTRY_SIZE_BYTES + 1];
+    assert_eq!(Index::from_bytes(bytes), Err(too_large(most)));
+
+    // What only fits a commitment is refused where the chain would read it.
+    let large = Index::new(sample_entries(ENTRIES_MAX + 1, 3, 1)).unwrap();
+    assert!(!large.fits_chain() && sample(3).fits_chain());
+    assert_eq!(check_chunks(&large.chunks()), Err(too_large(ENTRIES_MAX)));
+    let query = QuerySketch::new([1; K]).unwrap();
+    let refused = crate::weights(&large.chunks(), 0, &query);
+    assert_eq!(refused, Err(too_large(ENTRIES_MAX)));
+    let committed = CommittedIndex::new(large.clone()).unwrap();
+    assert_eq!(large.root(), committed.root());
+    let claim = Claim::compute(&committed, &query, 0, 1_000);
+    let of_claim = (0..committed.n_contributors())
+        .zip(committed.ranges())
+        .map(|(at, (who, _))| (*who, claim.nets.node(0, at).unwrap().value.weight));
+    let of_claim: Vec<_> = of_claim.filter(|&(_, weight)| weight > 0).collect();
+    assert_eq!(large.weights(0, &query), of_claim);
     assert!(parse_chunk(&[]).is_err());
     assert!(parse_chunk(&vec![1; CHUNK_SIZE_BYTES + ENTRY_SIZE_BYTES]).is_err());
 }

@@ -19,10 +19,11 @@ use crate::index::{CODES_SIZE_BYTES, IndexError};
 
 const _: () = assert!(8 * 2 * 15 * 127 < 1 << 15 && CODES_SIZE_BYTES == 4 * 32);
 
-/// [`super::nets`].
+/// [`super::nets_within`].
 #[target_feature(enable = "avx2")]
 pub(super) fn nets(
     chunks: &[&[u8]],
+    n_entries_max: usize,
     query: &QuerySketch,
 ) -> Result<Vec<(Address, i64)>, IndexError> {
     let bytes = query.to_bytes();
@@ -32,7 +33,9 @@ pub(super) fn nets(
         core::array::from_fn(|_| load(lines.next().expect("half a query is four lines")))
     });
     let offset = 8 * query.codes().iter().map(|&q| i32::from(q)).sum::<i32>();
-    add_nets(chunks, |codes| dot(&high, &low, codes) - offset)
+    add_nets(chunks, n_entries_max, |codes| {
+        dot(&high, &low, codes) - offset
+    })
 }
 
 /// `Σ u q`.

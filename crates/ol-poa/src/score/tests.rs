@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use alloy_primitives::{Address, B256, keccak256};
 use proptest::prelude::*;
 
-use super::{QuerySketch, dot, nets, nets_on_any, score, weights};
+use super::{QuerySketch, dot, nets, nets_on_any, nets_within, score, weights};
 use crate::index::tests::sample_entries;
 use crate::index::{ENTRIES_MAX, Entry, Index, IndexError, K};
 
@@ -60,7 +60,7 @@ fn the_largest_index_stays_in_bounds() {
         assert_eq!(net, sign * 16_384 * 65_535 * 227_584);
         assert!(net.unsigned_abs() < 1 << 48);
         assert_eq!(
-            nets_on_any(&index.chunks(), &query),
+            nets_on_any(&index.chunks(), ENTRIES_MAX, &query),
             nets(&index.chunks(), &query)
         );
         assert_eq!(index.weights(0, &query).len(), usize::from(sign > 0));
@@ -130,8 +130,8 @@ proptest! {
             prop_assert_eq!(super::score(&query, view), score);
         }
         // With the instructions of this machine, and without.
-        for nets in [nets, nets_on_any] {
-            let nets: BTreeMap<Address, i128> = nets(&index.chunks(), &query)
+        for nets in [nets_within, nets_on_any] {
+            let nets: BTreeMap<Address, i128> = nets(&index.chunks(), ENTRIES_MAX, &query)
                 .unwrap()
                 .into_iter()
                 .map(|(who, net)| (who, i128::from(net)))

@@ -27,21 +27,33 @@ use serde_json::{Value, json};
 
 use crate::harness::{NodeAlone, openledger};
 
-const OPERATOR: usize = 1;
+pub(crate) const OPERATOR: usize = 1;
 const OWNER: usize = 2;
-const PAYER: usize = 3;
-const WATCHER: usize = 4;
+pub(crate) const PAYER: usize = 3;
+pub(crate) const WATCHER: usize = 4;
 
 const FEE_WEI: u128 = WEI_PER_OPEN + 10;
 const POT_WEI: u128 = FEE_WEI / 2;
 
-fn signer(account: usize) -> PrivateKeySigner {
+pub(crate) fn signer(account: usize) -> PrivateKeySigner {
     DEV_MNEMONIC_KEYS[account].parse().unwrap()
 }
 
 fn send<C: SolCall>(node: &NodeAlone, account: usize, to: Address, value_wei: u128, call: &C) {
+    let rpc = |method: &str, params: Value| node.rpc(method, params);
+    send_by(&rpc, account, to, value_wei, call);
+}
+
+/// Sends a call of a development account, which must succeed.
+pub(crate) fn send_by<C: SolCall>(
+    rpc: &dyn Fn(&str, Value) -> Value,
+    account: usize,
+    to: Address,
+    value_wei: u128,
+    call: &C,
+) {
     let signer = signer(account);
-    let nonce = node.rpc(
+    let nonce = rpc(
         "eth_getTransactionCount",
         json!([signer.address(), "latest"]),
     );
@@ -62,8 +74,8 @@ fn send<C: SolCall>(node: &NodeAlone, account: usize, to: Address, value_wei: u1
         .unwrap();
     let envelope = TxEnvelope::from(transaction.into_signed(signature));
     let raw = hex::encode_prefixed(envelope.encoded_2718());
-    let hash = node.rpc("eth_sendRawTransaction", json!([raw]));
-    let receipt = node.rpc("eth_getTransactionReceipt", json!([hash]));
+    let hash = rpc("eth_sendRawTransaction", json!([raw]));
+    let receipt = rpc("eth_getTransactionReceipt", json!([hash]));
     assert_eq!(receipt["status"], "0x1", "{}: {receipt}", C::SIGNATURE);
 }
 
@@ -156,6 +168,7 @@ fn claim(node: &NodeAlone, index: &CommittedIndex, number: u8, claim: &Claim, da
         receipt: (&receipt).into(),
         query: query.to_vec().into(),
         posted: posted_call(&claim.posted()),
+        version: 1,
         data,
     };
     send(node, OPERATOR, ATTRIBUTION_COURT, 0, &call);
@@ -163,7 +176,7 @@ fn claim(node: &NodeAlone, index: &CommittedIndex, number: u8, claim: &Claim, da
 }
 
 /// The lines and the status of one look.
-fn watch(dir: &Path, args: &[&str]) -> (Vec<Value>, Option<i32>) {
+pub(crate) fn watch(dir: &Path, args: &[&str]) -> (Vec<Value>, Option<i32>) {
     let output = openledger(dir, &["watch", "--once", "--json"])
         .args(args)
         .output()
