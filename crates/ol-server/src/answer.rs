@@ -101,6 +101,21 @@ pub enum RequestError {
         /// What is there beside the holds of other requests.
         available_wei: u128,
     },
+    /// The model's answers are claimed, and the operator's bond does not cover one
+    /// more claim.
+    #[error(
+        "an answer of model {model:?} is backed by a bond of up to {needed_wei} wei, and its \
+         operator has {available_wei} wei available for it: try again when open claims are \
+         closed, or ask another model"
+    )]
+    NoBond {
+        /// Its name.
+        model: String,
+        /// What the claim of this request can take.
+        needed_wei: u128,
+        /// What is there beside the claims of others.
+        available_wei: u128,
+    },
     /// Too many requests, or too many receipts are owed.
     #[error("the gateway is overloaded, try again later")]
     Overloaded,

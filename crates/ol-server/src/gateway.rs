@@ -32,16 +32,17 @@ use ol_model::Lora;
 use ol_runtime::{Clock, Objects};
 use ol_serve::{AdapterRef, GenerateRequest};
 use ol_spans::SpanIndex;
-use ol_types::{Address, B256, name_id};
+use ol_types::{Address, B256, Receipt, WEI_PER_OPEN, name_id};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-pub use self::chain::{Chain, ChainError, Model, Settled};
+pub use self::chain::{Chain, ChainError, ClaimState, ClaimStatus, Claimed, Model, Settled};
+pub use self::claims::CLAIMS_MAX;
 pub use self::idempotency::IDEMPOTENCY_KEY_SIZE_BYTES_MAX;
 pub use self::journal::{Journal, JournalError, PENDING_MAX, PendingReceipt};
 pub use self::labels::Labels;
 pub use self::receipts::{
-    PassageView, PotView, PotsView, ReceiptError, ReceiptView, Receipts, ShareView, SourceView,
-    SpanView, SplitView,
+    ClaimView, PassageView, PotView, PotsView, ReceiptError, ReceiptView, Receipts, ShareView,
+    SourceView, SpanView, SplitView,
 };
 pub use self::session::{Session, hash_tokens};
 pub use self::settlement::Status;
@@ -50,16 +51,19 @@ pub use self::sketch::{AnswerSketcher, PassagePrompt};
 use crate::answer::{AnswerRequest, RequestError};
 use crate::backend::Backend;
 use crate::keys::{ApiKeys, Cost, KeysError, Meter};
+use crate::optimistic::OptimisticIndex;
 use crate::prepare::{Prepared, Preparer};
 use crate::retrieval::Retrieval;
 use crate::sampling::SamplingDefaults;
 
+use self::claims::{Bonds, Claims, OpenError};
 use self::deferred::{Deferred, Tools};
-use self::holds::{Hold, HoldError, Holds};
+use self::holds::{Hold, HoldError, Holds, Reserve};
 use self::session::{Charge, Start};
 use self::settlement::{Job, Settlement, chain_of};
 
 mod chain;
+mod claims;
 mod deferred;
 pub(crate) mod durable;
 mod holds;
@@ -94,6 +98,9 @@ pub struct GatewayOptions {
     pub labels: Arc<Labels>,
     /// Datanets that questions may be given passages of. Default none.
     pub retrieval: Retrieval,
+    /// Most of the operator's OPEN that may be bonded for claims at one time, in
+    /// wei; past it answers of optimistic models are refused. Default 1,000 OPEN.
+    pub bond_max_wei: u128,
 }
 
 impl GatewayOptions {
@@ -110,6 +117,7 @@ impl GatewayOptions {
             settle_wait: Duration::from_secs(30),
             labels: Arc::default(),
             retrieval: Retrieval::default(),
+            bond_max_wei: 1_000 * WEI_PER_OPEN,
         }
     }
 }
@@ -126,6 +134,8 @@ pub struct ServedModel {
     /// as of the version that its training manifest names. Needed if it has a pot
     /// for spans.
     pub spans: Option<Arc<SpanIndex>>,
+    /// The index that it commits to, if it is of the optimistic tier: needed then.
+    pub optimistic: Option<Arc<OptimisticIndex>>,
 }
 
 impl std::fmt::Debug for ServedModel {
@@ -168,6 +178,15 @@ pub enum StartError {
     Thread(#[source] io::Error),
 }
 
+impl From<OpenError> for StartError {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Chain(error) => error.into(),
+            OpenError::Journal(error) => error.into(),
+        }
+    }
+}
+
 /// The gateway; clones share it.
 #[derive(Debug, Clone)]
 pub struct Gateway {
@@ -180,6 +199,7 @@ struct Inner {
     chain: Arc<Chain>,
     backend: Backend,
     preparer: Arc<Preparer>,
+    bonds: Arc<Bonds>,
     clock: Arc<dyn Clock>,
     keys: ApiKeys,
     meter: Arc<Meter>,
@@ -227,10 +247,22 @@ impl Gateway {
             return Err(StartError::TooManyOwed { n_owed });
         }
         let holds = Arc::new(Holds::default());
+        let bonds = Arc::new(Bonds::new(Arc::clone(&chain), options.bond_max_wei));
+        let indexes: Vec<_> = models
+            .iter()
+            .filter_map(|served| served.optimistic.clone())
+            .collect();
+        let adopt = |receipt: &Receipt| Reserve {
+            fee: holds.adopt(receipt.payer, receipt.fee_wei),
+            bond: indexes
+                .iter()
+                .any(|index| index.id() == receipt.sketch_root)
+                .then(|| bonds.adopt(receipt.fee_wei)),
+        };
         let owed = owed
             .into_iter()
             .map(|pending| {
-                let hold = holds.adopt(pending.receipt.payer, pending.receipt.fee_wei);
+                let hold = adopt(&pending.receipt);
                 Job {
                     pending,
                     hold,
@@ -246,13 +278,21 @@ impl Gateway {
                 journal.remove_answer(draft.request_id)?;
                 continue;
             }
-            let hold = holds.adopt(draft.payer, draft.fee_wei);
+            let hold = adopt(draft);
             waiting.push((answered, hold));
         }
+        let by_id = indexes.iter().map(|index| (index.id(), Arc::clone(index)));
+        let claims = Claims::open(
+            Arc::clone(&chain),
+            journal.clone(),
+            by_id.collect(),
+            Arc::clone(&bonds),
+        )?;
         let settlement = Settlement::start(
             Arc::clone(&chain),
             objects.clone(),
             journal.clone(),
+            claims,
             owed,
             options.n_requests_max,
         )
@@ -290,7 +330,8 @@ impl Gateway {
                 journal.clone(),
                 Arc::clone(&options.labels),
             )
-            .with_tokenizer(Arc::clone(preparer.tokenizer())),
+            .with_tokenizer(Arc::clone(preparer.tokenizer()))
+            .with_indexes(indexes),
             started_at_s: clock.unix_s(),
             preparer,
             options,
@@ -302,6 +343,7 @@ impl Gateway {
             models,
             journal,
             holds,
+            bonds,
             settlement,
             running: Arc::default(),
             is_stopping: AtomicBool::new(false),
@@ -485,8 +527,10 @@ impl Inner {
         let model = model.ok_or_else(|| RequestError::UnknownModel {
             model: served.name.clone(),
         })?;
+        let is_index = |index: &Arc<OptimisticIndex>| index.id() == model.params.sketchRoot;
         let is_current = model.params.baseHash == self.backend.base_hash()
-            && model.params.adapterHash == served.adapter.hash();
+            && model.params.adapterHash == served.adapter.hash()
+            && served.optimistic.as_ref().is_none_or(is_index);
         if !is_current {
             return Err(RequestError::Outdated {
                 model: served.name.clone(),
@@ -513,10 +557,18 @@ impl Inner {
                 (n_paid.max(1), Charge::Earlier(Box::new(earlier)))
             }
             None => {
-                let hold = self.hold(payer, &model, tokens_in, max_tokens)?;
+                let fee = self.hold(payer, &model, tokens_in, max_tokens)?;
                 let cost = Cost {
                     tokens: (tokens_in as u64).saturating_add(max_tokens as u64),
-                    wei: hold.amount_wei(),
+                    wei: fee.amount_wei(),
+                };
+                let bond = served.optimistic.as_ref().map(|_| {
+                    let bond = self.bonds.place(fee.amount_wei());
+                    bond.map_err(|error| no_bond(&served.name, error))
+                });
+                let hold = Reserve {
+                    fee,
+                    bond: bond.transpose()?,
                 };
                 let key = request.key.as_ref();
                 let admission = key.map(|key| self.meter.begin(key, cost)).transpose()?;
@@ -562,6 +614,20 @@ impl Inner {
     }
 }
 
+fn no_bond(model: &str, error: HoldError<ChainError>) -> RequestError {
+    match error {
+        HoldError::Insufficient {
+            amount_wei,
+            available_wei,
+        } => RequestError::NoBond {
+            model: model.to_owned(),
+            needed_wei: amount_wei,
+            available_wei,
+        },
+        HoldError::Balance(error) => error.into(),
+    }
+}
+
 /// A number of tokens as receipts hold it.
 fn count(n_tokens: usize) -> Option<u32> {
     u32::try_from(n_tokens).ok()
@@ -585,6 +651,21 @@ fn check_model(chain: &Chain, served: &ServedModel, base_hash: B256) -> Result<(
                 "its {what} on chain is {on_chain}, here it is {here}"
             )));
         }
+    }
+    match &served.optimistic {
+        Some(index) if index.id() != model.params.sketchRoot => {
+            return Err(refuse(format!(
+                "its index on chain is {}, here it is {}",
+                model.params.sketchRoot,
+                index.id()
+            )));
+        }
+        None if chain.is_committed(model.params.sketchRoot)? => {
+            return Err(refuse(
+                "its index is only committed to on chain, and is not loaded here".to_owned(),
+            ));
+        }
+        Some(_) | None => {}
     }
     let [_, spans_bps, _] = model.params.potsBps;
     if spans_bps > 0 && served.spans.is_none() {

@@ -13,6 +13,7 @@
 //! - [`keys`]: API keys, their scopes, limits and budgets.
 //! - [`gateway`]: prepaid balances, receipts and their settlement; no HTTP.
 //! - [`metrics`]: what is measured, for Prometheus.
+//! - [`optimistic`]: indexes of millions of records, and claims about them.
 //! - [`plain`]: answers without payment; no HTTP.
 //! - [`retrieval`]: passages of datanets for questions; no HTTP.
 //! - [`SamplingRequest`], [`SamplingDefaults`]: how tokens are drawn, and who says so.
@@ -36,6 +37,7 @@ pub mod follow;
 pub mod gateway;
 pub mod keys;
 pub mod metrics;
+pub mod optimistic;
 pub mod plain;
 mod prepare;
 pub mod retrieval;

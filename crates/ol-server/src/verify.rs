@@ -17,7 +17,7 @@ use ol_types::{Address, B256, Receipt, keccak256};
 
 use crate::evidence::check;
 
-pub use claim::{ClaimEvidence, event, judge};
+pub use claim::{ClaimEvidence, ClaimedReceipt, event, judge, verify_claim};
 
 /// Whether this version of a model made the receipt: its base, adapter,
 /// manifest and index are the receipt's, and the fee is its price.
@@ -134,15 +134,25 @@ impl Display for Difference {
     }
 }
 
-/// Recomputes where the fee of an answer goes.
+/// What the contributors of an answer share, in wei.
+///
+/// # Errors
+/// A [`Difference`] if the parts do not add up.
+pub fn contributors_wei(fee_wei: u128, split_bps: [u16; 4]) -> Result<u128, Difference> {
+    let [_, _, _, contributors_wei] =
+        ol_poa::split_fee(fee_wei, split_bps).map_err(|error| unusable("split", &error))?;
+    Ok(contributors_wei)
+}
+
+/// Recomputes where the fee of an answer goes. `scored` are the contributors with
+/// their weights by training, in any tier ([`Index::weights`]).
 ///
 /// # Errors
 /// A [`Difference`] if the terms are no registered ones: parts that do not add
 /// up, or prices out of range.
 pub fn payout(
     receipt: &Receipt,
-    query: &QuerySketch,
-    index: &Index,
+    scored: &[(Address, u64)],
     params: &Params,
     evidence: &ol_poa::Evidence,
 ) -> Result<Payout, Difference> {
@@ -163,8 +173,7 @@ pub fn payout(
     };
     let pots_wei = split_pots(contributors_wei, params.potsBps, evidence);
     let pots_wei = pots_wei.map_err(|error| unusable("pots", &error))?;
-    let scored = index.weights(params.nullThreshold, query);
-    let weights = [scored.as_slice(), evidence.spans(), evidence.context()];
+    let weights = [scored, evidence.spans(), evidence.context()];
     let mut pots = <[PotCredits; 3]>::default();
     for ((pot, amount_wei), weights) in pots.iter_mut().zip(pots_wei).zip(weights) {
         *pot = divide(amount_wei, weights)?;
@@ -203,11 +212,7 @@ fn divide(amount_wei: u128, weights: &[(Address, u64)]) -> Result<PotCredits, Di
 /// # Errors
 /// The first [`Difference`], from the receipt's own bytes to the last payment.
 pub fn verify(evidence: &Evidence<'_>) -> Result<Payout, Difference> {
-    let receipt = Receipt::decode(evidence.receipt).map_err(|error| unusable("receipt", &error))?;
-    same("id", keccak256(evidence.receipt), evidence.id)?;
-    same("query", keccak256(evidence.query), receipt.query_hash)?;
-    let query =
-        QuerySketch::from_bytes(evidence.query).map_err(|error| unusable("query", &error))?;
+    let (receipt, query) = read(evidence.id, evidence.receipt, evidence.query)?;
     same(
         "evidence",
         keccak256(evidence.evidence),
@@ -220,15 +225,13 @@ pub fn verify(evidence: &Evidence<'_>) -> Result<Payout, Difference> {
     }
 
     let (params, settled) = (evidence.params, evidence.settled);
-    same("base_hash", params.baseHash, receipt.base_hash)?;
-    same("adapter_hash", params.adapterHash, receipt.adapter_hash)?;
-    same("manifest_hash", params.manifestHash, receipt.manifest_hash)?;
-    same("sketch_root", params.sketchRoot, receipt.sketch_root)?;
+    check_model(&receipt, params)?;
     let index =
         Index::from_bytes(evidence.chunks.concat()).map_err(|error| unusable("index", &error))?;
     same("sketch_root", index.root(), receipt.sketch_root)?;
 
-    let payout = payout(&receipt, &query, &index, params, &lists)?;
+    let scored = index.weights(params.nullThreshold, &query);
+    let payout = payout(&receipt, &scored, params, &lists)?;
     same("settled receipt", evidence.id, settled.receipt_id)?;
     same("settled model", receipt.model_id, settled.model_id)?;
     same("settled payer", receipt.payer, settled.payer)?;
@@ -242,6 +245,24 @@ pub fn verify(evidence: &Evidence<'_>) -> Result<Payout, Difference> {
     compare(&payout, &Payout::from(settled))?;
     same("treasury", name(treasury), name(settled.treasury))?;
     Ok(payout)
+}
+
+/// A receipt and its query sketch, if their bytes are what the ids say.
+fn read(id: B256, receipt: &[u8], query: &[u8]) -> Result<(Receipt, QuerySketch), Difference> {
+    let bytes = receipt;
+    let receipt = Receipt::decode(bytes).map_err(|error| unusable("receipt", &error))?;
+    same("id", keccak256(bytes), id)?;
+    same("query", keccak256(query), receipt.query_hash)?;
+    let query = QuerySketch::from_bytes(query).map_err(|error| unusable("query", &error))?;
+    Ok((receipt, query))
+}
+
+/// Whether the receipt names what its model's version is made of.
+fn check_model(receipt: &Receipt, params: &Params) -> Result<(), Difference> {
+    same("base_hash", params.baseHash, receipt.base_hash)?;
+    same("adapter_hash", params.adapterHash, receipt.adapter_hash)?;
+    same("manifest_hash", params.manifestHash, receipt.manifest_hash)?;
+    same("sketch_root", params.sketchRoot, receipt.sketch_root)
 }
 
 /// Compares a recomputed payout with the one found.

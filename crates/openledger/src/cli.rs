@@ -184,6 +184,11 @@ pub(crate) struct UpArgs {
     /// Train the demo adapters again instead of using the shipped ones
     #[arg(long)]
     pub(crate) retrain: bool,
+    /// Most OPEN of the operator that may be bonded at one time for answers of
+    /// optimistic models. Each takes 0.1 OPEN and its fee for 12 hours; what does not
+    /// fit is refused by the model's name
+    #[arg(long, value_name = "OPEN", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(..=10_000))]
+    pub(crate) bond_max: u64,
     #[command(flatten)]
     pub(crate) fleet: WorkersArgs,
     #[command(flatten)]

@@ -2,6 +2,7 @@
 //! with adapter, training manifest, record sketches and the map that sketches
 //! answers.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,8 +16,9 @@ use ol_attribution::placebo::{PlaceboOptions, null_threshold};
 use ol_attribution::query::QuerySketcher;
 use ol_attribution::record::{RecordInput, SketchOptions, sketch_records};
 use ol_datanet::{CommittedRecord, Datanets, cluster_owners};
-use ol_model::{Lora, LoraConfig, Model, Pool, Tokenizer, write_atomic};
-use ol_poa::{DEFAULT_POTS_BPS, Index};
+use ol_model::{Lora, LoraConfig, Model, Pool, Random, Tokenizer, write_atomic};
+use ol_poa::court::{COURT_CONTRIBUTORS_MAX, COURT_ENTRIES_MAX, CommittedIndex};
+use ol_poa::{DEFAULT_POTS_BPS, ENTRIES_MAX, ENTRY_SIZE_BYTES, Index};
 use ol_runtime::{Objects, SystemClock};
 use ol_train::{
     AdapterJob, AdapterReport, DatanetUse, LoraObjective, Observer, Progress, TrainOptions,
@@ -38,11 +40,70 @@ pub(crate) const MODEL_FILES: [&str; 6] = [
     "model.json",
 ];
 
-/// Largest file of sketches or of a map, in bytes.
+/// Largest file of a map, in bytes.
 const FILE_SIZE_BYTES_MAX: u64 = 64 << 20;
 
-/// Most records a model is sketched on: what fits an index on chain.
-const RECORDS_MAX: usize = ol_poa::ENTRIES_MAX;
+/// Largest file of sketches, in bytes.
+const SKETCHES_SIZE_BYTES_MAX: u64 = (COURT_ENTRIES_MAX * ENTRY_SIZE_BYTES) as u64;
+
+/// Most records whose gradients the map is fitted on, which are kept on disk until
+/// it is done; of a larger datanet a sample. The others are sketched under the map.
+const FIT_RECORDS_MAX: usize = ol_attribution::fit::RECORDS_MAX;
+
+/// Chooses that sample.
+const FIT_SAMPLE_SEED: u64 = 0x5a3e;
+
+/// How contributors of a model are paid by training (`docs/attribution.md`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Tier {
+    /// The chain computes every score and pays at once: up to 16,384 records
+    #[default]
+    Exact,
+    /// The operator claims who is paid, backed by a bond, and it is paid after 12
+    /// hours in which nobody refuted it: up to 1,048,576 records
+    Optimistic,
+}
+
+impl Tier {
+    /// The tier of a model with so many records, if it was asked for this one.
+    ///
+    /// # Errors
+    /// If they do not fit.
+    fn of(asked: Option<Self>, n_records: usize, n_contributors: usize) -> anyhow::Result<Self> {
+        let tier = asked.unwrap_or(if n_records > ENTRIES_MAX {
+            Self::Optimistic
+        } else {
+            Self::Exact
+        });
+        match tier {
+            Self::Exact => ensure!(
+                n_records <= ENTRIES_MAX,
+                "{n_records} records do not fit on chain, {ENTRIES_MAX} do; with `--tier optimistic` \
+                 up to {COURT_ENTRIES_MAX} are committed to"
+            ),
+            Self::Optimistic => {
+                ensure!(
+                    n_records <= COURT_ENTRIES_MAX,
+                    "{n_records} records, at most {COURT_ENTRIES_MAX} fit an index"
+                );
+                ensure!(
+                    n_contributors <= COURT_CONTRIBUTORS_MAX,
+                    "{n_contributors} contributors, at most {COURT_CONTRIBUTORS_MAX} fit a claim"
+                );
+            }
+        }
+        Ok(tier)
+    }
+
+    /// What a model names an index by on chain.
+    fn root(self, index: &Index) -> anyhow::Result<B256> {
+        Ok(match self {
+            Self::Exact => index.root(),
+            Self::Optimistic => CommittedIndex::new(index.clone())?.id(),
+        })
+    }
+}
 
 /// How a model is trained.
 #[derive(Debug, Clone)]
@@ -51,8 +112,11 @@ pub(crate) struct Recipe {
     pub(crate) epochs: u16,
     pub(crate) learning_rate: f32,
     pub(crate) seed: u64,
-    /// What contributors are paid by: training, spans and context, in basis points.
-    pub(crate) pots_bps: [u16; 3],
+    /// What contributors are paid by: training, spans and context, in basis points;
+    /// the tier's own, if nothing is said.
+    pub(crate) pots_bps: Option<[u16; 3]>,
+    /// How they are paid; by the number of records, if nothing is said.
+    pub(crate) tier: Option<Tier>,
     /// Adapters on the way that are kept for the sketches, the last one counted.
     pub(crate) checkpoints: u32,
     /// Where the sketches' gradients are taken, given those.
@@ -66,10 +130,30 @@ impl Recipe {
         epochs: 6,
         learning_rate: 3e-3,
         seed: 1,
-        pots_bps: DEFAULT_POTS_BPS,
+        pots_bps: None,
+        tier: None,
         checkpoints: 3,
         place: Place::Mean,
     };
+
+    /// The pots of a model of this tier.
+    ///
+    /// # Errors
+    /// If it cannot have those that were asked for.
+    fn pots_of(&self, tier: Tier) -> anyhow::Result<[u16; 3]> {
+        match tier {
+            Tier::Exact => Ok(self.pots_bps.unwrap_or(DEFAULT_POTS_BPS)),
+            Tier::Optimistic => {
+                let by_training = [10_000, 0, 0];
+                ensure!(
+                    self.pots_bps.is_none_or(|pots| pots == by_training),
+                    "a model of the optimistic tier pays by training alone (--pots 100,0,0): spans \
+                     and passages cannot be refuted on chain"
+                );
+                Ok(by_training)
+            }
+        }
+    }
 }
 
 /// What a model folder says of itself: every part by hash.
@@ -94,6 +178,9 @@ pub(crate) struct Description {
     /// manifest names.
     #[serde(default)]
     pub(crate) place: Place,
+    /// How contributors are paid by training.
+    #[serde(default)]
+    pub(crate) tier: Tier,
 }
 
 const fn default_pots_bps() -> [u16; 3] {
@@ -179,9 +266,11 @@ impl TrainedModel {
             let path = path("sketch-map.bin");
             format!("{} (`openledger sketch` makes it anew)", path.display())
         })?;
-        let index = Index::from_bytes(read("sketches.bin")?)
+        let sketches = read_at_most(&path("sketches.bin"), SKETCHES_SIZE_BYTES_MAX)?;
+        let index = Index::from_bytes(sketches)
             .with_context(|| path("sketches.bin").display().to_string())?;
-        check("sketches.bin", index.root(), description.sketch_root)?;
+        let root = description.tier.root(&index)?;
+        check("sketches.bin", root, description.sketch_root)?;
         Ok(Self {
             description,
             adapter,
@@ -217,11 +306,11 @@ pub(crate) fn train_model(
     };
     let records = datanets.records(version)?;
     let owners = cluster_owners(&records);
-    ensure!(
-        owners.len() <= RECORDS_MAX,
-        "{datanet} has {} records, at most {RECORDS_MAX} fit",
-        owners.len()
-    );
+    let contributors: BTreeSet<_> = owners.iter().map(|o| o.contributor_address).collect();
+    let tier = Tier::of(recipe.tier, owners.len(), contributors.len());
+    let tier = tier.with_context(|| format!("datanet {datanet}"))?;
+    // Refused before the work, if it has pots that its tier cannot have.
+    recipe.pots_of(tier)?;
     fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
 
     let texts: Vec<TrainingRecord> = owners
@@ -275,7 +364,15 @@ pub(crate) fn train_model(
         held_out,
         trained.len(),
     )?;
-    finish(base, &manifest, name, recipe, &trained, &report, dir)?;
+    finish(
+        base,
+        &manifest,
+        name,
+        (recipe, tier),
+        &trained,
+        &report,
+        dir,
+    )?;
     Ok(report)
 }
 
@@ -317,7 +414,7 @@ fn finish(
     base: &Base,
     manifest: &TrainingManifest,
     name: &str,
-    recipe: &Recipe,
+    (recipe, tier): (&Recipe, Tier),
     records: &[&CommittedRecord],
     report: &AdapterReport,
     dir: &Path,
@@ -336,9 +433,10 @@ fn finish(
         sketch_root: B256::ZERO,
         // Filled in when the records are sketched.
         sketch_map_hash: B256::ZERO,
-        pots_bps: recipe.pots_bps,
+        pots_bps: recipe.pots_of(tier)?,
         null_threshold: 0,
         place: recipe.place,
+        tier,
     };
     let inputs = record_inputs(base, records)?;
     let checkpoints = on_the_way(report.segments.clone(), &report.adapter);
@@ -394,11 +492,12 @@ fn sketch_all(
         place: description.place,
         ..SketchOptions::default()
     };
+    let (sample, others) = fit_sample(inputs);
     let sketches = sketch_records(
         &base.model,
         &base.pool,
         adapter,
-        inputs,
+        &sample,
         &options,
         Some(&place),
         &mut |done| {
@@ -407,13 +506,25 @@ fn sketch_all(
             progress.set_message(done.stage.name());
         },
     )?;
-    progress.finish();
     let map = sketches.map.to_bytes();
-    description.sketch_root = sketches.index.root();
-    description.sketch_map_hash = keccak256(&map);
     let sketcher = QuerySketcher::at(sketches.map, &base.model, adapter, &options.checkpoints)?;
-    description.null_threshold = threshold(base, adapter, &sketcher, &sketches.index, inputs)?;
-    write(dir, "sketches.bin", sketches.index.as_bytes())?;
+    let mut index = sketches.index;
+    if !others.is_empty() {
+        let mut entries: Vec<_> = index.entries().map(|entry| entry.to_entry()).collect();
+        progress.set_length(others.len() as u64);
+        progress.set_position(0);
+        progress.set_message("the other records");
+        for input in others {
+            entries.push(sketcher.sketch_record(&base.model, &base.pool, adapter, input)?);
+            progress.inc(1);
+        }
+        index = Index::new(entries)?;
+    }
+    progress.finish();
+    description.sketch_root = description.tier.root(&index)?;
+    description.sketch_map_hash = keccak256(&map);
+    description.null_threshold = threshold(base, adapter, &sketcher, &index, inputs)?;
+    write(dir, "sketches.bin", index.as_bytes())?;
     write(dir, "sketch-map.bin", &map)?;
     write(dir, "model.json", &serde_json::to_vec_pretty(&description)?)?;
     fs::remove_dir_all(&place).with_context(|| place.display().to_string())
@@ -431,6 +542,21 @@ fn threshold(
     let options = PlaceboOptions::default();
     let found = null_threshold(model, pool, adapter, sketcher, index, inputs, &options)?;
     Ok(found)
+}
+
+/// What a map is fitted on, and what is sketched under it.
+fn fit_sample(inputs: &[RecordInput]) -> (Cow<'_, [RecordInput]>, Vec<&RecordInput>) {
+    if inputs.len() <= FIT_RECORDS_MAX {
+        return (inputs.into(), Vec::new());
+    }
+    let mut order: Vec<usize> = (0..inputs.len()).collect();
+    Random::new(FIT_SAMPLE_SEED).shuffle(&mut order);
+    let (sample, others) = order.split_at_mut(FIT_RECORDS_MAX);
+    sample.sort_unstable();
+    others.sort_unstable();
+    let sample: Vec<RecordInput> = sample.iter().map(|&at| inputs[at].clone()).collect();
+    let others = others.iter().map(|&at| &inputs[at]).collect();
+    (sample.into(), others)
 }
 
 fn write(dir: &Path, file: &str, bytes: &[u8]) -> anyhow::Result<()> {
@@ -545,8 +671,14 @@ pub(crate) fn sketch_new(base: &Base, datanets: &Datanets, dir: &Path) -> anyhow
     }
     progress.finish();
     let index = Index::new(entries)?;
+    let contributors: BTreeSet<_> = index.entries().map(|entry| entry.contributor()).collect();
+    let tier = Tier::of(
+        Some(model.description.tier),
+        index.len(),
+        contributors.len(),
+    )?;
     let description = Description {
-        sketch_root: index.root(),
+        sketch_root: tier.root(&index)?,
         ..model.description
     };
     write(dir, "sketches.bin", index.as_bytes())?;
@@ -581,6 +713,10 @@ pub(crate) fn record_inputs(
 pub(crate) fn publish_objects(model: &TrainedModel, objects: &Objects) -> anyhow::Result<()> {
     objects.put(model.manifest.clone())?;
     objects.put(model.map.to_bytes())?;
+    // One that is on chain needs no object.
+    if model.description.tier == Tier::Optimistic {
+        objects.put(model.index.as_bytes().to_vec())?;
+    }
     Ok(())
 }
 
@@ -621,11 +757,15 @@ pub(crate) fn chosen_folders(layout: &Layout, name: Option<&str>) -> anyhow::Res
 }
 
 fn read_limited(path: &Path) -> anyhow::Result<Vec<u8>> {
+    read_at_most(path, FILE_SIZE_BYTES_MAX)
+}
+
+fn read_at_most(path: &Path, most_bytes: u64) -> anyhow::Result<Vec<u8>> {
     let size_bytes = fs::metadata(path)
         .with_context(|| path.display().to_string())?
         .len();
     ensure!(
-        size_bytes <= FILE_SIZE_BYTES_MAX,
+        size_bytes <= most_bytes,
         "{} has {size_bytes} bytes, too many",
         path.display()
     );

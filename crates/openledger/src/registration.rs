@@ -3,13 +3,15 @@
 use alloy_primitives::{Address, B256, U256};
 use alloy_signer_local::PrivateKeySigner;
 use anyhow::{Context, ensure};
-use ol_contracts::address::{DATANET_REGISTRY, MODEL_REGISTRY, SKETCH_STORE};
-use ol_contracts::bindings::{DatanetRegistry, ModelRegistry, SketchStore};
+use ol_contracts::address::{ATTRIBUTION_COURT, DATANET_REGISTRY, MODEL_REGISTRY, SKETCH_STORE};
+use ol_contracts::bindings::{AttributionCourt, DatanetRegistry, ModelRegistry, SketchStore};
 use ol_contracts::sketch::chunk_address;
 use ol_datanet::Datanets;
+use ol_poa::court::CommittedIndex;
 use ol_poa::{DEFAULT_SPLIT_BPS, Index};
 use ol_types::{DEV_MNEMONIC_KEYS, WEI_PER_OPEN, name_id};
 
+use crate::factory::Tier;
 use crate::rpc::Rpc;
 
 /// Prices of the demo models: half an OPEN for 1,000 prompt tokens, one and a
@@ -48,6 +50,9 @@ pub(crate) struct ModelFacts<'a> {
     pub(crate) adapter_hash: B256,
     pub(crate) manifest_hash: B256,
     pub(crate) index: &'a Index,
+    pub(crate) tier: Tier,
+    /// What the model names its index by: a root, or the id of a commitment.
+    pub(crate) sketch_root: B256,
     pub(crate) pots_bps: [u16; 3],
     /// What a net must be above to be paid.
     pub(crate) null_threshold: u64,
@@ -102,7 +107,7 @@ pub(crate) fn publish_datanet(rpc: &Rpc, datanets: &Datanets, name: &str) -> any
     Ok(())
 }
 
-/// Writes and seals a model's sketches, and registers the model or its new
+/// Writes and seals a model's sketches, or commits to them, and registers the model or its new
 /// version. Does nothing where the chain has it all.
 ///
 /// # Errors
@@ -110,7 +115,7 @@ pub(crate) fn publish_datanet(rpc: &Rpc, datanets: &Datanets, name: &str) -> any
 pub(crate) fn register_model(rpc: &Rpc, facts: &ModelFacts<'_>) -> anyhow::Result<()> {
     let owner = dev_signer(DevRole::Owner);
     let id = name_id(facts.name);
-    let sketch_root = facts.index.root();
+    let sketch_root = facts.sketch_root;
     let is_known = rpc.call(MODEL_REGISTRY, &ModelRegistry::existsCall { id })?;
     if is_known {
         let current = rpc.call(MODEL_REGISTRY, &ModelRegistry::currentCall { id })?;
@@ -131,8 +136,11 @@ pub(crate) fn register_model(rpc: &Rpc, facts: &ModelFacts<'_>) -> anyhow::Resul
             return Ok(());
         }
     }
-    seal_index(rpc, &owner, facts.index)
-        .with_context(|| format!("could not put the sketches of {} on chain", facts.name))?;
+    match facts.tier {
+        Tier::Exact => seal_index(rpc, &owner, facts.index),
+        Tier::Optimistic => commit_index(rpc, &owner, facts.index),
+    }
+    .with_context(|| format!("could not put the sketches of {} on chain", facts.name))?;
     let params = ModelRegistry::Params {
         baseHash: facts.base_hash,
         adapterHash: facts.adapter_hash,
@@ -161,6 +169,24 @@ pub(crate) fn register_model(rpc: &Rpc, facts: &ModelFacts<'_>) -> anyhow::Resul
         };
         rpc.send(&owner, MODEL_REGISTRY, U256::ZERO, &call)?;
     }
+    Ok(())
+}
+
+/// Commits to an index that is published as an object.
+fn commit_index(rpc: &Rpc, owner: &PrivateKeySigner, index: &Index) -> anyhow::Result<()> {
+    let index = CommittedIndex::new(index.clone())?;
+    let is_committed = AttributionCourt::isCommittedCall { id: index.id() };
+    if rpc.call(ATTRIBUTION_COURT, &is_committed)? {
+        return Ok(());
+    }
+    let call = AttributionCourt::commitIndexCall {
+        object: index.object(),
+        root: index.root(),
+        nEntries: index.n_entries(),
+        rangesRoot: index.ranges_root(),
+        nContributors: index.n_contributors(),
+    };
+    rpc.send(owner, ATTRIBUTION_COURT, U256::ZERO, &call)?;
     Ok(())
 }
 

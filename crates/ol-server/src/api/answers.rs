@@ -229,7 +229,9 @@ fn refusal(error: &RequestError, endpoint: Endpoint) -> ApiError {
     let text = error.to_string();
     match error {
         RequestError::UnknownModel { .. } => model_not_found(),
-        RequestError::Outdated { .. } => ApiError::unavailable(text, 60),
+        RequestError::Outdated { .. } | RequestError::NoBond { .. } => {
+            ApiError::unavailable(text, 60)
+        }
         RequestError::InsufficientBalance { .. } => ApiError::insufficient_balance(text),
         RequestError::Limit(limit) => limited(limit),
         RequestError::Overloaded => {

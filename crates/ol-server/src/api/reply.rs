@@ -633,6 +633,7 @@ fn payment(receipt: &ReceiptView) -> Value {
         "receipt_id": receipt.id,
         "request_id": receipt.request_id,
         "status": receipt.status,
+        "claim": receipt.claim,
         "fee_wei": receipt.fee_wei,
         "split": receipt.split,
         "pots": pots,

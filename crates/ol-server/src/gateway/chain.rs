@@ -13,18 +13,27 @@ use alloy_signer::SignerSync as _;
 use alloy_signer_local::PrivateKeySigner;
 use alloy_sol_types::{SolCall, SolInterface as _};
 use ol_contracts::address;
+use ol_contracts::bindings::AttributionCourt::{self, AttributionCourtErrors};
 use ol_contracts::bindings::InferenceSettlement::{self, InferenceSettlementErrors};
 use ol_contracts::bindings::{DatanetRegistry, ModelRegistry, SketchStore};
+use ol_contracts::court::posted_call;
 use ol_contracts::settlement::{LogError, Settlement};
 use ol_node::{
     BlockRef, CallRequest, CallStatus, Inclusion, LogFilter, Node, PRIORITY_FEE_WEI, QueryError,
     SubmitError,
 };
+use ol_poa::court::Posted;
 use ol_poa::{Index, IndexError};
 use ol_types::{Address, B256, Receipt};
 
+use super::holds::bond_of_wei;
 use super::journal::PendingReceipt;
 use crate::verify::is_made_by;
+
+pub(super) use self::court::Happened;
+pub use self::court::{ClaimState, ClaimStatus, Claimed};
+
+mod court;
 
 /// Most versions of a model looked through for the one that made a receipt.
 const VERSIONS_MAX: usize = 1_000;
@@ -117,6 +126,100 @@ impl<E: Into<ChainError>> From<E> for SettleError {
     }
 }
 
+/// How a receipt is charged.
+#[derive(Debug)]
+pub(super) enum Charge<'a> {
+    /// The chain scores it, and pays at once.
+    Settle(&'a PendingReceipt),
+    /// It is claimed, and paid after the window.
+    Claim {
+        pending: &'a PendingReceipt,
+        posted: Posted,
+        /// Of the model, that the claim was computed for.
+        version: u64,
+    },
+}
+
+impl Charge<'_> {
+    const fn pending(&self) -> &PendingReceipt {
+        match self {
+            Self::Settle(pending) | Self::Claim { pending, .. } => pending,
+        }
+    }
+
+    /// What it takes of the operator's bond.
+    pub(super) const fn bond_wei(&self) -> u128 {
+        match self {
+            Self::Settle(_) => 0,
+            Self::Claim { pending, .. } => bond_of_wei(pending.receipt.fee_wei),
+        }
+    }
+
+    fn call(&self) -> OperatorCall {
+        let PendingReceipt {
+            receipt,
+            query,
+            gathered,
+        } = self.pending();
+        let query = query.to_bytes().to_vec().into();
+        match self {
+            Self::Settle(_) => OperatorCall::new(
+                "settle",
+                address::INFERENCE_SETTLEMENT,
+                &InferenceSettlement::settleCall {
+                    receipt: receipt.into(),
+                    query,
+                    evidence: (&gathered.evidence).into(),
+                },
+            ),
+            // Everybody can compute the numbers from index and query, so none are
+            // published; who computes others asks for them on chain.
+            Self::Claim {
+                posted, version, ..
+            } => OperatorCall::new(
+                "claim",
+                address::ATTRIBUTION_COURT,
+                &AttributionCourt::claimCall {
+                    receipt: receipt.into(),
+                    query,
+                    posted: posted_call(posted),
+                    version: *version,
+                    data: B256::ZERO,
+                },
+            ),
+        }
+    }
+}
+
+/// A call that the operator signs.
+#[derive(Debug, Clone)]
+struct OperatorCall {
+    function: &'static str,
+    to: Address,
+    value_wei: U256,
+    input: Bytes,
+    /// Where it is tried: in the next block, if it goes by the time.
+    at: BlockRef,
+}
+
+impl OperatorCall {
+    fn new<C: SolCall>(function: &'static str, to: Address, call: &C) -> Self {
+        Self {
+            function,
+            to,
+            value_wei: U256::ZERO,
+            input: call.abi_encode().into(),
+            at: BlockRef::Latest,
+        }
+    }
+}
+
+/// What a call would do.
+enum Tried {
+    Works { gas_spent: u64 },
+    Reverts { output: Bytes },
+}
+
 /// The chain, with the operator's key.
 #[derive(Debug)]
 pub struct Chain {
@@ -136,6 +239,17 @@ impl Chain {
     #[must_use]
     pub fn chain_id(&self) -> u64 {
         self.node.chain_id()
+    }
+
+    /// Number of the newest block.
+    pub(super) fn head_number(&self) -> u64 {
+        self.node.head().header.number
+    }
+
+    /// Who signs.
+    #[must_use]
+    pub(super) const fn operator(&self) -> Address {
+        self.operator.address()
     }
 
     /// The newest version of a model, or `None` if it is not registered.
@@ -270,12 +384,12 @@ impl Chain {
     /// Charges receipts, and returns what became of each when the blocks are on
     /// disk. Their transactions are sent one after the other without waiting, so
     /// that one block takes many; one that fails does not touch the others.
-    pub(super) fn settle_many(&self, owed: &[&PendingReceipt]) -> Vec<Result<(), SettleError>> {
-        let mut results: Vec<Result<(), SettleError>> = Vec::with_capacity(owed.len());
+    pub(super) fn charge_many(&self, charges: &[Charge<'_>]) -> Vec<Result<(), SettleError>> {
+        let mut results: Vec<Result<(), SettleError>> = Vec::with_capacity(charges.len());
         let mut sent = Vec::new();
         let mut nonce = None;
-        for (n, pending) in owed.iter().enumerate() {
-            match self.send(pending, &mut nonce) {
+        for (n, charge) in charges.iter().enumerate() {
+            match self.send(charge, &mut nonce) {
                 Ok(None) => results.push(Ok(())),
                 Ok(Some(inclusion)) => {
                     results.push(Ok(()));
@@ -285,56 +399,76 @@ impl Chain {
             }
         }
         for (n, inclusion) in sent {
-            results[n] = self.included(owed[n], &inclusion);
+            results[n] = self.charged(&charges[n], &inclusion);
         }
         results
     }
 
-    /// Sends the settlement of a receipt; `None` if it is settled already.
+    /// Whether a receipt was charged, in either tier.
+    fn is_charged(&self, charge: &Charge<'_>) -> Result<bool, ChainError> {
+        let id = charge.pending().receipt.id();
+        Ok(match charge {
+            Charge::Settle(_) => self.settled_at(id)?.is_some(),
+            Charge::Claim { .. } => self.claim_state(id)?.is_some(),
+        })
+    }
+
+    /// Sends what charges a receipt; `None` if it is charged already.
     fn send(
         &self,
-        pending: &PendingReceipt,
+        charge: &Charge<'_>,
         nonce: &mut Option<u64>,
     ) -> Result<Option<Receiver<Included>>, SettleError> {
         // A crash, or a repeated receipt: the chain knows.
-        if self.settled_at(pending.receipt.id())?.is_some() {
+        if self.is_charged(charge)? {
             return Ok(None);
         }
-        let receipt = (&pending.receipt).into();
-        let query = pending.query.to_bytes().to_vec().into();
-        let call = InferenceSettlement::settleCall {
-            receipt,
-            query,
-            evidence: (&pending.gathered.evidence).into(),
-        };
-        let input: Bytes = call.abi_encode().into();
-        let operator = self.operator.address();
+        let call = charge.call();
         // Tried first: a refusal then costs no gas and comes with its reason.
+        match self.try_call(&call)? {
+            Tried::Works { gas_spent } => Ok(Some(self.submit(call, gas_spent, nonce)?)),
+            Tried::Reverts { output } => self.refused(charge, &output).map(|()| None),
+        }
+    }
+
+    /// What a call of the operator would do.
+    fn try_call(&self, call: &OperatorCall) -> Result<Tried, ChainError> {
         let request = CallRequest {
-            from: operator,
-            to: Some(address::INFERENCE_SETTLEMENT),
-            input: input.clone(),
+            from: self.operator.address(),
+            to: Some(call.to),
+            value_wei: call.value_wei,
+            input: call.input.clone(),
             ..CallRequest::default()
         };
-        let tried = self.node.call(&request, BlockRef::Latest)?;
+        let tried = self.node.call(&request, call.at)?;
         match tried.status {
-            CallStatus::Success => {}
-            CallStatus::Revert => return self.refused(pending, &tried.output).map(|()| None),
-            CallStatus::Halt { reason, .. } => {
-                return Err(ChainError::Reverted {
-                    function: "settle",
-                    reason,
-                }
-                .into());
-            }
+            CallStatus::Success => Ok(Tried::Works {
+                gas_spent: tried.gas_spent,
+            }),
+            CallStatus::Revert => Ok(Tried::Reverts {
+                output: tried.output,
+            }),
+            CallStatus::Halt { reason, .. } => Err(ChainError::Reverted {
+                function: call.function,
+                reason,
+            }),
         }
-        let gas_limit = (tried.gas_spent + tried.gas_spent / 4)
+    }
+
+    /// Signs and sends a call that works.
+    fn submit(
+        &self,
+        call: OperatorCall,
+        gas_spent: u64,
+        nonce: &mut Option<u64>,
+    ) -> Result<Receiver<Included>, ChainError> {
+        let gas_limit = (gas_spent + gas_spent / 4)
             .saturating_add(GAS_MARGIN)
             .min(self.node.head().header.gas_limit);
         let tip_wei = u128::from(PRIORITY_FEE_WEI);
         let next = match *nonce {
             Some(nonce) => nonce,
-            None => self.node.nonce(operator, BlockRef::Latest)?,
+            None => self.node.nonce(self.operator(), BlockRef::Latest)?,
         };
         let tx = TxEip1559 {
             chain_id: self.node.chain_id(),
@@ -342,10 +476,10 @@ impl Chain {
             gas_limit,
             max_fee_per_gas: u128::from(self.node.next_base_fee_wei()) * 2 + tip_wei,
             max_priority_fee_per_gas: tip_wei,
-            to: TxKind::Call(address::INFERENCE_SETTLEMENT),
-            value: U256::ZERO,
+            to: TxKind::Call(call.to),
+            value: call.value_wei,
             access_list: Default::default(),
-            input,
+            input: call.input,
         };
         let signature = self.operator.sign_hash_sync(&tx.signature_hash());
         let signature = signature.map_err(ChainError::Sign)?;
@@ -356,50 +490,52 @@ impl Chain {
             let _ = done.send(outcome);
         })?;
         *nonce = Some(next + 1);
-        Ok(Some(included))
+        Ok(included)
     }
 
-    /// Waits for a settlement that was sent.
-    fn included(
+    /// Waits for a charge that was sent.
+    fn charged(
         &self,
-        pending: &PendingReceipt,
+        charge: &Charge<'_>,
         included: &Receiver<Included>,
     ) -> Result<(), SettleError> {
         let outcome = included.recv().map_err(|_| SubmitError::Stopped)?;
         let tx_hash = outcome?.transaction_hash;
         // A withdrawal may have come in between.
-        match self.settled_at(pending.receipt.id())? {
-            Some(_) => Ok(()),
-            None => Err(ChainError::Lost { tx_hash }.into()),
+        if self.is_charged(charge)? {
+            Ok(())
+        } else {
+            Err(ChainError::Lost { tx_hash }.into())
         }
     }
 
-    /// What a revert of `settle` means.
-    fn refused(&self, pending: &PendingReceipt, output: &[u8]) -> Result<(), SettleError> {
-        let function = "settle";
+    /// What a revert of a charge means.
+    fn refused(&self, charge: &Charge<'_>, output: &[u8]) -> Result<(), SettleError> {
+        let retry = || ChainError::Reverted {
+            function: charge.call().function,
+            reason: reason(output),
+        };
         match InferenceSettlementErrors::abi_decode(output) {
             // Not the receipt's fault: the operator's role may come back.
             Ok(
                 InferenceSettlementErrors::NotOperator(_)
                 | InferenceSettlementErrors::SharesBroken(_),
-            ) => Err(ChainError::Reverted {
-                function,
-                reason: reason(output),
-            }
-            .into()),
-            Ok(InferenceSettlementErrors::AlreadySettled(_))
-                if self.settled_at(pending.receipt.id())?.is_some() =>
-            {
-                Ok(())
-            }
+            ) => Err(retry().into()),
+            Ok(InferenceSettlementErrors::AlreadySettled(_)) if self.is_charged(charge)? => Ok(()),
             Ok(_) => Err(SettleError::Refused {
                 reason: reason(output),
             }),
-            Err(_) => Err(ChainError::Reverted {
-                function,
-                reason: reason(output),
-            }
-            .into()),
+            Err(_) => match AttributionCourtErrors::abi_decode(output) {
+                // What it claims is wrong for good.
+                Ok(
+                    AttributionCourtErrors::InvalidQuery(_)
+                    | AttributionCourtErrors::InvalidTotals(_),
+                ) => Err(SettleError::Refused {
+                    reason: reason(output),
+                }),
+                // A bond comes back, and a new version is computed for anew.
+                Ok(_) | Err(_) => Err(retry().into()),
+            },
         }
     }
 
@@ -454,7 +590,10 @@ impl Chain {
 
 /// Revert data as text: the contract's own error, or the bytes.
 fn reason(output: &[u8]) -> String {
-    match InferenceSettlementErrors::abi_decode(output) {
+    if let Ok(error) = InferenceSettlementErrors::abi_decode(output) {
+        return format!("{error:?}");
+    }
+    match AttributionCourtErrors::abi_decode(output) {
         Ok(error) => format!("{error:?}"),
         Err(_) => alloy_primitives::hex::encode_prefixed(output),
     }

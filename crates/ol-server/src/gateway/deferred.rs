@@ -21,7 +21,7 @@ use tokio::sync::Semaphore;
 
 use super::ServedModel;
 use super::chain::{Chain, Model};
-use super::holds::Hold;
+use super::holds::Reserve;
 use super::journal::{AnsweredRequest, Journal, PENDING_MAX, PendingReceipt};
 use super::settlement::{Job, Settlement, chain_of};
 use super::thread::Thread;
@@ -55,7 +55,7 @@ struct State {
 #[derive(Debug)]
 struct Waiting {
     request_id: B256,
-    hold: Hold,
+    hold: Reserve,
     room: Room,
 }
 
@@ -100,7 +100,7 @@ impl Deferred {
     pub(super) fn start(
         tools: Tools,
         max_size_bytes: u64,
-        left: Vec<(AnsweredRequest, Hold)>,
+        left: Vec<(AnsweredRequest, Reserve)>,
     ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             state: Mutex::default(),
@@ -141,7 +141,7 @@ impl Deferred {
     }
 
     /// Takes an answer that is in the journal.
-    pub(super) fn push(&self, request_id: B256, hold: Hold, room: Room) {
+    pub(super) fn push(&self, request_id: B256, hold: Reserve, room: Room) {
         self.shared.lock().queue.push_back(Waiting {
             request_id,
             hold,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ol_types::Address;
+use ol_types::{Address, WEI_PER_OPEN};
 
 /// What running requests may cost, per account.
 ///
@@ -122,6 +122,35 @@ impl Hold {
         self.holds.release(self.account, freed_wei);
         self.amount_wei -= freed_wei;
     }
+}
+
+/// What a request keeps from being promised twice: the payer's money, and for
+/// the optimistic tier the operator's bond.
+#[derive(Debug)]
+pub(super) struct Reserve {
+    /// The fee.
+    pub(super) fee: Hold,
+    /// What a claim of it takes.
+    pub(super) bond: Option<Hold>,
+}
+
+impl Reserve {
+    /// Frees what is above a fee of `fee_wei`.
+    pub(super) fn shrink_to(&mut self, fee_wei: u128) {
+        self.fee.shrink_to(fee_wei);
+        if let Some(bond) = &mut self.bond {
+            bond.shrink_to(bond_of_wei(fee_wei));
+        }
+    }
+}
+
+/// What a claim takes of its operator's bond beside the fee, in wei:
+/// `AttributionCourt.CLAIM_BOND`.
+const CLAIM_BOND_WEI: u128 = WEI_PER_OPEN / 10;
+
+/// What a claim of this fee takes of its operator's bond, in wei.
+pub(super) const fn bond_of_wei(fee_wei: u128) -> u128 {
+    CLAIM_BOND_WEI.saturating_add(fee_wei)
 }
 
 impl Drop for Hold {

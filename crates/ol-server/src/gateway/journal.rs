@@ -30,6 +30,9 @@ const ANSWER_MAX_SIZE_BYTES: u64 = 64 << 20;
 /// Folder of the receipts that the chain refused.
 const REFUSED: &str = "refused";
 
+/// Folder of the receipts whose claims are open.
+const CLAIMED: &str = "claimed";
+
 /// Receipt, query sketch, and the size of the evidence.
 const HEAD_SIZE_BYTES: usize = RECEIPT_SIZE_BYTES + ol_poa::K + 4;
 
@@ -180,6 +183,7 @@ impl Journal {
             source,
         };
         durable::create_dir(&dir.join(REFUSED)).map_err(io_error)?;
+        durable::create_dir(&dir.join(CLAIMED)).map_err(io_error)?;
         for name in journal.names()? {
             if name.starts_with(durable::TEMPORARY_PREFIX) {
                 durable::remove(dir, &name).map_err(io_error)?;
@@ -202,6 +206,14 @@ impl Journal {
         Self {
             dir: self.dir.join(REFUSED),
             by_request: Arc::clone(&self.by_request),
+        }
+    }
+
+    /// The receipts that are claimed on chain, and whose claims are not closed.
+    pub(super) fn claimed(&self) -> Self {
+        Self {
+            dir: self.dir.join(CLAIMED),
+            by_request: Arc::default(),
         }
     }
 
@@ -306,7 +318,11 @@ impl Journal {
     }
 
     fn refuse_file(&self, name: &str) -> Result<(), JournalError> {
-        durable::rename(&self.dir, &self.dir.join(REFUSED), name).map_err(|source| {
+        self.move_file(name, REFUSED)
+    }
+
+    fn move_file(&self, name: &str, folder: &str) -> Result<(), JournalError> {
+        durable::rename(&self.dir, &self.dir.join(folder), name).map_err(|source| {
             JournalError::Io {
                 path: self.dir.join(name),
                 source,
@@ -358,6 +374,17 @@ impl Journal {
     /// [`JournalError::Io`]; it may come back at the next start then.
     pub fn remove(&self, id: B256) -> Result<(), JournalError> {
         self.remove_file(&file_name(id))?;
+        self.lock().retain(|_, owed| *owed != id);
+        Ok(())
+    }
+
+    /// Moves a receipt that is claimed to the folder `claimed`, until its claim is
+    /// closed; fine if it is not there.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`]; it is tried again then.
+    pub(super) fn begin_claim(&self, id: B256) -> Result<(), JournalError> {
+        self.move_file(&file_name(id), CLAIMED)?;
         self.lock().retain(|_, owed| *owed != id);
         Ok(())
     }

@@ -3,27 +3,33 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ol_model::Tokenizer;
+use ol_model::{Pool, Tokenizer};
 use ol_poa::{Index, QuerySketch};
 use ol_runtime::{Objects, ObjectsError};
-use ol_types::{B256, RECEIPT_SIZE_BYTES, Receipt};
+use ol_types::{Address, B256, RECEIPT_SIZE_BYTES, Receipt};
 
 pub use self::view::{
-    PassageView, PotView, PotsView, ReceiptView, ShareView, SourceView, SpanView, SplitView,
+    ClaimView, PassageView, PotView, PotsView, ReceiptView, ShareView, SourceView, SpanView,
+    SplitView,
 };
-use self::view::{bare, describe, fill, pots};
-use super::chain::{Chain, ChainError};
+use self::view::{Settling, bare, describe, fill, pots};
+use super::chain::{Chain, ChainError, ClaimState, ClaimStatus};
 use super::idempotency::Earlier;
 use super::journal::{Journal, JournalError, Owed, PendingReceipt};
 use super::labels::Labels;
 use super::settlement::{Status, chain_of};
 use crate::evidence::Gathered;
+use crate::optimistic::{IndexObjectError, OptimisticIndex, load_committed};
 use crate::verify::{self, Difference, Payout};
 
 mod view;
 
 /// Most sketch indexes kept in memory; one is at most three megabytes.
 const INDEXES_MAX: usize = 32;
+
+/// Most indexes of the optimistic tier kept in memory beside those of models that
+/// are served; one is at most 400 megabytes.
+const COMMITTED_MAX: usize = 1;
 
 /// Why a receipt cannot be shown.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +52,9 @@ pub enum ReceiptError {
         /// What is wrong.
         reason: String,
     },
+    /// The index that its model commits to cannot be had.
+    #[error("the index of the model is not at hand")]
+    Index(#[from] IndexObjectError),
     /// No version of its model has its hashes and its price.
     #[error("receipt {id} names a model that is not on chain")]
     UnknownModel {
@@ -72,6 +81,25 @@ pub struct Receipts {
     labels: Arc<Labels>,
     tokenizer: Option<Arc<Tokenizer>>,
     indexes: Mutex<BTreeMap<B256, Arc<Index>>>,
+    /// Of the models that are served.
+    served: Vec<Arc<OptimisticIndex>>,
+    /// Of other models of the optimistic tier.
+    committed: Mutex<BTreeMap<B256, Arc<OptimisticIndex>>>,
+}
+
+/// What the records of a model score.
+pub(super) enum AnyIndex {
+    Exact(Arc<Index>),
+    Optimistic(Arc<OptimisticIndex>),
+}
+
+impl AnyIndex {
+    fn weights(&self, null_threshold: u64, query: &QuerySketch) -> Vec<(Address, u64)> {
+        match self {
+            Self::Exact(index) => index.weights(null_threshold, query),
+            Self::Optimistic(index) => index.weights(null_threshold, query),
+        }
+    }
 }
 
 impl Receipts {
@@ -85,7 +113,15 @@ impl Receipts {
             labels,
             tokenizer: None,
             indexes: Mutex::default(),
+            served: Vec::new(),
+            committed: Mutex::default(),
         }
+    }
+
+    /// Uses indexes of the optimistic tier that are loaded already.
+    #[must_use]
+    pub fn with_indexes(self, served: Vec<Arc<OptimisticIndex>>) -> Self {
+        Self { served, ..self }
     }
 
     /// Shows the words of spans, too, which the tokenizer of the base gives.
@@ -114,7 +150,7 @@ impl Receipts {
         {
             Some(found)
         } else if let Some(receipt) = self.chain.receipt_of(id)? {
-            Some((self.settled(receipt)?.into(), Status::Settled))
+            Some((self.settled(receipt)?.into(), self.charged(receipt)?))
         } else {
             let refused = self.journal.refused_answer(id)?;
             refused.map(|answered| (Owed::Answer(Box::new(answered)), Status::Refused))
@@ -128,6 +164,8 @@ impl Receipts {
     fn find(&self, id: B256) -> Result<Option<(Owed, Status)>, ReceiptError> {
         Ok(if self.chain.settled_at(id)?.is_some() {
             Some((self.settled(id)?.into(), Status::Settled))
+        } else if let Some(claim) = self.chain.claim_state(id)? {
+            Some((self.settled(id)?.into(), status_of(&claim)))
         } else if let Some(pending) = self.journal.get(id)? {
             Some((pending.into(), Status::Pending))
         } else {
@@ -158,8 +196,14 @@ impl Receipts {
         };
         Ok(Some(Earlier {
             owed: self.settled(id)?.into(),
-            status: Status::Settled,
+            status: self.charged(id)?,
         }))
+    }
+
+    /// How far a receipt is that the chain has charged.
+    fn charged(&self, id: B256) -> Result<Status, ChainError> {
+        let claim = self.chain.claim_state(id)?;
+        Ok(claim.map_or(Status::Settled, |claim| status_of(&claim)))
     }
 
     /// The receipt as a reply shows it. Never fails: the answer was paid for, so
@@ -201,10 +245,12 @@ impl Receipts {
     fn try_view(&self, owed: &Owed, status: Status) -> Result<ReceiptView, ReceiptError> {
         let receipt = owed.receipt();
         let id = receipt.id();
-        let model = self
-            .chain
-            .model_of(receipt)?
-            .ok_or(ReceiptError::UnknownModel { id })?;
+        let claim = self.chain.claim_state(id)?;
+        let model = match &claim {
+            Some(claim) => Some(self.chain.model_version(receipt.model_id, claim.version)?),
+            None => self.chain.model_of(receipt)?,
+        };
+        let model = model.ok_or(ReceiptError::UnknownModel { id })?;
         let mut view = bare(owed, status);
         let Some(recorded) = owed.recorded() else {
             // Who is paid follows from sketch and evidence.
@@ -214,7 +260,7 @@ impl Receipts {
         let index = self.index(receipt.sketch_root)?;
         let settled = match status {
             Status::Settled => self.chain.settled(id)?,
-            Status::Pending | Status::Refused => None,
+            _ => None,
         };
         let payout = match &settled {
             Some(settled) => Payout::from(&settled.settlement),
@@ -222,12 +268,21 @@ impl Receipts {
                 let PendingReceipt {
                     query, gathered, ..
                 } = recorded;
-                verify::payout(receipt, query, &index, &model.params, &gathered.evidence)
+                let scored = index.weights(model.params.nullThreshold, query);
+                verify::payout(receipt, &scored, &model.params, &gathered.evidence)
                     .map_err(|difference| ReceiptError::Terms { id, difference })?
             }
         };
         describe(&mut view, model);
-        fill(&mut view, &payout, settled.as_ref());
+        let settling = match (&settled, claim) {
+            (Some(settled), _) => Some(Settling::Settled(settled)),
+            (None, Some(claim)) => {
+                let claimed = self.chain.claimed(id)?;
+                claimed.map(|claimed| Settling::Claimed(claim, claimed))
+            }
+            (None, None) => None,
+        };
+        fill(&mut view, &payout, settling);
         let tokenizer = self.tokenizer.as_deref();
         view.pots = pots(&payout, &index, recorded, &self.labels, tokenizer).map_err(|reason| {
             let id = recorded.gathered.evidence.object().unwrap_or_default();
@@ -236,7 +291,36 @@ impl Receipts {
         Ok(view)
     }
 
-    fn index(&self, root: B256) -> Result<Arc<Index>, ReceiptError> {
+    fn index(&self, root: B256) -> Result<AnyIndex, ReceiptError> {
+        if let Some(index) = self.served.iter().find(|index| index.id() == root) {
+            return Ok(AnyIndex::Optimistic(Arc::clone(index)));
+        }
+        match self.chain.index_object(root)? {
+            Some(object) => self.committed(object, root).map(AnyIndex::Optimistic),
+            None => self.exact(root).map(AnyIndex::Exact),
+        }
+    }
+
+    fn committed(&self, object: B256, id: B256) -> Result<Arc<OptimisticIndex>, ReceiptError> {
+        // Held while it is read: two that ask at once read it once.
+        let mut committed = self
+            .committed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(index) = committed.get(&id) {
+            return Ok(Arc::clone(index));
+        }
+        let index = load_committed(&self.objects, object, id)?;
+        let index = OptimisticIndex::new(index, Arc::new(Pool::new(1)));
+        let index = Arc::new(index.map_err(IndexObjectError::from)?);
+        if committed.len() >= COMMITTED_MAX {
+            committed.pop_first();
+        }
+        committed.insert(id, Arc::clone(&index));
+        Ok(index)
+    }
+
+    fn exact(&self, root: B256) -> Result<Arc<Index>, ReceiptError> {
         let lock = || self.indexes.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(index) = lock().get(&root) {
             return Ok(Arc::clone(index));
@@ -248,5 +332,15 @@ impl Receipts {
         }
         indexes.insert(root, Arc::clone(&index));
         Ok(index)
+    }
+}
+
+/// How far a claim is.
+const fn status_of(claim: &ClaimState) -> Status {
+    match claim.status {
+        ClaimStatus::Pending if claim.n_open_reveals > 0 => Status::Challenged,
+        ClaimStatus::Pending => Status::Claimed,
+        ClaimStatus::Paid => Status::Final,
+        ClaimStatus::Refuted | ClaimStatus::Closed => Status::Slashed,
     }
 }

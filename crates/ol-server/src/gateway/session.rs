@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::chain::Model;
 use super::deferred::Room;
-use super::holds::Hold;
+use super::holds::Reserve;
 use super::idempotency::{Earlier, RunningGuard};
 use super::journal::{AnsweredRequest, Owed, PendingReceipt};
 use super::receipts::ReceiptView;
@@ -42,7 +42,7 @@ pub(super) struct Start {
 /// How an answer is paid.
 pub(super) enum Charge {
     /// By a receipt of its own, out of what is set aside.
-    New(Hold, Option<Admission>),
+    New(Reserve, Option<Admission>),
     /// By the receipt of an earlier request with the same idempotency key.
     Earlier(Box<Earlier>),
 }

@@ -17,13 +17,17 @@ use std::time::Duration;
 use ol_runtime::{Objects, ObjectsError};
 use tokio::sync::oneshot;
 
-use super::chain::{Chain, ChainError, SettleError};
-use super::holds::Hold;
+use super::chain::{Chain, ChainError, Charge, SettleError};
+use super::claims::Claims;
+use super::holds::Reserve;
 use super::journal::{Journal, JournalError, PendingReceipt};
 use super::thread::Thread;
 
 /// How long after a failure it is tried again, if nothing else wakes the thread.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// How often open claims are looked after: they have an hour to answer.
+const LOOK_AFTER: Duration = Duration::from_secs(1);
 
 /// Most receipts brought to the chain at once: some blocks' worth.
 const BATCH_MAX: usize = 64;
@@ -31,8 +35,17 @@ const BATCH_MAX: usize = 64;
 /// What became of a receipt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
-    /// The chain charged it.
+    /// The chain charged it, and paid everybody.
     Settled,
+    /// The chain charged it. Who is paid is claimed, and can be challenged.
+    Claimed,
+    /// Somebody asks the operator for numbers of the claim.
+    Challenged,
+    /// The claim's window is over: it pays.
+    Final,
+    /// The claim was refuted: the fee goes back to the payer, and the operator
+    /// loses its bond.
+    Slashed,
     /// The chain will never charge it: nothing was paid.
     Refused,
     /// It is owed; the gateway keeps trying, also after a restart.
@@ -45,6 +58,10 @@ impl Status {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Settled => "settled",
+            Self::Claimed => "claimed",
+            Self::Challenged => "challenged",
+            Self::Final => "final",
+            Self::Slashed => "slashed",
             Self::Refused => "refused",
             Self::Pending => "pending",
         }
@@ -55,8 +72,8 @@ impl Status {
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) pending: PendingReceipt,
-    /// The fee, set aside until it is taken.
-    pub(super) hold: Hold,
+    /// The fee, set aside until it is taken, and the bond that it takes to claim it.
+    pub(super) hold: Reserve,
     /// Told what became of it; none for receipts of an earlier run.
     pub(super) reply: Option<oneshot::Sender<Status>>,
 }
@@ -71,12 +88,13 @@ pub(super) struct Settlement {
 }
 
 impl Settlement {
-    /// Starts the thread with what an earlier run left owed. At most `n_jobs_max`
-    /// receipts may queue for it.
+    /// Starts the thread with what an earlier run left owed, and with the claims
+    /// that are open. At most `n_jobs_max` receipts may queue for it.
     pub(super) fn start(
         chain: Arc<Chain>,
         objects: Objects,
         journal: Journal,
+        claims: Claims,
         owed: Vec<Job>,
         n_jobs_max: usize,
     ) -> io::Result<Self> {
@@ -86,6 +104,7 @@ impl Settlement {
             chain,
             objects,
             journal,
+            claims,
             owed: owed.into(),
             n_owed: Arc::clone(&n_owed),
         };
@@ -146,10 +165,19 @@ impl Settlement {
     }
 }
 
+/// How a receipt was charged.
+#[derive(Debug, Clone, Copy)]
+enum Tier {
+    Exact,
+    Optimistic,
+}
+
 struct Worker {
     chain: Arc<Chain>,
     objects: Objects,
     journal: Journal,
+    /// Claims that are open: the same key signs for them.
+    claims: Claims,
     owed: VecDeque<Job>,
     n_owed: Arc<AtomicUsize>,
 }
@@ -169,7 +197,10 @@ impl Worker {
     fn run(mut self, jobs: &Receiver<Job>) {
         self.settle_owed();
         loop {
-            let received = if self.owed.is_empty() {
+            self.claims.tend();
+            let received = if !self.claims.is_empty() {
+                jobs.recv_timeout(LOOK_AFTER)
+            } else if self.owed.is_empty() {
                 jobs.recv().map_err(|_| RecvTimeoutError::Disconnected)
             } else {
                 jobs.recv_timeout(RETRY_AFTER)
@@ -190,11 +221,9 @@ impl Worker {
         while !self.owed.is_empty() {
             let n_batch = self.owed.len().min(BATCH_MAX);
             let batch: Vec<Job> = self.owed.drain(..n_batch).collect();
-            let receipts: Vec<&PendingReceipt> = batch.iter().map(|job| &job.pending).collect();
-            let results = self.chain.settle_many(&receipts);
             let mut failed = Vec::new();
-            for (job, result) in batch.into_iter().zip(results) {
-                match self.record(&job.pending, result) {
+            for (mut job, result) in self.charge(batch) {
+                match self.record(&job.pending, &mut job.hold, result) {
                     Ok(status) => {
                         self.n_owed.fetch_sub(1, Ordering::Relaxed);
                         // First the money is free again, then the client knows.
@@ -220,21 +249,69 @@ impl Worker {
         }
     }
 
+    /// Brings receipts to the chain: the way of each follows from its index.
+    fn charge(&mut self, batch: Vec<Job>) -> Vec<(Job, Result<Tier, SettleError>)> {
+        let mut results: Vec<Option<Result<Tier, SettleError>>> = Vec::new();
+        let mut charges = Vec::new();
+        for job in &batch {
+            let charge = self.claims.charge(&job.pending);
+            results.push(match &charge {
+                Ok(Charge::Settle(_)) => Some(Ok(Tier::Exact)),
+                Ok(Charge::Claim { .. }) => Some(Ok(Tier::Optimistic)),
+                Err(_) => None,
+            });
+            charges.push(charge);
+        }
+        let bonds_wei = charges.iter().flatten().map(Charge::bond_wei).sum();
+        if let Err(error) = self.claims.fill_bond(bonds_wei) {
+            // The court says which claims the bond covers.
+            tracing::warn!(error = chain_of(&error), "the operator's bond is short");
+        }
+        let (mut sent, mut charged) = (Vec::new(), Vec::new());
+        for (n, charge) in charges.into_iter().enumerate() {
+            match charge {
+                Ok(charge) => {
+                    sent.push(n);
+                    charged.push(charge);
+                }
+                Err(error) => results[n] = Some(Err(error)),
+            }
+        }
+        for (n, result) in sent.into_iter().zip(self.chain.charge_many(&charged)) {
+            if let Err(error) = result {
+                results[n] = Some(Err(error));
+            }
+        }
+        drop(charged);
+        let results = results.into_iter().flatten();
+        batch.into_iter().zip(results).collect()
+    }
+
     /// Keeps what became of a receipt.
     fn record(
-        &self,
+        &mut self,
         pending: &PendingReceipt,
-        settled: Result<(), SettleError>,
+        hold: &mut Reserve,
+        charged: Result<Tier, SettleError>,
     ) -> Result<Status, RetryError> {
         let id = pending.receipt.id();
-        match settled {
-            Ok(()) => {
+        match charged {
+            Ok(tier) => {
                 // All before the journal forgets: whoever sees the settlement can verify it.
                 self.objects.put(pending.receipt.encode().to_vec())?;
                 self.objects.put(pending.query.to_bytes().to_vec())?;
                 pending.gathered.store(&self.objects)?;
-                self.journal.remove(id)?;
-                Ok(Status::Settled)
+                match tier {
+                    Tier::Exact => {
+                        self.journal.remove(id)?;
+                        Ok(Status::Settled)
+                    }
+                    Tier::Optimistic => {
+                        self.journal.begin_claim(id)?;
+                        self.claims.add(id, hold.bond.take());
+                        Ok(Status::Claimed)
+                    }
+                }
             }
             Err(SettleError::Refused { reason }) => {
                 tracing::warn!(receipt = %id, %reason, "receipt refused by the chain");

@@ -2,15 +2,16 @@
 
 use alloy_sol_types::SolEvent;
 use ol_contracts::bindings::AttributionCourt::{Claimed, Revealed as RevealedEvent};
+use ol_contracts::bindings::ModelRegistry::Params;
 use ol_contracts::court::posted;
-use ol_poa::QuerySketch;
 use ol_poa::court::{
     Claim, CommittedIndex, Finding, Known, Net, Node, Nodes, Posted, Revealed, SumTree, Tree,
     Value, find,
 };
+use ol_poa::{Evidence, QuerySketch};
 use ol_types::B256;
 
-use super::{Difference, same, unusable};
+use super::{Difference, Payout, check_model, contributors_wei, payout, read, same, unusable};
 
 /// Everything public about one claim.
 #[derive(Debug, Clone)]
@@ -56,6 +57,73 @@ pub fn judge(evidence: &ClaimEvidence<'_>) -> Result<Finding, Difference> {
             shares: &shares,
         },
     ))
+}
+
+/// Everything public about a receipt that is claimed.
+#[derive(Debug, Clone, Copy)]
+pub struct ClaimedReceipt<'a> {
+    /// The id the receipt is known by.
+    pub id: B256,
+    /// The encoded receipt, from the objects.
+    pub receipt: &'a [u8],
+    /// The codes of the query sketch, from the objects.
+    pub query: &'a [u8],
+    /// The index that the model commits to, from the objects.
+    pub index: &'a CommittedIndex,
+    /// The version of the model that it was claimed for, from the chain.
+    pub params: &'a Params,
+    /// The claim as the court told it.
+    pub claimed: &'a Claimed,
+}
+
+/// Recomputes a receipt of the optimistic tier, and every number of its claim, and
+/// compares them with what is on chain.
+///
+/// # Errors
+/// The first [`Difference`], from the receipt's own bytes to the claim's trees.
+pub fn verify_claim(found: &ClaimedReceipt<'_>) -> Result<Payout, Difference> {
+    let ClaimedReceipt {
+        index,
+        params,
+        claimed,
+        ..
+    } = found;
+    let (receipt, query) = read(found.id, found.receipt, found.query)?;
+    let none = Evidence::default();
+    same("evidence", none.hash(), receipt.evidence_hash)?;
+    check_model(&receipt, params)?;
+    same("index", index.id(), receipt.sketch_root)?;
+    let scored = index.index().weights(params.nullThreshold, &query);
+    let payout = payout(&receipt, &scored, params, &none)?;
+    same("claimed receipt", receipt.id(), claimed.id)?;
+    same("claimed model", receipt.model_id, claimed.modelId)?;
+    let sketch = |bytes: &[u8]| alloy_primitives::hex::encode(bytes);
+    same("claimed query", sketch(found.query), sketch(&claimed.query))?;
+    let pot = contributors_wei(receipt.fee_wei, params.splitBps)?;
+    same("claimed pot", pot, claimed.pot)?;
+
+    let ours = Claim::compute(index, &query, params.nullThreshold, pot).posted();
+    let theirs = posted(&claimed.posted, claimed.pot);
+    same("scores: sum", ours.scores.value, theirs.scores.value)?;
+    same("scores: root", ours.scores.hash, theirs.scores.hash)?;
+    same(
+        "nets: sum of weights",
+        ours.nets.value.weight,
+        theirs.nets.value.weight,
+    )?;
+    same("nets: root", ours.nets.hash, theirs.nets.hash)?;
+    same("shares: root", ours.shares.hash, theirs.shares.hash)?;
+    same(
+        "cutoff: remainder",
+        ours.cutoff.remainder,
+        theirs.cutoff.remainder,
+    )?;
+    same(
+        "cutoff: position",
+        ours.cutoff.position,
+        theirs.cutoff.position,
+    )?;
+    Ok(payout)
 }
 
 /// A tree as far as it is known: whole, if the published numbers lead to the

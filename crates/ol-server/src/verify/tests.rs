@@ -124,7 +124,11 @@ fn case_with(seed: u8, null_threshold: u64, has_evidence: bool) -> Case {
         fee_wei: params.fee_wei(17, 99).unwrap(),
         answered_at_s: 1_700_000_000,
     };
-    let payout = payout(&receipt, &query, &index, &params, &gathered.evidence).unwrap();
+    let payout = {
+        let scored = index.weights(params.nullThreshold, &query);
+        payout(&receipt, &scored, &params, &gathered.evidence)
+    }
+    .unwrap();
     let settled = Settlement {
         receipt_id: receipt.id(),
         model_id: receipt.model_id,

@@ -10,6 +10,7 @@
 
 mod answers;
 mod bad_input;
+mod claims;
 mod deferred;
 mod eth;
 mod fleet;

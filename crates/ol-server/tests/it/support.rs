@@ -12,9 +12,12 @@ use alloy_signer::SignerSync as _;
 use alloy_signer_local::PrivateKeySigner;
 use alloy_sol_types::SolCall;
 use ol_contracts::address;
-use ol_contracts::bindings::{DatanetRegistry, InferenceSettlement, ModelRegistry, SketchStore};
-use ol_model::{ChatMessage, Lora, LoraConfig, Model, ModelConfig, Role, Tokenizer};
+use ol_contracts::bindings::{
+    AttributionCourt, DatanetRegistry, InferenceSettlement, ModelRegistry, SketchStore,
+};
+use ol_model::{ChatMessage, Lora, LoraConfig, Model, ModelConfig, Pool, Role, Tokenizer};
 use ol_node::{BlockRef, CallRequest, CallStatus, Node};
+use ol_poa::court::CommittedIndex;
 use ol_poa::{Entry, Index, K, QuerySketch};
 use ol_runtime::{ManualClock, Objects, Shutdown};
 use ol_serve::{
@@ -25,6 +28,7 @@ use ol_server::api::{self, ApiState};
 use ol_server::gateway::{
     AnswerSketcher, Chain, Gateway, GatewayOptions, PassagePrompt, ServedModel,
 };
+use ol_server::optimistic::OptimisticIndex;
 use ol_server::{Access, Backend};
 use ol_spans::{BuildOptions, Corpus, RecordRef, SpanIndex, Store};
 use serde_json::{Value, json};
@@ -187,7 +191,23 @@ fn index(name: &str) -> Index {
 /// The model whose answers cannot be sketched.
 pub(crate) const BROKEN: &str = "broken";
 
-pub(crate) const MODELS: [&str; 6] = [BROKEN, "defi-exploits", "legal", QUOTING, "silent", SLOW];
+pub(crate) const MODELS: [&str; 7] = [
+    BROKEN,
+    CLAIMED,
+    "defi-exploits",
+    "legal",
+    QUOTING,
+    "silent",
+    SLOW,
+];
+
+/// The model of the optimistic tier.
+pub(crate) const CLAIMED: &str = "claimed";
+
+/// Its index.
+pub(crate) fn committed() -> CommittedIndex {
+    CommittedIndex::new(index(CLAIMED)).unwrap()
+}
 
 /// The model that pays for spans: its datanet holds what it answers to
 /// [`QUOTED_QUESTION`].
@@ -334,6 +354,35 @@ pub(crate) fn credit_wei(node: &Node, account: Address) -> u128 {
     ask(node, address::INFERENCE_SETTLEMENT, &call).to()
 }
 
+/// Commits to an index, and returns its id.
+fn commit(node: &Node, index: &CommittedIndex) -> B256 {
+    let call = AttributionCourt::commitIndexCall {
+        object: index.object(),
+        root: index.root(),
+        nEntries: index.n_entries(),
+        rangesRoot: index.ranges_root(),
+        nContributors: index.n_contributors(),
+    };
+    let to = address::ATTRIBUTION_COURT;
+    send(node, OWNER, to, 0, call.abi_encode());
+    index.id()
+}
+
+/// Puts an index on chain, and returns its root.
+fn seal(node: &Node, index: &Index) -> B256 {
+    let mut chunks = Vec::new();
+    for chunk in index.chunks() {
+        let write = SketchStore::writeCall {
+            chunk: Bytes::copy_from_slice(chunk),
+        };
+        send(node, OWNER, address::SKETCH_STORE, 0, write.abi_encode());
+        chunks.push(ol_contracts::sketch::chunk_address(chunk).unwrap());
+    }
+    let call = SketchStore::sealCall { chunks };
+    send(node, OWNER, address::SKETCH_STORE, 0, call.abi_encode());
+    index.root()
+}
+
 fn register(node: &Node) {
     let treasury = signer(OWNER).address();
     let create = DatanetRegistry::createCall {
@@ -348,27 +397,16 @@ fn register(node: &Node) {
         create.abi_encode(),
     );
     for (n, name) in (1..).zip(MODELS) {
-        let index = index(name);
-        let mut chunks = Vec::new();
-        for chunk in index.chunks() {
-            let write = SketchStore::writeCall {
-                chunk: Bytes::copy_from_slice(chunk),
-            };
-            send(node, OWNER, address::SKETCH_STORE, 0, write.abi_encode());
-            chunks.push(ol_contracts::sketch::chunk_address(chunk).unwrap());
-        }
-        send(
-            node,
-            OWNER,
-            address::SKETCH_STORE,
-            0,
-            SketchStore::sealCall { chunks }.abi_encode(),
-        );
+        let sketch_root = if name == CLAIMED {
+            commit(node, &committed())
+        } else {
+            seal(node, &index(name))
+        };
         let params = ModelRegistry::Params {
             baseHash: base().hash(),
             adapterHash: adapter(n).hash(),
             manifestHash: B256::repeat_byte(3),
-            sketchRoot: index.root(),
+            sketchRoot: sketch_root,
             datanetIds: vec![ol_types::name_id("records")],
             treasury,
             nullThreshold: 1_000,
@@ -428,7 +466,8 @@ impl Disk {
         disk
     }
 
-    fn node(&self) -> Node {
+    /// The chain alone.
+    pub(crate) fn node(&self) -> Node {
         let clock = Arc::new(ManualClock::new(1_700_000_000));
         Node::open(
             &self.path().join("chain"),
@@ -497,6 +536,10 @@ impl Disk {
             adapter: adapter(n),
             sketcher: sketcher(name, &self.gate),
             spans: (name == QUOTING).then(|| spans(self.path())),
+            optimistic: (name == CLAIMED).then(|| {
+                let pool = Arc::new(Pool::new(1));
+                Arc::new(OptimisticIndex::new(committed(), pool).unwrap())
+            }),
         });
         let objects = Objects::local(&self.path().join("objects")).unwrap();
         let gateway = Gateway::start(

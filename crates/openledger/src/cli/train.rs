@@ -6,6 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use ol_train::job::JobId;
 
 use crate::device::Device;
+use crate::factory::Tier;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -29,7 +30,10 @@ Examples:
     openledger train work
 
   A payable model: on a datanet of this folder, with sketches, for `openledger up` to serve:
-    openledger train --datanet healthcare --name my-health";
+    openledger train --datanet healthcare --name my-health
+
+  The same, paid by claims that can be disputed for 12 hours: for more than 16,384 records:
+    openledger train --datanet healthcare --name my-health --tier optimistic";
 
 #[derive(Debug, Args)]
 #[command(
@@ -172,6 +176,17 @@ pub(crate) struct JobArgs {
     /// many backward passes for each paid answer, and as large a map
     #[arg(long)]
     pub(crate) each_checkpoint: bool,
+    /// How a payable model's contributors are paid by training [default: exact, and
+    /// optimistic above 16,384 records]
+    ///
+    /// exact: the sketches are on chain (5 million gas for 128 records, once), the
+    /// chain scores all of them for every answer and pays in the same block.
+    /// optimistic: the chain holds 100 bytes, whatever the number of records. The operator
+    /// claims who is paid, bonds 0.1 OPEN and the fee, and it is paid after 12 hours in which
+    /// nobody refuted it (`openledger watch` does). It pays the same to the wei, by training
+    /// alone: no pots for spans and context.
+    #[arg(long, value_enum)]
+    pub(crate) tier: Option<Tier>,
     /// Name of the job, or of the payable model
     #[arg(long)]
     pub(crate) name: Option<String>,

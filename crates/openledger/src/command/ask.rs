@@ -108,7 +108,30 @@ pub(crate) fn show_payment(payment: &Value, out: Out<'_>) -> anyhow::Result<()> 
     )?;
     match (payment["tx_hash"].as_str(), payment["block"].as_u64()) {
         (Some(tx_hash), Some(block)) => {
-            writeln!(out, "Settled in block {block}, transaction {tx_hash}")?
+            let how = match payment["status"].as_str() {
+                Some("claimed" | "challenged" | "final" | "slashed") => "Claimed",
+                _ => "Settled",
+            };
+            writeln!(out, "{how} in block {block}, transaction {tx_hash}")?;
+            let claim = &payment["claim"];
+            match payment["status"].as_str() {
+                Some("claimed") => writeln!(
+                    out,
+                    "It can be challenged until Unix second {}, then it pays:",
+                    claim["deadline"]
+                )?,
+                Some("challenged") => writeln!(
+                    out,
+                    "It is challenged: {} nodes of it are asked for. If it holds, it pays:",
+                    claim["n_open_reveals"]
+                )?,
+                Some("final") => writeln!(out, "Its window is over: it pays")?,
+                Some("slashed") => writeln!(
+                    out,
+                    "It was refuted: the fee goes back to the payer. It would have paid:"
+                )?,
+                _ => {}
+            }
         }
         _ => writeln!(
             out,

@@ -1,13 +1,16 @@
 //! `openledger earnings`: what contributors can claim, and paying it out.
 
+use std::collections::BTreeMap;
+
 use alloy_primitives::{Address, U256};
 use anyhow::ensure;
-use ol_contracts::address::INFERENCE_SETTLEMENT;
-use ol_contracts::bindings::InferenceSettlement;
+use ol_contracts::address::{ATTRIBUTION_COURT, INFERENCE_SETTLEMENT};
+use ol_contracts::bindings::{AttributionCourt, InferenceSettlement};
 use serde_json::{Value, json};
 
 use crate::chain::Chain;
 use crate::cli::EarningsCommand;
+use crate::command::claims::Shares;
 use crate::command::datanet::contributor_address;
 use crate::instance::Layout;
 use crate::output::{Out, open, open_of, print};
@@ -28,13 +31,17 @@ pub(crate) fn run(
 
 fn list(chain: &Chain, datanet: &str, json: bool, out: Out<'_>) -> anyhow::Result<()> {
     let summary = chain.datanets()?.show(datanet)?;
+    let accounts: Vec<Address> = summary.contributors.values().map(|c| c.address).collect();
+    let mut of_claims: BTreeMap<Address, u128> = BTreeMap::new();
+    for share in Shares::new(chain).uncollected(&accounts)? {
+        *of_claims.entry(share.contributor()).or_default() += share.share_wei();
+    }
     let mut rows = Vec::new();
     for (name, contributor) in &summary.contributors {
-        rows.push((
-            credit_wei(chain, contributor.address)?,
-            name,
-            contributor.address,
-        ));
+        let account = contributor.address;
+        let of_claims_wei = of_claims.get(&account).copied().unwrap_or_default();
+        let credit_wei = credit_wei(chain, account)? + court_credit_wei(chain, account)?;
+        rows.push((credit_wei + of_claims_wei, name, account));
     }
     rows.sort_by_key(|&(credit_wei, name, _)| (std::cmp::Reverse(credit_wei), name));
     let rows: Vec<Value> = rows
@@ -58,16 +65,32 @@ fn claim(chain: &Chain, contributor: &str, json: bool, out: Out<'_>) -> anyhow::
     let account = contributor
         .parse()
         .unwrap_or_else(|_| contributor_address(contributor));
-    let credit_wei = credit_wei(chain, account)?;
+    let signer = dev_signer(DevRole::Owner);
+    for share in Shares::new(chain).uncollected(&[account])? {
+        share.collect(chain.rpc(), &signer)?;
+    }
+    let of_receipts_wei = credit_wei(chain, account)?;
+    let of_claims_wei = court_credit_wei(chain, account)?;
+    let credit_wei = of_receipts_wei + of_claims_wei;
     ensure!(
         credit_wei > 0,
         "{contributor} ({account}) has nothing to claim"
     );
-    let call = InferenceSettlement::claimForCall { account };
-    let signer = dev_signer(DevRole::Owner);
-    let tx_hash = chain
-        .rpc()
-        .send(&signer, INFERENCE_SETTLEMENT, U256::ZERO, &call)?;
+    let mut tx_hash = None;
+    if of_receipts_wei > 0 {
+        let call = InferenceSettlement::claimForCall { account };
+        let sent = chain
+            .rpc()
+            .send(&signer, INFERENCE_SETTLEMENT, U256::ZERO, &call);
+        tx_hash = Some(sent?);
+    }
+    if of_claims_wei > 0 {
+        let call = AttributionCourt::withdrawForCall { account };
+        let sent = chain
+            .rpc()
+            .send(&signer, ATTRIBUTION_COURT, U256::ZERO, &call);
+        tx_hash = Some(sent?);
+    }
     let balance_wei: u128 = chain.rpc().balance(account)?.saturating_to();
     let value = json!({
         "contributor": contributor,
@@ -92,4 +115,9 @@ fn credit_wei(chain: &Chain, account: Address) -> anyhow::Result<u128> {
         .rpc()
         .call(INFERENCE_SETTLEMENT, &call)?
         .saturating_to())
+}
+
+fn court_credit_wei(chain: &Chain, account: Address) -> anyhow::Result<u128> {
+    let call = AttributionCourt::creditCall { account };
+    Ok(chain.rpc().call(ATTRIBUTION_COURT, &call)?.saturating_to())
 }

@@ -9,9 +9,13 @@ use ol_contracts::address::{DATANET_REGISTRY, INFERENCE_SETTLEMENT, MODEL_REGIST
 use ol_contracts::bindings::ModelRegistry::{self, Params, VersionAdded};
 use ol_contracts::bindings::{DatanetRegistry, SketchStore};
 use ol_contracts::settlement::{PotCredits, Settlement};
+use ol_poa::court::CommittedIndex;
+use ol_poa::index::EntryView;
 use ol_poa::{Index, K, Pot};
 use ol_server::evidence::{Gathered, Shown};
-use ol_server::verify::{Evidence, Payout, is_made_by, verify};
+use ol_server::verify::{
+    ClaimedReceipt, Difference, Evidence, Payout, is_made_by, verify, verify_claim,
+};
 use ol_spans::SpanIndex;
 use ol_train::TrainingManifest;
 use ol_types::{B256, RECEIPT_SIZE_BYTES, Receipt, name_id};
@@ -20,6 +24,7 @@ use serde_json::{Value, json};
 use crate::chain::Chain;
 use crate::cli::ReceiptCommand;
 use crate::command::ask::show_payment;
+use crate::command::claims::{self, Charged};
 use crate::command::rerun::{passage_texts, rerun};
 use crate::instance::Layout;
 use crate::output::{Out, open, print};
@@ -80,7 +85,8 @@ pub(crate) fn run(
                 "fee_wei": payout.fee_wei.to_string(),
                 "n_contributors": payout.pot(Pot::Training).credits.len(),
                 "pots": pots(&payout),
-                "n_records": found.index.len(),
+                "n_records": found.index.entries().len(),
+                "claim": found.charged.claim(),
                 "answer": answer,
                 "tx_hash": found.tx_hash,
                 "block": found.block,
@@ -90,11 +96,14 @@ pub(crate) fn run(
                 writeln!(
                     out,
                     "Recomputed from objects and chain: {} record scores, {} contributors, {} wei, block {}.",
-                    found.index.len(),
+                    found.index.entries().len(),
                     payout.pot(Pot::Training).credits.len(),
                     payout.fee_wei,
                     found.block
                 )?;
+                if let Charged::Claimed { state, .. } = &found.charged {
+                    writeln!(out, "{}", state.words())?;
+                }
                 for pot in Pot::ALL {
                     let PotCredits {
                         amount_wei,
@@ -145,6 +154,21 @@ pub(crate) fn recompute(chain: &Chain, id: B256) -> anyhow::Result<Result<(), St
         .map_err(|error| error.to_string()))
 }
 
+/// The sketches of a model.
+enum Sketches {
+    OnChain(Index),
+    Committed(CommittedIndex),
+}
+
+impl Sketches {
+    fn entries(&self) -> impl ExactSizeIterator<Item = EntryView<'_>> {
+        match self {
+            Self::OnChain(index) => index.entries(),
+            Self::Committed(index) => index.index().entries(),
+        }
+    }
+}
+
 /// What the public objects and the chain say about one receipt.
 struct Found {
     bytes: Vec<u8>,
@@ -155,8 +179,8 @@ struct Found {
     spans: Option<SpanIndex>,
     datanets: Vec<String>,
     params: Params,
-    index: Index,
-    settled: Settlement,
+    index: Sketches,
+    charged: Charged,
     tx_hash: B256,
     block: u64,
 }
@@ -184,9 +208,23 @@ fn collect(chain: &Chain, id: B256) -> anyhow::Result<Found> {
     } else {
         Some(find_spans(chain, &receipt)?)
     };
-    let index = read_index(rpc, receipt.sketch_root)?;
-    let (settled, tx_hash, block) = read_settlement(rpc, id)?;
-    let (params, datanets) = params_of(rpc, &receipt, block)?;
+    let (charged, tx_hash, block) = match claims::find(rpc, id)? {
+        Some((claimed, tx_hash, block)) => (claimed, tx_hash, block),
+        None => {
+            let (settled, tx_hash, block) = read_settlement(rpc, id)?;
+            (Charged::Settled(settled), tx_hash, block)
+        }
+    };
+    let (index, (params, datanets)) = match &charged {
+        Charged::Settled(_) => (
+            Sketches::OnChain(read_index(rpc, receipt.sketch_root)?),
+            params_of(rpc, &receipt, block)?,
+        ),
+        Charged::Claimed { event, .. } => (
+            Sketches::Committed(claims::read_index(chain, receipt.sketch_root)?),
+            version_of(rpc, receipt.model_id, event.version)?,
+        ),
+    };
     Ok(Found {
         bytes,
         receipt,
@@ -196,7 +234,7 @@ fn collect(chain: &Chain, id: B256) -> anyhow::Result<Found> {
         datanets,
         params,
         index,
-        settled,
+        charged,
         tx_hash,
         block,
     })
@@ -235,20 +273,22 @@ fn params_of(
         .map(|added| added.version)
         .collect();
     for &version in versions.iter().rev().take(VERSIONS_MAX) {
-        let params = rpc.call(
-            MODEL_REGISTRY,
-            &ModelRegistry::versionOfCall { id, version },
-        )?;
-        if is_made_by(receipt, &params) {
-            let names = params
-                .datanetIds
-                .iter()
-                .map(|&id| rpc.call(DATANET_REGISTRY, &DatanetRegistry::nameOfCall { id }))
-                .collect::<anyhow::Result<_>>()?;
-            return Ok((params, names));
+        let found = version_of(rpc, id, version)?;
+        if is_made_by(receipt, &found.0) {
+            return Ok(found);
         }
     }
     bail!("no version of model {id} on chain has the hashes and the price of the receipt")
+}
+
+/// A version of a model, with the names of its datanets.
+fn version_of(rpc: &Rpc, id: B256, version: u64) -> anyhow::Result<(Params, Vec<String>)> {
+    let call = ModelRegistry::versionOfCall { id, version };
+    let params = rpc.call(MODEL_REGISTRY, &call)?;
+    let names = params.datanetIds.iter();
+    let names = names.map(|&id| rpc.call(DATANET_REGISTRY, &DatanetRegistry::nameOfCall { id }));
+    let names = names.collect::<anyhow::Result<_>>()?;
+    Ok((params, names))
 }
 
 fn read_index(rpc: &Rpc, root: B256) -> anyhow::Result<Index> {
@@ -282,8 +322,33 @@ fn read_settlement(rpc: &Rpc, id: B256) -> anyhow::Result<(Settlement, B256, u64
 impl Found {
     /// Recomputes scores, shares and amounts and compares them with the chain's.
     fn verify(&self, id: B256) -> anyhow::Result<Payout> {
-        let chunks = self.index.chunks();
-        let evidence = Evidence {
+        let payout = match (&self.index, &self.charged) {
+            (Sketches::OnChain(index), Charged::Settled(settled)) => {
+                self.verify_settled(id, index, settled)
+            }
+            (Sketches::Committed(index), Charged::Claimed { event, .. }) => {
+                verify_claim(&ClaimedReceipt {
+                    id,
+                    receipt: &self.bytes,
+                    query: &self.query,
+                    index,
+                    params: &self.params,
+                    claimed: event,
+                })
+            }
+            _ => bail!("receipt {id} was charged in the other tier than its model's"),
+        };
+        payout.map_err(|difference| anyhow!("receipt {id} does not match: {difference}"))
+    }
+
+    fn verify_settled(
+        &self,
+        id: B256,
+        index: &Index,
+        settled: &Settlement,
+    ) -> Result<Payout, Difference> {
+        let chunks = index.chunks();
+        verify(&Evidence {
             id,
             receipt: &self.bytes,
             query: &self.query,
@@ -292,9 +357,8 @@ impl Found {
             spans: self.spans.as_ref(),
             chunks: &chunks,
             params: &self.params,
-            settled: &self.settled,
-        };
-        verify(&evidence).map_err(|difference| anyhow!("receipt {id} does not match: {difference}"))
+            settled,
+        })
     }
 
     /// Checks that the passages which are paid for are parts of records that own

@@ -43,6 +43,7 @@ pub(crate) fn run(
 fn refuse_for_payable(job: &JobArgs) -> anyhow::Result<()> {
     for (given, flag) in [
         (job.pots.is_some(), "--pots"),
+        (job.tier.is_some(), "--tier"),
         (job.checkpoints.is_some(), "--checkpoints"),
         (job.each_checkpoint, "--each-checkpoint"),
     ] {

@@ -16,6 +16,7 @@ use ol_datanet::{AddOptions, Datanets};
 use ol_model::{Lora, Model, Pool, Tokenizer};
 use ol_node::Node;
 use ol_poa::QuerySketch;
+use ol_poa::court::CommittedIndex;
 use ol_retrieval::{CutRule, Retriever};
 use ol_runtime::{DataDir, Shutdown, SystemClock};
 use ol_serve::{EngineHandle, EngineOptions, EngineParts};
@@ -27,6 +28,7 @@ use ol_server::gateway::{
     AnswerSketcher, Chain, Gateway, GatewayOptions, PassagePrompt, ServedModel,
 };
 use ol_server::metrics::{Exporter, ServingObserver};
+use ol_server::optimistic::OptimisticIndex;
 use ol_server::retrieval::Retrieval;
 use ol_train::TrainingManifest;
 use ol_types::WEI_PER_OPEN;
@@ -39,7 +41,9 @@ use crate::cli::UpArgs;
 use crate::command::datanet::{self, contributor_address};
 use crate::command::serve::workers;
 use crate::device;
-use crate::factory::{Base, Recipe, TrainedModel, model_folders, publish_objects, train_model};
+use crate::factory::{
+    Base, Recipe, Tier, TrainedModel, model_folders, publish_objects, train_model,
+};
 use crate::instance::{Instance, Layout, lock};
 use crate::output::{Out, note};
 use crate::registration::{DevRole, ModelFacts, dev_signer, publish_datanet, register_model};
@@ -107,6 +111,8 @@ pub(crate) fn run(layout: &Layout, args: &UpArgs, out: Out<'_>) -> anyhow::Resul
             adapter_hash: model.description.adapter_hash,
             manifest_hash: model.description.manifest_hash,
             index: &model.index,
+            tier: model.description.tier,
+            sketch_root: model.description.sketch_root,
             pots_bps: model.description.pots_bps,
             null_threshold: model.description.null_threshold,
         };
@@ -364,11 +370,25 @@ fn start_gateway(
                 adapter: Arc::clone(&adapter),
                 pool: Arc::clone(&pool),
             };
+            let optimistic = match model.description.tier {
+                Tier::Exact => None,
+                Tier::Optimistic => {
+                    let index = CommittedIndex::new(model.index)?;
+                    let index = OptimisticIndex::new(index, Arc::clone(&pool))?;
+                    let (name, n) = (&model.description.name, index.committed().n_entries());
+                    let mib = index.size_bytes() >> 20;
+                    note(&format!(
+                        "{name}: {n} records to score, {mib} MiB of memory"
+                    ));
+                    Some(Arc::new(index))
+                }
+            };
             Ok(ServedModel {
                 name: model.description.name,
                 adapter,
                 sketcher: Arc::new(sketcher),
                 spans: index,
+                optimistic,
             })
         })
         .collect::<anyhow::Result<_>>()?;
@@ -378,6 +398,7 @@ fn start_gateway(
     let options = GatewayOptions {
         labels,
         retrieval: retrieval(datanets)?,
+        bond_max_wei: u128::from(args.bond_max) * WEI_PER_OPEN,
         ..GatewayOptions::new(layout.gateway())
     };
     Ok(Gateway::start(

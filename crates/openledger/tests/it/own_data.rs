@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::harness::{Up, refused, run_json, wei};
 
 /// The first records of the demo's legal datanet, as a file of a user's.
-fn records() -> String {
+pub(crate) fn records() -> String {
     let packed = include_bytes!("../../../../assets/datanets/legal.jsonl.xz");
     let mut text = String::new();
     xz2::read::XzDecoder::new(packed.as_slice())

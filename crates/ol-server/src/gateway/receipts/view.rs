@@ -5,14 +5,16 @@ use std::collections::BTreeMap;
 use alloy_primitives::hex;
 use ol_contracts::settlement::{Credit, PotCredits};
 use ol_model::Tokenizer;
-use ol_poa::{Index, Pot};
+use ol_poa::{Pot, QuerySketch};
 use ol_types::{Address, B256};
 use serde::Serialize;
 
-use super::super::chain::{Model, Settled};
+use super::super::chain::{ClaimState, Claimed, Model, Settled};
+use super::super::holds::bond_of_wei;
 use super::super::journal::{Owed, PendingReceipt};
 use super::super::labels::Labels;
 use super::super::settlement::Status;
+use super::AnyIndex;
 use crate::evidence::{Shown, ShownSpan};
 use crate::verify::Payout;
 
@@ -26,7 +28,10 @@ pub struct ReceiptView {
     /// The receipt's id: keccak256 of its encoding. Absent while its query sketch
     /// is still to be computed; its request's id finds it then, and later too.
     pub id: Option<B256>,
-    /// `settled`, `refused` or `pending`. Only a settled receipt was charged.
+    /// `pending` or `refused`: nothing was charged. `settled`: charged and paid out.
+    /// Of the optimistic tier instead of it: `claimed`, or `challenged` while numbers
+    /// of the claim are asked for; then `final`, or `slashed`, whose fee is back at
+    /// the payer.
     pub status: &'static str,
     /// Chain it settles on.
     pub chain_id: u64,
@@ -81,10 +86,31 @@ pub struct ReceiptView {
     /// What the model's treasury gets of the pot for training because nobody's data
     /// moved the answer.
     pub treasury_wei: String,
-    /// The settling transaction.
+    /// The claim, of the optimistic tier.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub claim: Option<ClaimView>,
+    /// The settling transaction, or the one that claimed.
     pub tx_hash: Option<B256>,
     /// Its block.
     pub block: Option<u64>,
+}
+
+/// A claim of the optimistic tier: who is paid is claimed, backed by a bond, and
+/// holds if nobody refutes it in time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ClaimView {
+    /// Until when it can be challenged, Unix seconds.
+    pub deadline: u64,
+    /// What the operator loses if it is refuted.
+    pub bond_wei: String,
+    /// Nodes of the claim that the operator is asked for now.
+    pub n_open_reveals: u16,
+}
+
+/// How a receipt that is charged was charged.
+pub(super) enum Settling<'a> {
+    Settled(&'a Settled),
+    Claimed(ClaimState, Claimed),
 }
 
 /// The parts of a fee.
@@ -227,6 +253,7 @@ pub(super) fn bare(owed: &Owed, status: Status) -> ReceiptView {
         split: SplitView::default(),
         pots: PotsView::default(),
         treasury_wei: String::new(),
+        claim: None,
         tx_hash: None,
         block: None,
     }
@@ -241,7 +268,7 @@ pub(super) fn describe(view: &mut ReceiptView, model: Model) {
 }
 
 /// Where the fee goes.
-pub(super) fn fill(view: &mut ReceiptView, payout: &Payout, settled: Option<&Settled>) {
+pub(super) fn fill(view: &mut ReceiptView, payout: &Payout, settling: Option<Settling<'_>>) {
     view.split = SplitView {
         platform: payout.split.platform_wei.to_string(),
         model: payout.split.model_wei.to_string(),
@@ -249,8 +276,22 @@ pub(super) fn fill(view: &mut ReceiptView, payout: &Payout, settled: Option<&Set
         contributors: payout.split.contributors_wei.to_string(),
     };
     view.treasury_wei = payout.treasury_wei.to_string();
-    view.tx_hash = settled.map(|settled| settled.tx_hash);
-    view.block = settled.map(|settled| settled.block);
+    match settling {
+        Some(Settling::Settled(settled)) => {
+            view.tx_hash = Some(settled.tx_hash);
+            view.block = Some(settled.block);
+        }
+        Some(Settling::Claimed(claim, claimed)) => {
+            view.tx_hash = Some(claimed.tx_hash);
+            view.block = Some(claimed.block);
+            view.claim = Some(ClaimView {
+                deadline: claim.deadline_s,
+                bond_wei: bond_of_wei(claim.fee_wei).to_string(),
+                n_open_reveals: claim.n_open_reveals,
+            });
+        }
+        None => {}
+    }
 }
 
 /// Records of a contributor with what each counts, to name the strongest.
@@ -259,18 +300,12 @@ type Records = BTreeMap<Address, Vec<(u64, B256)>>;
 /// The pots of an answer, each with its own contributors and reasons.
 pub(super) fn pots(
     payout: &Payout,
-    index: &Index,
+    index: &AnyIndex,
     recorded: &PendingReceipt,
     labels: &Labels,
     tokenizer: Option<&Tokenizer>,
 ) -> Result<PotsView, String> {
-    let mut trained = Records::new();
-    for (entry, score) in index.entries().zip(index.scores(&recorded.query)) {
-        if let Ok(score @ 1..) = u64::try_from(score) {
-            let record = (score, entry.record());
-            trained.entry(entry.contributor()).or_default().push(record);
-        }
-    }
+    let trained = trained(index, &recorded.query, payout);
     let object = &recorded.gathered.object;
     let shown = (!object.is_empty()).then(|| Shown::from_bytes(object));
     let shown = shown.transpose()?;
@@ -307,6 +342,32 @@ pub(super) fn pots(
             ..view(Pot::Context, read)
         },
     })
+}
+
+/// The records that moved the answer.
+fn trained(index: &AnyIndex, query: &QuerySketch, payout: &Payout) -> Records {
+    let mut records = Records::new();
+    match index {
+        AnyIndex::Exact(index) => {
+            for (entry, score) in index.entries().zip(index.scores(query)) {
+                if let Ok(score @ 1..) = u64::try_from(score) {
+                    let record = (score, entry.record());
+                    records.entry(entry.contributor()).or_default().push(record);
+                }
+            }
+        }
+        // Of millions only those that are shown.
+        AnyIndex::Optimistic(index) => {
+            for credit in &payout.pot(Pot::Training).credits {
+                let strongest = index.strongest(query, credit.contributor, RECORDS_MAX);
+                let strongest = strongest
+                    .into_iter()
+                    .map(|(score, record)| (score.unsigned_abs(), record));
+                records.insert(credit.contributor, strongest.collect());
+            }
+        }
+    }
+    records
 }
 
 fn span_view(span: &ShownSpan, text: Option<String>, labels: &Labels) -> SpanView {

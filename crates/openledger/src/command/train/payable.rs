@@ -93,7 +93,8 @@ fn recipe(args: &JobArgs) -> anyhow::Result<Recipe> {
         epochs: epochs as u16,
         learning_rate: args.learning_rate.unwrap_or(shipped.learning_rate),
         seed: args.seed.unwrap_or(shipped.seed),
-        pots_bps: args.pots.map_or(shipped.pots_bps, |pots| pots.0),
+        pots_bps: args.pots.map(|pots| pots.0),
+        tier: args.tier,
         checkpoints: args.checkpoints.unwrap_or(shipped.checkpoints),
         place: if args.each_checkpoint {
             Place::Each

@@ -4,34 +4,22 @@ use alloy_primitives::{B256, U256};
 use alloy_signer_local::PrivateKeySigner;
 use anyhow::{Context, bail};
 use ol_contracts::address::{ATTRIBUTION_COURT, MODEL_REGISTRY};
-use ol_contracts::bindings::AttributionCourt::{self, Claimed, IndexCommitted, Revealed};
+use ol_contracts::bindings::AttributionCourt::{self, Claimed, Revealed};
 use ol_contracts::bindings::ModelRegistry;
-use ol_poa::ENTRY_SIZE_BYTES;
-use ol_poa::court::{COURT_CONTRIBUTORS_MAX, COURT_ENTRIES_MAX, CommittedIndex, Finding};
+use ol_poa::court::{CommittedIndex, Finding};
 use ol_runtime::ObjectsError;
+use ol_server::optimistic::CLAIM_SIZE_BYTES_MAX;
 use ol_server::verify::{ClaimEvidence, event, judge};
 
 use super::Verdict;
 use crate::chain::Chain;
-
-/// Largest index, in bytes.
-const INDEX_SIZE_BYTES_MAX: u64 = (COURT_ENTRIES_MAX * ENTRY_SIZE_BYTES) as u64;
-
-/// Largest object with the numbers of a claim, in bytes.
-const DATA_SIZE_BYTES_MAX: u64 = (COURT_ENTRIES_MAX * 8 + COURT_CONTRIBUTORS_MAX * 24) as u64;
+use crate::command::claims::{read_index, status};
 
 /// The claims of one chain. The index used last is kept: most claims in a row
 /// are about the same one.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
     index: Option<(B256, CommittedIndex)>,
-}
-
-/// What the contract says of a claim's state.
-mod status {
-    pub(super) const PENDING: u8 = 1;
-    pub(super) const PAID: u8 = 2;
-    pub(super) const REFUTED: u8 = 3;
 }
 
 impl Claims {
@@ -72,7 +60,7 @@ impl Claims {
                 version: claimed.version,
             },
         )?;
-        let data = match chain.objects()?.get(claimed.data, DATA_SIZE_BYTES_MAX) {
+        let data = match chain.objects()?.get(claimed.data, CLAIM_SIZE_BYTES_MAX) {
             Ok(data) => Some(data),
             // Withheld numbers are revealed on chain.
             Err(ObjectsError::NotFound { .. }) => None,
@@ -129,17 +117,7 @@ impl Claims {
     /// The index with this id on chain, from the objects.
     fn index(&mut self, chain: &Chain, id: B256) -> anyhow::Result<&CommittedIndex> {
         if self.index.as_ref().is_none_or(|(found, _)| *found != id) {
-            let logs = chain.rpc().logs(ATTRIBUTION_COURT, id)?;
-            let committed = logs
-                .iter()
-                .find_map(|found| event::<IndexCommitted>(&found.log))
-                .with_context(|| format!("no index {id} was committed to"))?;
-            let bytes = chain
-                .objects()?
-                .get(committed.object, INDEX_SIZE_BYTES_MAX)
-                .with_context(|| format!("the index, object {}", committed.object))?;
-            let index = CommittedIndex::from_bytes(bytes.to_vec())
-                .with_context(|| format!("the index, object {}", committed.object))?;
+            let index = read_index(chain, id)?;
             self.index = Some((id, index));
         }
         match &self.index {
