@@ -30,6 +30,8 @@ contract PoaVerifyTwin is IPoaVerify {
         else if (kind == 4) lie = shareStep(terms, reader);
         else if (kind == 5) lie = sumStep(terms, reader);
         else if (kind == 6) lie = formStep(terms, reader);
+        else if (kind == 7) lie = entryStep(terms, reader);
+        else if (kind == 8) lie = pairStep(terms, reader);
         else revert(MALFORMED);
         end(reader);
     }
@@ -93,6 +95,35 @@ contract PoaVerifyTwin is IPoaVerify {
         climb(terms, reader, 0, 0, position, leaf);
         if (position >= terms.nEntries) return !same(leaf, new bytes(40));
         return !same(leaf, scoreLeaf(uint32(position), int64(uint64(read(leaf, 32, 8)))));
+    }
+
+    function indexEntry(Terms calldata terms, Reader memory reader)
+        private
+        pure
+        returns (uint256 position, bytes memory entry)
+    {
+        position = number(reader, 4);
+        entry = take(reader, ENTRY);
+        member(reader, terms.indexRoot, terms.nEntries, position, keccak256(abi.encodePacked(uint8(0), entry)));
+    }
+
+    function entryStep(Terms calldata terms, Reader memory reader) private pure returns (bool) {
+        (, bytes memory entry) = indexEntry(terms, reader);
+        if (read(entry, 56, 2) == 0) return true;
+        for (uint256 j = 58; j < ENTRY; ++j) {
+            if (uint8(entry[j]) / 16 == 8 || uint8(entry[j]) % 16 == 8) return true;
+        }
+        return false;
+    }
+
+    function pairStep(Terms calldata terms, Reader memory reader) private pure returns (bool) {
+        (uint256 first, bytes memory one) = indexEntry(terms, reader);
+        (uint256 second, bytes memory other) = indexEntry(terms, reader);
+        require(first < second, MALFORMED);
+        (uint256 cluster, uint256 otherCluster) = (read(one, 52, 4), read(other, 52, 4));
+        if (cluster == otherCluster) return true;
+        (uint256 contributor, uint256 otherContributor) = (read(one, 0, 20), read(other, 0, 20));
+        return contributor == otherContributor ? cluster > otherCluster : contributor > otherContributor;
     }
 
     function netStep(Terms calldata terms, Reader memory reader) private pure returns (bool) {

@@ -21,7 +21,7 @@ mod step;
 mod tree;
 
 pub use claim::{Claim, Cutoff, Posted, amounts, share_tree};
-pub use find::{Finding, Known, Nodes, Revealed, find};
+pub use find::{Finding, Known, Nodes, Revealed, find, find_malformed};
 pub use index::CommittedIndex;
 pub use step::{StepError, is_lie, open, reveal};
 pub use tree::{Net, Node, SumTree, Value};

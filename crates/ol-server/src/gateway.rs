@@ -14,6 +14,9 @@
 //!   pending, and never charged twice, whatever crashes.
 //! - An answer whose query sketch there is no time for goes to the journal as it
 //!   is, and its reply says `pending`; it is sketched and settled later.
+//! - An answer of the optimistic tier is charged when it is claimed; refuted, its
+//!   fee goes back to the payer, and the operator's bond is lost. Past the bond its
+//!   model is refused by name.
 //! - Asked again under the same idempotency key, a request is answered again
 //!   under the receipt that is there.
 //!

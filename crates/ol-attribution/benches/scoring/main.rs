@@ -17,8 +17,9 @@ use std::time::Instant;
 
 use ol_attribution::scorer::{Instructions, Scorer};
 use ol_model::{Pool, Random};
-use ol_poa::{Entry, K, QuerySketch};
-use ol_types::{Address, B256};
+use ol_poa::court::{COURT_ENTRIES_MAX, Claim, CommittedIndex};
+use ol_poa::{Entry, Index, K, QuerySketch};
+use ol_types::{Address, B256, keccak256};
 use serde_json::{Value, json};
 
 #[path = "../../../ol-train/benches/model/peer.rs"]
@@ -30,6 +31,7 @@ const PYTHON: &str = "OPENLEDGER_FAISS_PYTHON";
 const THREADS: usize = 2;
 const N_BEST: usize = 50;
 const N_QUERIES: usize = 16;
+const CLAIM_ROUNDS: usize = 8;
 /// Measured rounds of ours for each of the peer's.
 const OURS_PER_PEER: usize = 8;
 
@@ -37,6 +39,9 @@ fn main() {
     let mut rows = Vec::new();
     for (n_records, rounds) in [(100_000, 400), (1_000_000, 240), (10_000_000, 120)] {
         bench(n_records, 1_000, Lengths::Equal, rounds, &mut rows);
+        if n_records <= COURT_ENTRIES_MAX {
+            bench_claim(n_records, 1_000, &mut rows);
+        }
         if n_records == 10_000_000 {
             bench(n_records, 1_000_000, Lengths::Spread, rounds, &mut rows);
         }
@@ -177,6 +182,83 @@ fn bench(
             }
         }
     }
+}
+
+/// Claims of the optimistic tier: from the query sketch of an answer to what goes on
+/// chain, beside as many bare hashes of nodes as a claim has.
+fn bench_claim(n_records: usize, n_contributors: usize, rows: &mut Vec<Value>) {
+    let all = entries(n_records, n_contributors, Lengths::Equal).collect();
+    let index = Index::new(all).expect("the sample is well formed");
+    let (load_s, index) = timed(|| CommittedIndex::new(index).expect("few contributors"));
+    let mut random = Random::new(98);
+    let mut query = || QuerySketch::new(sketch(&mut random)).expect("a code is never -128");
+    let queries: Vec<QuerySketch> = (0..2 * CLAIM_ROUNDS).map(|_| query()).collect();
+    let claim = |query| black_box(Claim::compute(&index, query, 0, 1 << 60).posted());
+    let setting = format!("{n_records} records of {n_contributors} contributors");
+    let mut report = |work: &str, unit: &str, ours: f64, theirs: Option<f64>| {
+        let mut row = json!({
+            "work": format!("{work}: {setting}"),
+            "unit": unit,
+            "ours": rounded(ours),
+            "rounds": CLAIM_ROUNDS,
+            "command": COMMAND,
+        });
+        if let Some(theirs) = theirs {
+            let ratio = if unit == "s" {
+                theirs / ours
+            } else {
+                ours / theirs
+            };
+            row["peer"] = rounded(theirs).into();
+            row["peer_name"] = "bare keccak256 of as many nodes".into();
+            row["ratio"] = rounded(ratio).into();
+        }
+        eprintln!("{row}");
+        rows.push(row);
+    };
+    report("commitment to the index, once", "s", load_s, None);
+
+    let n_nodes = 2 * n_records.next_power_of_two();
+    let bare = || {
+        let mut node = [1; 81];
+        for _ in 0..n_nodes {
+            let hash = keccak256(node);
+            node[..32].copy_from_slice(hash.as_slice());
+        }
+        black_box(node);
+    };
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for query in &queries[..CLAIM_ROUNDS] {
+        ours.push(timed(|| claim(query)).0);
+        theirs.push(timed(bare).0);
+    }
+    let theirs_s = percentile(&theirs, 50);
+    report(
+        "claim of an answer, one thread",
+        "s",
+        percentile(&ours, 50),
+        Some(theirs_s),
+    );
+
+    let pool = Pool::new(THREADS);
+    let (both_s, ()) = timed(|| {
+        pool.run(queries.len(), &|at| {
+            claim(&queries[at]);
+        });
+    });
+    let (bare_s, ()) = timed(|| pool.run(queries.len(), &|_| bare()));
+    let per_s = |seconds: f64| count(queries.len()) / seconds;
+    report(
+        "claims, two threads",
+        "1/s",
+        per_s(both_s),
+        Some(per_s(bare_s)),
+    );
+}
+
+#[expect(clippy::cast_precision_loss, reason = "few")]
+const fn count(n: usize) -> f64 {
+    n as f64
 }
 
 type Work = (&'static str, fn(&Scorer, &Pool, &QuerySketch));

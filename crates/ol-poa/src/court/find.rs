@@ -9,10 +9,14 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
+use alloy_primitives::B256;
+
 use super::claim::{Posted, share_tree};
-use super::step::{BOUNDARY, FORM, NET, SCORE, SHARE, SUM, form};
+use super::step::{BOUNDARY, ENTRY, FORM, NET, PAIR, SCORE, SHARE, SUM, form};
 use super::tree::{Net, Node, SumTree, Value};
 use super::{Claim, CommittedIndex, REVEAL_LEVELS, Tree};
+use crate::index::{ENTRY_SIZE_BYTES, EntryView};
+use crate::merkle;
 use crate::score::QuerySketch;
 
 /// What is known of the operator's tree.
@@ -149,6 +153,46 @@ pub fn find(
         other => return other.finding(Tree::Shares),
     };
     Finding::Lie(share_step(index, &ours, &leaf))
+}
+
+/// The step that refutes every claim against an index whose entries no index may
+/// have: a value out of range, a wrong order, or a cluster twice. `None` if nothing
+/// is wrong with them, or the object is not the one that `index_root` is over.
+#[must_use]
+#[expect(clippy::missing_panics_doc, reason = "the expectation cannot fail")]
+pub fn find_malformed(object: &[u8], index_root: &B256, n_entries: u32) -> Option<Vec<u8>> {
+    let (entries, rest) = object.as_chunks::<ENTRY_SIZE_BYTES>();
+    let n = usize::try_from(n_entries).ok()?;
+    if !rest.is_empty() || entries.len() != n || n == 0 || n > super::COURT_ENTRIES_MAX {
+        return None;
+    }
+    let leaves: Vec<B256> = entries.iter().map(|entry| merkle::leaf(entry)).collect();
+    if merkle::root(&leaves) != *index_root {
+        return None;
+    }
+    let step = |kind: u8, positions: &[usize]| {
+        let mut step = alloc::vec![kind];
+        for &at in positions {
+            let position = u32::try_from(at).expect("at most 2^20 entries");
+            step.extend_from_slice(&position.to_be_bytes());
+            step.extend_from_slice(&entries[at]);
+            for sibling in merkle::proof(&leaves, merkle::depth(n), at) {
+                step.extend_from_slice(sibling.as_slice());
+            }
+        }
+        step
+    };
+    let view = |at: usize| EntryView::of(&entries[at]);
+    if let Some(at) = (0..n).find(|&at| view(at).check(at).is_err()) {
+        return Some(step(ENTRY, &[at]));
+    }
+    if let Some(at) = (1..n).find(|&at| view(at - 1).key() >= view(at).key()) {
+        return Some(step(PAIR, &[at - 1, at]));
+    }
+    let mut clusters: Vec<(u32, usize)> = (0..n).map(|at| (view(at).cluster(), at)).collect();
+    clusters.sort_unstable();
+    let twice = clusters.windows(2).find(|pair| pair[0].0 == pair[1].0)?;
+    Some(step(PAIR, &[twice[0].1, twice[1].1]))
 }
 
 /// A node of the operator's tree, with its siblings from its level up.

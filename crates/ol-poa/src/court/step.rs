@@ -30,6 +30,11 @@ pub(super) const SUM: u8 = 5;
 /// First byte of a step about the form of a leaf of the scores.
 pub(super) const FORM: u8 = 6;
 
+/// First byte of a step about an entry that no index may have.
+pub(super) const ENTRY: u8 = 7;
+/// First byte of a step about two entries that no index may have in this order.
+pub(super) const PAIR: u8 = 8;
+
 /// Why a step shows nothing, neither for nor against the claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -71,6 +76,8 @@ pub fn is_lie(terms: &Terms, step: &[u8]) -> Result<bool, StepError> {
         SHARE => share_step(terms, &mut reader),
         SUM => sum_step(terms, &mut reader),
         FORM => form_step(terms, &mut reader),
+        ENTRY => entry_step(terms, &mut reader),
+        PAIR => pair_step(terms, &mut reader),
         _ => Err(StepError::Malformed),
     }?;
     reader.end()?;
@@ -173,6 +180,25 @@ fn form_step(terms: &Terms, reader: &mut Reader<'_>) -> Result<bool, StepError> 
     let leaf: Node<i64> = reader.node()?;
     reader.climb(terms, Tree::Scores, 0, position, &leaf)?;
     Ok(leaf != form(terms.n_entries, position, leaf.value))
+}
+
+/// `position ‖ entry ‖ its path`: a scale or a code that is out of range. Who
+/// claims against a malformed index answers for it.
+fn entry_step(terms: &Terms, reader: &mut Reader<'_>) -> Result<bool, StepError> {
+    let (_, entry) = reader.index_entry(terms)?;
+    Ok(EntryView::of(&entry).check(0).is_err())
+}
+
+/// `position ‖ entry ‖ its path`, twice: two entries of one cluster, or out of
+/// order.
+fn pair_step(terms: &Terms, reader: &mut Reader<'_>) -> Result<bool, StepError> {
+    let (first, one) = reader.index_entry(terms)?;
+    let (second, other) = reader.index_entry(terms)?;
+    if first >= second {
+        return Err(StepError::Malformed);
+    }
+    let (one, other) = (EntryView::of(&one), EntryView::of(&other));
+    Ok(one.key() >= other.key() || one.cluster() == other.cluster())
 }
 
 /// The leaf of a score at a position, which is zero past the last entry.
@@ -323,6 +349,15 @@ impl Reader<'_> {
             return Err(StepError::Unproven);
         }
         Ok((root, before))
+    }
+
+    /// Takes `position ‖ entry ‖ its path` in the index, and checks it.
+    fn index_entry(&mut self, terms: &Terms) -> Result<(u32, [u8; ENTRY_SIZE_BYTES]), StepError> {
+        let position = self.number()?;
+        let entry: [u8; ENTRY_SIZE_BYTES] = self.take()?;
+        let (root, n) = (&terms.index_root, terms.n_entries);
+        self.member(root, n, position, &merkle::leaf(&entry))?;
+        Ok((position, entry))
     }
 
     /// Takes the proof of a leaf in a tree without sums, and checks it.

@@ -376,6 +376,78 @@ fn malformed_indexes_are_refused() {
     ));
 }
 
+/// Every way in which entries can be no index is shown by one step, and no step
+/// shows it of entries that are one.
+#[test]
+fn a_malformed_index_refutes_every_claim_against_it() {
+    let index = index(9, 3, 1);
+    let good = index.as_bytes();
+    let n = index.n_entries();
+    let root_of = |bytes: &[u8]| {
+        let entries = bytes.as_chunks::<ENTRY_SIZE_BYTES>().0.iter();
+        let leaves: Vec<B256> = entries.map(|entry| crate::merkle::leaf(entry)).collect();
+        crate::merkle::root(&leaves)
+    };
+    let terms_of = |bytes: &[u8]| {
+        let honest = Claim::compute(&index, &query(1), 0, 1_000);
+        let terms = honest.posted().terms(&index, query(1).hash(), 0, 1_000);
+        Terms {
+            index_root: root_of(bytes),
+            ..terms
+        }
+    };
+    let change = |change: &dyn Fn(&mut [u8])| {
+        let mut bytes = good.to_vec();
+        change(&mut bytes);
+        bytes
+    };
+    let at = |entry: usize, byte: usize| entry * ENTRY_SIZE_BYTES + byte;
+    let cases = [
+        change(&|bytes| bytes[at(4, 56)..at(4, 58)].fill(0)),
+        change(&|bytes| bytes[at(8, 70)] = 0x80),
+        change(&|bytes| bytes[at(0, 185)] = 0x18),
+        change(&|bytes| bytes[..at(2, 0)].rotate_left(ENTRY_SIZE_BYTES)),
+        change(&|bytes| bytes.copy_within(at(0, 0)..at(1, 0), at(8, 0))),
+        // Two contributors with one cluster.
+        change(&|bytes| bytes.copy_within(at(0, 52)..at(0, 56), at(8, 52))),
+    ];
+    for bytes in cases {
+        assert!(CommittedIndex::from_bytes(bytes.clone()).is_err());
+        let root = root_of(&bytes);
+        let step = find_malformed(&bytes, &root, n).unwrap();
+        assert_eq!(is_lie(&terms_of(&bytes), &step), Ok(true));
+        assert!(step.len() < 2_048 - 300, "short also at 2^20 entries");
+        // Of another index it shows nothing.
+        assert_eq!(is_lie(&terms_of(good), &step), Err(StepError::Unproven));
+        assert_eq!(find_malformed(&bytes, &root_of(good), n), None);
+        assert_eq!(find_malformed(&bytes[1..], &root, n), None);
+        assert_eq!(find_malformed(&bytes, &root, n + 1), None);
+    }
+    assert_eq!(find_malformed(good, &root_of(good), n), None);
+    let part = |position: u32| {
+        let mut part = position.to_be_bytes().to_vec();
+        part.extend_from_slice(index.entry(position).unwrap());
+        for sibling in index.entry_proof(position) {
+            part.extend_from_slice(sibling.as_slice());
+        }
+        part
+    };
+    let terms = terms_of(good);
+    for first in 0..n {
+        let entry = [vec![7], part(first)].concat();
+        assert_eq!(is_lie(&terms, &entry), Ok(false));
+        for second in 0..n {
+            let pair = [vec![8], part(first), part(second)].concat();
+            let expected = if first < second {
+                Ok(false)
+            } else {
+                Err(StepError::Malformed)
+            };
+            assert_eq!(is_lie(&terms, &pair), expected);
+        }
+    }
+}
+
 proptest! {
     #[test]
     fn an_honest_claim_is_never_refuted(

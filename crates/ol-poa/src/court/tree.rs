@@ -7,7 +7,7 @@
 use alloc::vec::Vec;
 use core::fmt::Debug;
 
-use alloy_primitives::B256;
+use alloy_primitives::{B256, keccak256};
 
 use super::hash;
 
@@ -97,8 +97,15 @@ impl<V: Value> Node<V> {
     /// The node above two.
     #[must_use]
     pub fn parent(left: &Self, right: &Self) -> Self {
+        // One buffer: a claim makes two million of these.
+        let mut bytes = Vec::with_capacity(1 + 2 * Self::SIZE_BYTES);
+        bytes.push(0x01);
+        for node in [left, right] {
+            bytes.extend_from_slice(node.hash.as_slice());
+            node.value.write(&mut bytes);
+        }
         Self {
-            hash: hash(&[&[0x01], &left.encode(), &right.encode()]),
+            hash: keccak256(&bytes),
             value: left.value.add(right.value),
         }
     }

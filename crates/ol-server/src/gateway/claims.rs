@@ -58,7 +58,7 @@ impl Bonds {
     }
 
     /// Sets aside what a claim of this fee takes, if the operator has it.
-    pub(super) fn place(&self, fee_wei: u128) -> Result<Hold, HoldError<ChainError>> {
+    pub(super) fn place(&self, fee_wei: u128) -> Result<Box<Hold>, HoldError<ChainError>> {
         let most_wei = || {
             let (free_wei, balance_wei) = self.chain.free_bond_and_balance_wei()?;
             let all_wei = free_wei
@@ -67,13 +67,14 @@ impl Bonds {
             Ok(all_wei.min(self.max_wei))
         };
         let operator = self.chain.operator();
-        self.holds.place(operator, bond_of_wei(fee_wei), most_wei)
+        let bond = self.holds.place(operator, bond_of_wei(fee_wei), most_wei);
+        bond.map(Box::new)
     }
 
     /// Sets aside what a claim takes that is owed.
-    pub(super) fn adopt(&self, fee_wei: u128) -> Hold {
+    pub(super) fn adopt(&self, fee_wei: u128) -> Box<Hold> {
         let operator = self.chain.operator();
-        self.holds.adopt(operator, bond_of_wei(fee_wei))
+        Box::new(self.holds.adopt(operator, bond_of_wei(fee_wei)))
     }
 
     fn locked(&self) -> MutexGuard<'_, u128> {
@@ -87,7 +88,7 @@ impl Bonds {
 #[derive(Debug)]
 struct Open {
     deadline_s: u64,
-    bond: Option<Hold>,
+    bond: Option<Box<Hold>>,
     bond_wei: u128,
 }
 
@@ -142,6 +143,11 @@ impl Claims {
     /// Whether none is open.
     pub(super) fn is_empty(&self) -> bool {
         self.open.is_empty()
+    }
+
+    /// Whether no model of the optimistic tier is served.
+    pub(super) fn is_exact(&self) -> bool {
+        self.indexes.is_empty()
     }
 
     /// How a receipt is charged; of the optimistic tier its claim is computed.
@@ -199,14 +205,14 @@ impl Claims {
     }
 
     /// Takes on a claim that the chain has.
-    pub(super) fn add(&mut self, id: B256, bond: Option<Hold>) {
+    pub(super) fn add(&mut self, id: B256, bond: Option<Box<Hold>>) {
         if self.open.contains_key(&id) {
             return;
         }
         let open = Open {
             // Looked at once, which sets the time.
             deadline_s: 0,
-            bond_wei: bond.as_ref().map_or(0, Hold::amount_wei),
+            bond_wei: bond.as_ref().map_or(0, |bond| bond.amount_wei()),
             bond,
         };
         *self.bonds.locked() += open.bond_wei;

@@ -131,7 +131,7 @@ pub(super) struct Reserve {
     /// The fee.
     pub(super) fee: Hold,
     /// What a claim of it takes.
-    pub(super) bond: Option<Hold>,
+    pub(super) bond: Option<Box<Hold>>,
 }
 
 impl Reserve {

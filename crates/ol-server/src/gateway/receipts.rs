@@ -274,13 +274,14 @@ impl Receipts {
             }
         };
         describe(&mut view, model);
-        let settling = match (&settled, claim) {
-            (Some(settled), _) => Some(Settling::Settled(settled)),
-            (None, Some(claim)) => {
-                let claimed = self.chain.claimed(id)?;
-                claimed.map(|claimed| Settling::Claimed(claim, claimed))
-            }
-            (None, None) => None,
+        let claimed = match &claim {
+            Some(_) => self.chain.claimed(id)?,
+            None => None,
+        };
+        let settling = match (&settled, &claim, &claimed) {
+            (Some(settled), ..) => Some(Settling::Settled(settled)),
+            (None, Some(claim), Some(claimed)) => Some(Settling::Claimed(claim, claimed)),
+            _ => None,
         };
         fill(&mut view, &payout, settling);
         let tokenizer = self.tokenizer.as_deref();

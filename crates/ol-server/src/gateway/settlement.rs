@@ -9,9 +9,11 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::num::NonZero;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use ol_runtime::{Objects, ObjectsError};
@@ -253,8 +255,7 @@ impl Worker {
     fn charge(&mut self, batch: Vec<Job>) -> Vec<(Job, Result<Tier, SettleError>)> {
         let mut results: Vec<Option<Result<Tier, SettleError>>> = Vec::new();
         let mut charges = Vec::new();
-        for job in &batch {
-            let charge = self.claims.charge(&job.pending);
+        for charge in self.prepare(&batch) {
             results.push(match &charge {
                 Ok(Charge::Settle(_)) => Some(Ok(Tier::Exact)),
                 Ok(Charge::Claim { .. }) => Some(Ok(Tier::Optimistic)),
@@ -285,6 +286,30 @@ impl Worker {
         drop(charged);
         let results = results.into_iter().flatten();
         batch.into_iter().zip(results).collect()
+    }
+
+    /// How each receipt is charged. Claims are computed on all cores, each holding
+    /// the trees of one at a time.
+    fn prepare<'a>(&self, batch: &'a [Job]) -> Vec<Result<Charge<'a>, SettleError>> {
+        let claims = &self.claims;
+        let charges = |jobs: &'a [Job]| -> Vec<Result<Charge<'a>, SettleError>> {
+            jobs.iter().map(|job| claims.charge(&job.pending)).collect()
+        };
+        let n_cores = thread::available_parallelism().map_or(1, NonZero::get);
+        if claims.is_exact() || batch.len() < 2 || n_cores < 2 {
+            return charges(batch);
+        }
+        thread::scope(|scope| {
+            let parts = batch.chunks(batch.len().div_ceil(n_cores));
+            let parts: Vec<_> = parts
+                .map(|part| (part, scope.spawn(move || charges(part))))
+                .collect();
+            let join = |(part, thread): (&'a [Job], thread::ScopedJoinHandle<'_, _>)| {
+                // A panic was reported by its hook; here it is met again.
+                thread.join().unwrap_or_else(|_| charges(part))
+            };
+            parts.into_iter().flat_map(join).collect()
+        })
     }
 
     /// Keeps what became of a receipt.

@@ -187,7 +187,7 @@ fn a_crash_at_any_point_claims_once() {
         }
         disk.start().stop();
         assert!(disk.owed().is_empty());
-        assert_eq!(files(&disk, "claimed"), [open.clone()]);
+        assert_eq!(files(&disk, "claimed"), std::slice::from_ref(&open));
     }
     let world = disk.start();
     assert_eq!(world.node.head().header.number, n_blocks, "claimed once");

@@ -36,7 +36,7 @@ pub(crate) mod status {
 /// How a receipt was charged.
 pub(crate) enum Charged {
     /// At once.
-    Settled(Settlement),
+    Settled(Box<Settlement>),
     /// By a claim.
     Claimed {
         event: Box<Claimed>,
@@ -120,16 +120,23 @@ pub(crate) fn find(rpc: &Rpc, id: B256) -> anyhow::Result<Option<(Charged, B256,
     Ok(Some((charged, found.tx_hash, found.block)))
 }
 
+/// What was committed to under this id.
+///
+/// # Errors
+/// If nothing was.
+pub(crate) fn committed(chain: &Chain, id: B256) -> anyhow::Result<IndexCommitted> {
+    let logs = chain.rpc().logs(ATTRIBUTION_COURT, id)?;
+    logs.iter()
+        .find_map(|found| event::<IndexCommitted>(&found.log))
+        .with_context(|| format!("no index {id} was committed to"))
+}
+
 /// The index with this id on chain, from the objects, with every byte checked.
 ///
 /// # Errors
 /// If nobody committed to it, or its object is missing or another.
 pub(crate) fn read_index(chain: &Chain, id: B256) -> anyhow::Result<CommittedIndex> {
-    let logs = chain.rpc().logs(ATTRIBUTION_COURT, id)?;
-    let committed = logs
-        .iter()
-        .find_map(|found| event::<IndexCommitted>(&found.log))
-        .with_context(|| format!("no index {id} was committed to"))?;
+    let committed = committed(chain, id)?;
     let index = load_committed(&chain.objects()?, committed.object, id);
     index.with_context(|| format!("the index, object {}", committed.object))
 }

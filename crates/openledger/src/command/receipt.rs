@@ -212,7 +212,7 @@ fn collect(chain: &Chain, id: B256) -> anyhow::Result<Found> {
         Some((claimed, tx_hash, block)) => (claimed, tx_hash, block),
         None => {
             let (settled, tx_hash, block) = read_settlement(rpc, id)?;
-            (Charged::Settled(settled), tx_hash, block)
+            (Charged::Settled(Box::new(settled)), tx_hash, block)
         }
     };
     let (index, (params, datanets)) = match &charged {

@@ -110,7 +110,7 @@ pub struct ClaimView {
 /// How a receipt that is charged was charged.
 pub(super) enum Settling<'a> {
     Settled(&'a Settled),
-    Claimed(ClaimState, Claimed),
+    Claimed(&'a ClaimState, &'a Claimed),
 }
 
 /// The parts of a fee.

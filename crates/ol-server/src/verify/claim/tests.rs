@@ -5,7 +5,7 @@
 use ol_contracts::court::posted_call;
 use ol_poa::court::{is_lie, reveal};
 use ol_poa::{Entry, Index, K};
-use ol_types::{Address, keccak256};
+use ol_types::{Address, Receipt, keccak256};
 
 use super::*;
 
@@ -186,4 +186,107 @@ fn another_index_or_no_query_is_told_apart_from_a_lie() {
     assert_eq!(judge_as(B256::ZERO, &told), "index");
     told.query = vec![0x80; K].into();
     assert_eq!(judge_as(index.id(), &told), "query");
+}
+
+/// Pays [`POT_WEI`], to the unit that the halves leave over.
+fn params(index: &CommittedIndex) -> Params {
+    Params {
+        baseHash: B256::repeat_byte(1),
+        adapterHash: B256::repeat_byte(2),
+        manifestHash: B256::repeat_byte(3),
+        sketchRoot: index.id(),
+        datanetIds: vec![B256::repeat_byte(4)],
+        treasury: Address::repeat_byte(9),
+        nullThreshold: THRESHOLD,
+        priceInPerKTokens: 0,
+        priceOutPerKTokens: 0,
+        platformFee: 2 * POT_WEI,
+        splitBps: ol_poa::DEFAULT_SPLIT_BPS,
+        potsBps: [10_000, 0, 0],
+    }
+}
+
+#[test]
+fn every_part_of_a_claimed_receipt_is_compared() {
+    let index = index();
+    let params = params(&index);
+    let receipt = Receipt {
+        chain_id: 1,
+        settlement: Address::ZERO,
+        payer: Address::ZERO,
+        request_id: B256::ZERO,
+        model_id: B256::repeat_byte(7),
+        base_hash: params.baseHash,
+        adapter_hash: params.adapterHash,
+        manifest_hash: params.manifestHash,
+        sketch_root: params.sketchRoot,
+        prompt_hash: B256::ZERO,
+        response_hash: B256::ZERO,
+        query_hash: query().hash(),
+        evidence_hash: Evidence::default().hash(),
+        tokens_in: 1,
+        tokens_out: 1,
+        fee_wei: 2 * POT_WEI,
+        answered_at_s: 1,
+    };
+    let honest = Claim::compute(&index, &query(), THRESHOLD, POT_WEI);
+    let told = Claimed {
+        id: receipt.id(),
+        modelId: receipt.model_id,
+        ..claimed(&honest)
+    };
+    let check = |receipt: &Receipt, params: &Params, told: &Claimed| {
+        verify_claim(&ClaimedReceipt {
+            id: receipt.id(),
+            receipt: &receipt.encode(),
+            query: &query().to_bytes(),
+            index: &index,
+            params,
+            claimed: told,
+        })
+    };
+    let payout = check(&receipt, &params, &told).unwrap();
+    assert_eq!(payout.split.contributors_wei, POT_WEI);
+    let paid = payout.pots[0]
+        .credits
+        .iter()
+        .map(|credit| credit.amount_wei);
+    assert_eq!(paid.sum::<u128>(), POT_WEI);
+
+    for lying in lies(&index, &honest) {
+        let told = Claimed {
+            posted: posted_call(&lying.posted()),
+            ..told.clone()
+        };
+        let found = check(&receipt, &params, &told).unwrap_err();
+        assert!(found.part.ends_with("root"), "{found}");
+    }
+    type Change = fn(&mut Receipt, &mut Params, &mut Claimed);
+    let cases: [(&str, Change); 10] = [
+        ("evidence", |receipt, _, _| {
+            receipt.evidence_hash = B256::ZERO
+        }),
+        ("base_hash", |receipt, _, _| receipt.base_hash = B256::ZERO),
+        ("query", |receipt, _, _| receipt.query_hash = B256::ZERO),
+        ("fee", |_, params, _| params.platformFee += 1),
+        ("claimed receipt", |_, _, told| told.id = B256::ZERO),
+        ("claimed model", |_, _, told| told.modelId = B256::ZERO),
+        ("claimed query", |_, _, told| told.query = vec![1; K].into()),
+        ("claimed pot", |_, _, told| told.pot += 1),
+        ("nets: sum of weights", |_, params, _| {
+            params.nullThreshold += 1
+        }),
+        ("cutoff: remainder", |_, _, told| {
+            told.posted.cutoffRemainder += 1
+        }),
+    ];
+    for (part, change) in cases {
+        let (mut receipt, mut params, mut told) = (receipt.clone(), params.clone(), told.clone());
+        change(&mut receipt, &mut params, &mut told);
+        if part == "evidence" || part == "base_hash" {
+            told.id = receipt.id();
+        }
+        let found = check(&receipt, &params, &told).unwrap_err();
+        assert_eq!(found.part, part, "{found}");
+    }
 }

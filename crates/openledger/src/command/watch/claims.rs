@@ -6,14 +6,14 @@ use anyhow::{Context, bail};
 use ol_contracts::address::{ATTRIBUTION_COURT, MODEL_REGISTRY};
 use ol_contracts::bindings::AttributionCourt::{self, Claimed, Revealed};
 use ol_contracts::bindings::ModelRegistry;
-use ol_poa::court::{CommittedIndex, Finding};
+use ol_poa::court::{CommittedIndex, Finding, find_malformed};
 use ol_runtime::ObjectsError;
-use ol_server::optimistic::CLAIM_SIZE_BYTES_MAX;
+use ol_server::optimistic::{CLAIM_SIZE_BYTES_MAX, INDEX_SIZE_BYTES_MAX};
 use ol_server::verify::{ClaimEvidence, event, judge};
 
 use super::Verdict;
 use crate::chain::Chain;
-use crate::command::claims::{read_index, status};
+use crate::command::claims::{committed, read_index, status};
 
 /// The claims of one chain. The index used last is kept: most claims in a row
 /// are about the same one.
@@ -66,8 +66,16 @@ impl Claims {
             Err(ObjectsError::NotFound { .. }) => None,
             Err(error) => return Err(error.into()),
         };
+        let index = match self.index(chain, claim.indexId) {
+            Ok(index) => index,
+            // Who claims against an index that is none answers for it.
+            Err(error) => match malformed(chain, claim.indexId)? {
+                Some(step) => return challenge(chain, key, id, step),
+                None => return Err(error),
+            },
+        };
         let evidence = ClaimEvidence {
-            index: self.index(chain, claim.indexId)?,
+            index,
             index_id: claim.indexId,
             null_threshold: params.nullThreshold,
             claimed: &claimed,
@@ -76,20 +84,7 @@ impl Claims {
         };
         match judge(&evidence)? {
             Finding::Honest => Ok(Verdict::Right),
-            Finding::Lie(step) => {
-                let Some(key) = key else {
-                    return Ok(Verdict::Lie(
-                        "not challenged: no key, or a dry run".to_owned(),
-                    ));
-                };
-                let stake =
-                    rpc.call(ATTRIBUTION_COURT, &AttributionCourt::CHALLENGE_BONDCall {})?;
-                let step = step.into();
-                let call = AttributionCourt::challengeCall { id, step };
-                rpc.send(key, ATTRIBUTION_COURT, stake, &call)?;
-                close(chain, key, id)?;
-                Ok(Verdict::Lie("challenged and refuted".to_owned()))
-            }
+            Finding::Lie(step) => challenge(chain, key, id, step),
             Finding::Hidden {
                 tree,
                 level,
@@ -125,6 +120,38 @@ impl Claims {
             None => bail!("the index was read and is not there"),
         }
     }
+}
+
+/// The step that shows an index to be none, if its object is at hand.
+fn malformed(chain: &Chain, index_id: B256) -> anyhow::Result<Option<Vec<u8>>> {
+    let committed = committed(chain, index_id)?;
+    let object = match chain.objects()?.get(committed.object, INDEX_SIZE_BYTES_MAX) {
+        Ok(object) => object,
+        Err(ObjectsError::NotFound { .. }) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    Ok(find_malformed(&object, &committed.root, committed.nEntries))
+}
+
+/// Refutes a claim by a step, or says that it would.
+fn challenge(
+    chain: &Chain,
+    key: Option<&PrivateKeySigner>,
+    id: B256,
+    step: Vec<u8>,
+) -> anyhow::Result<Verdict> {
+    let Some(key) = key else {
+        return Ok(Verdict::Lie(
+            "not challenged: no key, or a dry run".to_owned(),
+        ));
+    };
+    let rpc = chain.rpc();
+    let stake = rpc.call(ATTRIBUTION_COURT, &AttributionCourt::CHALLENGE_BONDCall {})?;
+    let step = step.into();
+    let call = AttributionCourt::challengeCall { id, step };
+    rpc.send(key, ATTRIBUTION_COURT, stake, &call)?;
+    close(chain, key, id)?;
+    Ok(Verdict::Lie("challenged and refuted".to_owned()))
 }
 
 /// Asks the operator to reveal, or ends it when it has not in time.
