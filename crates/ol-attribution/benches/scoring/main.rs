@@ -123,20 +123,13 @@ fn bench(
         Instructions::detect().name()
     );
     let mut report = |work: &str, unit: &str, ours: f64, theirs: Option<(&str, f64)>, rounds| {
-        let mut row = json!({
-            "work": format!("{work}: {setting}"),
-            "unit": unit,
-            "ours": rounded(ours),
-            "rounds": rounds,
-            "command": COMMAND,
-        });
-        if let Some((name, theirs)) = theirs {
-            row["peer"] = rounded(theirs).into();
-            row["peer_name"] = name.into();
-            row["ratio"] = rounded(theirs / ours).into();
-        }
-        eprintln!("{row}");
-        rows.push(row);
+        rows.push(row(
+            &format!("{work}: {setting}"),
+            unit,
+            ours,
+            theirs,
+            rounds,
+        ));
     };
     report("build", "s", build_s, None, 1);
 
@@ -184,6 +177,30 @@ fn bench(
     }
 }
 
+/// One figure, and the peer's; a ratio above 1 says that ours is faster.
+fn row(work: &str, unit: &str, ours: f64, theirs: Option<(&str, f64)>, rounds: usize) -> Value {
+    let mut row = json!({
+        "work": work,
+        "unit": unit,
+        "ours": rounded(ours),
+        "rounds": rounds,
+        "command": COMMAND,
+    });
+    if let Some((name, theirs)) = theirs {
+        let is_rate = unit.starts_with("1/");
+        let ratio = if is_rate {
+            ours / theirs
+        } else {
+            theirs / ours
+        };
+        row["peer"] = rounded(theirs).into();
+        row["peer_name"] = name.into();
+        row["ratio"] = rounded(ratio).into();
+    }
+    eprintln!("{row}");
+    row
+}
+
 /// Claims of the optimistic tier: from the query sketch of an answer to what goes on
 /// chain, beside as many bare hashes of nodes as a claim has.
 fn bench_claim(n_records: usize, n_contributors: usize, rows: &mut Vec<Value>) {
@@ -196,25 +213,9 @@ fn bench_claim(n_records: usize, n_contributors: usize, rows: &mut Vec<Value>) {
     let claim = |query| black_box(Claim::compute(&index, query, 0, 1 << 60).posted());
     let setting = format!("{n_records} records of {n_contributors} contributors");
     let mut report = |work: &str, unit: &str, ours: f64, theirs: Option<f64>| {
-        let mut row = json!({
-            "work": format!("{work}: {setting}"),
-            "unit": unit,
-            "ours": rounded(ours),
-            "rounds": CLAIM_ROUNDS,
-            "command": COMMAND,
-        });
-        if let Some(theirs) = theirs {
-            let ratio = if unit == "s" {
-                theirs / ours
-            } else {
-                ours / theirs
-            };
-            row["peer"] = rounded(theirs).into();
-            row["peer_name"] = "bare keccak256 of as many nodes".into();
-            row["ratio"] = rounded(ratio).into();
-        }
-        eprintln!("{row}");
-        rows.push(row);
+        let theirs = theirs.map(|theirs| ("bare keccak256 of as many nodes", theirs));
+        let work = format!("{work}: {setting}");
+        rows.push(row(&work, unit, ours, theirs, CLAIM_ROUNDS));
     };
     report("commitment to the index, once", "s", load_s, None);
 

@@ -23,6 +23,8 @@ use proptest::prelude::*;
 
 use crate::chain::{Chain, Outcome};
 
+mod malformed;
+
 const OPERATOR: Address = DEV_ACCOUNTS[1];
 const OWNER: Address = DEV_ACCOUNTS[2];
 const PAYER: Address = DEV_ACCOUNTS[3];
