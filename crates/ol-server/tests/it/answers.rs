@@ -365,7 +365,7 @@ fn eight_requests_at_once_get_what_each_gets_alone() {
     let disk = Disk::new();
     let world = Arc::new(disk.start());
     let ask = |world: &World, n: u64| {
-        let model = MODELS[1 + usize::try_from(n).unwrap() % 3];
+        let model = MODELS[2 + usize::try_from(n).unwrap() % 3];
         world.chat(&question(model, "who and how", n))
     };
     let threads: Vec<_> = (0..8)

@@ -242,6 +242,7 @@ fn nodes_that_are_asked_for_are_revealed_also_after_a_restart() {
     wait_for(|| !is_open(&world));
     let earned_wei = court_credit_wei(&world, signer(OPERATOR).address());
     assert_eq!(earned_wei, stake_wei, "who asks pays for it");
+    drop(chain);
     world.stop();
 
     // Asked while nobody looked.
@@ -311,6 +312,7 @@ fn a_claim_is_computed_for_the_version_that_judges_it() {
         0,
         update.abi_encode(),
     );
+    drop(chain);
     world.stop();
     disk.start().stop();
     let world = disk.start();
