@@ -17,8 +17,8 @@ use ol_attribution::query::QuerySketcher;
 use ol_attribution::record::{RecordInput, SketchOptions, sketch_records};
 use ol_datanet::{CommittedRecord, Datanets, cluster_owners};
 use ol_model::{Lora, LoraConfig, Model, Pool, Random, Tokenizer, write_atomic};
-use ol_poa::court::{COURT_CONTRIBUTORS_MAX, COURT_ENTRIES_MAX, CommittedIndex};
-use ol_poa::{DEFAULT_POTS_BPS, ENTRIES_MAX, ENTRY_SIZE_BYTES, Index};
+use ol_poa::court::COURT_ENTRIES_MAX;
+use ol_poa::{DEFAULT_POTS_BPS, ENTRY_SIZE_BYTES, Index};
 use ol_runtime::{Objects, SystemClock};
 use ol_train::{
     AdapterJob, AdapterReport, DatanetUse, LoraObjective, Observer, Progress, TrainOptions,
@@ -29,6 +29,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::instance::Layout;
 use crate::output::{bar, note};
+
+pub(crate) use self::tier::Tier;
+
+mod tier;
 
 /// The files of a finished model folder; the description is written last.
 pub(crate) const MODEL_FILES: [&str; 6] = [
@@ -52,58 +56,6 @@ const FIT_RECORDS_MAX: usize = ol_attribution::fit::RECORDS_MAX;
 
 /// Chooses that sample.
 const FIT_SAMPLE_SEED: u64 = 0x5a3e;
-
-/// How contributors of a model are paid by training (`docs/attribution.md`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Tier {
-    /// The chain computes every score and pays at once: up to 16,384 records
-    #[default]
-    Exact,
-    /// The operator claims who is paid, backed by a bond, and it is paid after 12
-    /// hours in which nobody refuted it: up to 1,048,576 records
-    Optimistic,
-}
-
-impl Tier {
-    /// The tier of a model with so many records, if it was asked for this one.
-    ///
-    /// # Errors
-    /// If they do not fit.
-    fn of(asked: Option<Self>, n_records: usize, n_contributors: usize) -> anyhow::Result<Self> {
-        let tier = asked.unwrap_or(if n_records > ENTRIES_MAX {
-            Self::Optimistic
-        } else {
-            Self::Exact
-        });
-        match tier {
-            Self::Exact => ensure!(
-                n_records <= ENTRIES_MAX,
-                "{n_records} records do not fit on chain, {ENTRIES_MAX} do; with `--tier optimistic` \
-                 up to {COURT_ENTRIES_MAX} are committed to"
-            ),
-            Self::Optimistic => {
-                ensure!(
-                    n_records <= COURT_ENTRIES_MAX,
-                    "{n_records} records, at most {COURT_ENTRIES_MAX} fit an index"
-                );
-                ensure!(
-                    n_contributors <= COURT_CONTRIBUTORS_MAX,
-                    "{n_contributors} contributors, at most {COURT_CONTRIBUTORS_MAX} fit a claim"
-                );
-            }
-        }
-        Ok(tier)
-    }
-
-    /// What a model names an index by on chain.
-    fn root(self, index: &Index) -> anyhow::Result<B256> {
-        Ok(match self {
-            Self::Exact => index.root(),
-            Self::Optimistic => CommittedIndex::new(index.clone())?.id(),
-        })
-    }
-}
 
 /// How a model is trained.
 #[derive(Debug, Clone)]
