@@ -16,19 +16,26 @@ const bytes = (value, size) => Buffer.from(BigInt(value).toString(16).padStart(2
 const word = (value) => (Buffer.isBuffer(value) ? Buffer.concat([Buffer.alloc(32 - value.length), value]) : bytes(value, 32));
 
 // --- evidence ----------------------------------------------------------------------------------
-function evidence(spans, context, object) {
+/** Lists with their totals; a total is what the weights would be if all of the pot were earned. */
+function evidence([spans, spansTotal], [context, contextTotal], object) {
   const list = (names) =>
     names
       .map(([name, weight]) => [H(text(name)).subarray(12), weight])
       .sort(([a], [b]) => Buffer.compare(a, b));
   const [a, b] = [list(spans), list(context)];
-  const packed = (entries) => Buffer.concat(entries.map(([who, weight]) => Buffer.concat([who, bytes(weight, 8)])));
-  const encoding = Buffer.concat([bytes(packed(a).length, 4), bytes(packed(b).length, 4), packed(a), packed(b), object]);
+  const packed = (entries, total) =>
+    entries.length === 0
+      ? Buffer.alloc(0)
+      : Buffer.concat([bytes(total, 8), ...entries.map(([who, weight]) => Buffer.concat([who, bytes(weight, 8)]))]);
+  const [first, second] = [packed(a, spansTotal), packed(b, contextTotal)];
+  const encoding = Buffer.concat([bytes(first.length, 4), bytes(second.length, 4), first, second, object]);
   const show = (entries) => entries.map(([who, weight]) => ({ contributor: hex(who), weight: weight.toString() }));
   return {
-    spans: hex(packed(a)),
-    context: hex(packed(b)),
+    spans: hex(first),
+    context: hex(second),
     object: hex(object),
+    spansTotal: spansTotal.toString(),
+    contextTotal: contextTotal.toString(),
     spansList: show(a),
     contextList: show(b),
     encoding: hex(encoding),
@@ -36,12 +43,16 @@ function evidence(spans, context, object) {
   };
 }
 const crowd = Array.from({ length: 256 }, (_, i) => [`contributor ${i}`, BigInt(i + 1) ** 5n]);
+const none = [[], 0n];
 const evidenceCases = [
-  evidence([], [], Buffer.alloc(32)),
-  evidence([["ana", 1n]], [], H(text("object"))),
-  evidence([], [["ana", 2n ** 63n - 1n]], H(text("object"))),
-  evidence([["ana", 3n], ["bo", 7n]], [["bo", 5n], ["cy", 2n ** 40n]], H(text("both"))),
-  evidence(crowd, crowd.slice(0, 2), H(text("crowd"))),
+  evidence(none, none, Buffer.alloc(32)),
+  evidence([[["ana", 1n]], 1n], none, H(text("object"))),
+  evidence(none, [[["ana", 2n ** 63n - 1n]], 2n ** 64n - 1n], H(text("object"))),
+  evidence([[["ana", 3n], ["bo", 7n]], 12n], [[["bo", 5n], ["cy", 2n ** 40n]], 2n ** 40n + 5n], H(text("both"))),
+  evidence([crowd, 2n ** 50n], [crowd.slice(0, 2), 33n], H(text("crowd"))),
+  // Next to nothing of an answer of 4,000 bits, and all of it but the floor.
+  evidence([[["ana", 1_000_000n]], 4_000_000_000_000n], none, H(text("chance"))),
+  evidence([[["ana", 3_936_000_000_000n]], 4_000_000_000_000n], [[["bo", 200n]], 1_200n], H(text("quoted"))),
 ];
 
 // --- receipt -----------------------------------------------------------------------------------
@@ -157,6 +168,34 @@ function shares(pot, weights) {
   for (const [, i] of remainders.slice(0, left)) amounts[i] += 1n;
   return amounts;
 }
+/** What is earned of the pots for spans and context; the rest is for training. */
+function pots(part, potsBps, { spansList, spansTotal, contextList, contextTotal }) {
+  const all = shares(part, potsBps.map(BigInt));
+  const paid = [
+    [1, spansList, BigInt(spansTotal)],
+    [2, contextList, BigInt(contextTotal)],
+  ].map(([pot, list, total]) => (total === 0n ? 0n : (all[pot] * list.reduce((sum, { weight }) => sum + BigInt(weight), 0n)) / total));
+  return [part - paid[0] - paid[1], ...paid];
+}
+const potVectors = [
+  [0, 10n ** 18n + 7n, [6000, 2000, 2000]],
+  [0, 7n, [10000, 0, 0]],
+  [1, 10n ** 18n + 7n, [6000, 2000, 2000]],
+  [1, 1n, [6000, 2000, 2000]],
+  [2, 10n ** 18n + 7n, [6000, 2000, 2000]],
+  [3, 10n ** 18n + 7n, [6000, 2500, 1500]],
+  [3, 0n, [6000, 2500, 1500]],
+  [4, 5n * 10n ** 26n - 1n, [5000, 4000, 1000]],
+  [5, 10n ** 18n + 7n, [6000, 2000, 2000]],
+  [5, 3n, [6000, 2000, 2000]],
+  [6, 10n ** 18n + 7n, [6000, 2000, 2000]],
+  [6, 2n ** 127n - 1n, [5000, 1000, 4000]],
+].map(([which, part, potsBps]) => ({
+  case: which,
+  part: part.toString(),
+  potsBps,
+  amounts: pots(part, potsBps, evidenceCases[which]).map(String),
+}));
 const shareCases = [
   [0n, [1n, 2n]],
   [1n, [1n, 1n]],
@@ -177,7 +216,7 @@ const shareVectors = shareCases.map(([pot, weights]) => ({
 
 // -----------------------------------------------------------------------------------------------
 const files = {
-  "evidence.json": { cases: evidenceCases },
+  "evidence.json": { cases: evidenceCases, pots: potVectors },
   "receipt.json": receiptVector,
   "shares.json": { cases: shareVectors },
   "sketch.json": { indexes: sketchVectors },

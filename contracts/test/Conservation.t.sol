@@ -71,8 +71,8 @@ contract Handler is SettlementBase {
     /// @dev Lists of up to three contributors, empty where the model has no such pot.
     function show(uint256 spans, uint256 context, uint64 weight) private {
         (,, ModelRegistry.Params memory params) = models.current(model);
-        evidence.spans = params.potsBps[1] == 0 ? bytes("") : listOf(1001, spans % 4, weight);
-        evidence.context = params.potsBps[2] == 0 ? bytes("") : listOf(1002, context % 3, ~weight);
+        evidence.spans = params.potsBps[1] == 0 ? bytes("") : listOf(1001, spans % 4, weight, weight << 3);
+        evidence.context = params.potsBps[2] == 0 ? bytes("") : listOf(1002, context % 3, ~weight, weight);
     }
 
     function answer(uint256 who, uint16 tokensIn, int8 code, uint256 spans, uint256 context, uint64 weight) external {

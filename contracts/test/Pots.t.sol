@@ -8,7 +8,7 @@ import {Receipt, hashOf} from "../src/l2/Receipt.sol";
 import {SettlementBase} from "./InferenceSettlement.t.sol";
 
 /// Goal: the contributors' part goes to the pots that the model has, by the evidence that the receipt commits to, to the
-/// wei; a pot without evidence falls to training.
+/// wei; what is not earned of a pot falls to training.
 contract PotsTest is SettlementBase {
     uint256 private constant FEE = 1 ether + 7;
     uint256 private constant PART = FEE / 2 + 1;
@@ -26,7 +26,11 @@ contract PotsTest is SettlementBase {
     }
 
     function pair(address first, uint64 weight0, address second, uint64 weight1) private pure returns (bytes memory) {
-        return abi.encodePacked(first, weight0, second, weight1);
+        return abi.encodePacked(weight0 + weight1, first, weight0, second, weight1);
+    }
+
+    function one(address who, uint64 weight, uint64 total) private pure returns (bytes memory) {
+        return abi.encodePacked(total, who, weight);
     }
 
     function settleFor(uint256 expected) private returns (Receipt memory receipt) {
@@ -40,7 +44,7 @@ contract PotsTest is SettlementBase {
 
     function test_eachPotIsSharedByItsOwnWeights() public {
         evidence.spans = pair(address(1001), 1, address(1003), 3);
-        evidence.context = abi.encodePacked(address(1003), uint64(9));
+        evidence.context = one(address(1003), 9, 9);
         evidence.object = keccak256("object");
         // 0.5 OPEN and 4 wei: 60 % leave .4, 25 % leave 0, 15 % leave .6 of a wei.
         uint256[3] memory pots = [uint256(0.3 ether + 2), 0.125 ether + 1, 0.075 ether + 1];
@@ -77,7 +81,7 @@ contract PotsTest is SettlementBase {
     }
 
     function test_aPotWithoutEvidenceFallsToTraining() public {
-        evidence.context = abi.encodePacked(address(1003), uint64(1));
+        evidence.context = one(address(1003), 1, 1);
         settleFor(PART);
         // 15 % of 0.5 OPEN and 4 wei; 85 % leave .4, 15 % leave .6.
         equal(settlement.credit(address(1003)), 0.075 ether + 1, "context");
@@ -91,10 +95,92 @@ contract PotsTest is SettlementBase {
 
     function test_trainingThatMovedNothingPaysTheTreasuryItsPotAlone() public {
         query = flat(0);
-        evidence.spans = abi.encodePacked(address(1003), uint64(1));
+        evidence.spans = one(address(1003), 1, 1);
         settleFor(PART);
         equal(settlement.credit(address(1003)), 0.125 ether + 1, "spans");
         equal(settlement.credit(TREASURY), 0.375 ether + 3, "training, and context without evidence");
+    }
+
+    function test_whatIsNotEarnedFallsToTraining() public {
+        query = flat(0);
+        // One unit of a hundred thousand, and all but a third.
+        evidence.spans = one(address(1003), 1, 100_000);
+        evidence.context = one(address(1002), 200, 300);
+        settleFor(PART);
+        uint256[2] memory paid = [(0.125 ether + 1) / uint256(100_000), (0.075 ether + 1) * uint256(2) / 3];
+        equal(settlement.credit(address(1003)), paid[0], "spans");
+        equal(settlement.credit(address(1002)), paid[1], "context");
+        equal(settlement.credit(TREASURY), PART - paid[0] - paid[1], "training");
+    }
+
+    /// @dev A part of a wei is nobody's: training has it, and the pot pays nothing.
+    function test_lessThanAWeiIsNotPaid() public {
+        (,, ModelRegistry.Params memory params) = models.current(model);
+        (params.priceInPerKTokens, params.priceOutPerKTokens, params.platformFee) = (0, 0, 10);
+        vm.prank(OWNER);
+        models.update(model, params);
+        query = flat(0);
+        evidence.spans = one(address(1003), 1, type(uint64).max);
+        settle(receiptFor(10, 10));
+        equal(settlement.credit(address(1003)), 0, "spans");
+        equal(settlement.credit(TREASURY), 5, "training");
+    }
+
+    /// @dev scripts/vectors.mjs; ol-poa is held to them too. Half of the fee is the part, and a query that moves nothing
+    /// leaves the pot for training to the treasury.
+    function test_goldenPots() public {
+        string memory json = vm.readFile("test/vectors/evidence.json");
+        query = flat(0);
+        uint256 i = 0;
+        for (; vm.keyExistsJson(json, string.concat(".pots[", vm.toString(i), "]")); ++i) {
+            goldenPots(json, string.concat(".pots[", vm.toString(i), "]."));
+        }
+        equal(i, 12, "cases read");
+    }
+
+    function goldenPots(string memory json, string memory path) private {
+        uint256 part = vm.parseJsonUint(json, string.concat(path, "part"));
+        // No price is above all OPEN there is.
+        if (2 * part > 1e27) return;
+        setGolden(json, path, part);
+        string memory which = vm.toString(vm.parseJsonUint(json, string.concat(path, "case")));
+        which = string.concat(".cases[", which, "].");
+        evidence.spans = vm.parseJsonBytes(json, string.concat(which, "spans"));
+        evidence.context = vm.parseJsonBytes(json, string.concat(which, "context"));
+        uint256[] memory amounts = vm.parseJsonUintArray(json, string.concat(path, "amounts"));
+        uint256 treasury = settlement.credit(TREASURY);
+        uint256 shown = creditOf(evidence.spans);
+        uint256 read = creditOf(evidence.context);
+        settle(receiptFor(0, 0));
+        equal(settlement.credit(TREASURY) - treasury, amounts[0], "training");
+        bytes32 name = keccak256(bytes(which));
+        // There somebody is in both lists.
+        if (name == keccak256(".cases[3].") || name == keccak256(".cases[4].")) return;
+        equal(creditOf(evidence.spans) - shown, amounts[1], "spans");
+        equal(creditOf(evidence.context) - read, amounts[2], "context");
+    }
+
+    function setGolden(string memory json, string memory path, uint256 part) private {
+        (,, ModelRegistry.Params memory params) = models.current(model);
+        (params.priceInPerKTokens, params.priceOutPerKTokens, params.platformFee) = (0, 0, uint128(2 * part));
+        params.splitBps = [uint16(0), 0, 5_000, 5_000];
+        uint256[] memory bps = vm.parseJsonUintArray(json, string.concat(path, "potsBps"));
+        params.potsBps = [uint16(bps[0]), uint16(bps[1]), uint16(bps[2])];
+        vm.prank(OWNER);
+        models.update(model, params);
+        vm.deal(STRANGER, 2 * part);
+        vm.prank(STRANGER);
+        settlement.depositFor{value: 2 * part}(PAYER);
+    }
+
+    function creditOf(bytes memory list) private view returns (uint256 sum) {
+        for (uint256 start = 8; start < list.length; start += 28) {
+            address who;
+            assembly ("memory-safe") {
+                who := shr(96, mload(add(add(list, 0x20), start)))
+            }
+            sum += settlement.credit(who);
+        }
     }
 
     function test_aFreeModelPaysNobody() public {
@@ -125,6 +211,12 @@ contract PotsTest is SettlementBase {
             refusedList(pair(address(0), 1, address(1003), 1), pot);
             refusedList(abi.encodePacked(listOf(1001, 2, 9), uint8(0)), pot);
             refusedList(hex"00", pot);
+            refusedList(abi.encodePacked(uint64(0)), pot);
+            refusedList(abi.encodePacked(uint64(1)), pot);
+            // More than all.
+            refusedList(one(address(1003), 2, 1), pot);
+            refusedList(one(address(1003), 1, 0), pot);
+            refusedList(abi.encodePacked(uint64(7), address(1001), uint64(4), address(1003), uint64(4)), pot);
             refusedList(listOf(1001, 257, 9), pot);
         }
         evidence.context = "";
@@ -133,7 +225,7 @@ contract PotsTest is SettlementBase {
     }
 
     function test_refusesAWeightThatIsTooLarge() public {
-        evidence.spans = abi.encodePacked(address(1001), uint64(1) << 63);
+        evidence.spans = one(address(1001), uint64(1) << 63, uint64(1) << 63);
         Receipt memory receipt = receiptFor(1000, 0);
         vm.expectRevert(bytes("shares: weight"));
         settle(receipt);
@@ -240,8 +332,8 @@ contract PotsTest is SettlementBase {
         vm.prank(OWNER);
         models.update(model, params);
         query = this.flatOf(code);
-        evidence.spans = spans == 0 ? bytes("") : listOf(1001, sizes[0] % 4, weight);
-        evidence.context = context == 0 ? bytes("") : listOf(1001, sizes[1] % 4, ~weight);
+        evidence.spans = spans == 0 ? bytes("") : listOf(1001, sizes[0] % 4, weight, weight << 7);
+        evidence.context = context == 0 ? bytes("") : listOf(1001, sizes[1] % 4, ~weight, weight >> 9);
         Receipt memory receipt = receiptFor(1000, 0);
         vm.deal(STRANGER, receipt.feeWei);
         vm.prank(STRANGER);

@@ -42,8 +42,8 @@ contract InferenceSettlement is ReentrancyGuardTransient {
     error WrongQuery(bytes32 expected, bytes32 given);
     /// @notice The evidence is not what the receipt commits to.
     error WrongEvidence(bytes32 expected, bytes32 given);
-    /// @notice A list of evidence is for a pot without money, or is not 1 to 256 contributors, strictly ascending, each
-    /// with a weight.
+    /// @notice A list of evidence is for a pot without money, or is not a total and 1 to 256 contributors, strictly
+    /// ascending, each with a weight, that add up to no more than the total.
     error InvalidEvidence(uint8 pot);
     /// @notice The account has less than that.
     error InsufficientPrepaid(address account, uint256 balance, uint256 needed);
@@ -90,6 +90,16 @@ contract InferenceSettlement is ReentrancyGuardTransient {
     /// @dev Contributors of a list of evidence, and bytes of each.
     uint256 private constant EVIDENCE_MAX = 256;
     uint256 private constant EVIDENCE_SIZE = 28;
+    /// @dev Bytes of a list's total, before its contributors.
+    uint256 private constant TOTAL_SIZE = 8;
+
+    /// @dev A list of evidence: by what a pot is shared, and how much of it is earned, `sum / total`.
+    struct Earned {
+        address[] contributors;
+        uint64[] weights;
+        uint256 sum;
+        uint256 total;
+    }
 
     /// @notice Gets the platform's part, and appoints the other roles.
     address public platform;
@@ -153,10 +163,12 @@ contract InferenceSettlement is ReentrancyGuardTransient {
         credit[platform] += parts[0];
         credit[owner] += parts[1];
         credit[stakersPool] += parts[2];
-        uint256[] memory pots = _splitPots(parts[3], params.potsBps, evidence);
+        Earned memory spans = _earned(SPANS, evidence.spans);
+        Earned memory context = _earned(CONTEXT, evidence.context);
+        uint256[] memory pots = _splitPots(parts[3], params.potsBps, spans, context);
         _emitSettled(receiptId, receipt, parts, pots);
-        _creditEvidence(receiptId, SPANS, evidence.spans, pots[SPANS]);
-        _creditEvidence(receiptId, CONTEXT, evidence.context, pots[CONTEXT]);
+        _creditEarned(receiptId, SPANS, spans, pots[SPANS]);
+        _creditEarned(receiptId, CONTEXT, context, pots[CONTEXT]);
         _creditTraining(receiptId, params, query, pots[TRAINING]);
     }
 
@@ -267,24 +279,33 @@ contract InferenceSettlement is ReentrancyGuardTransient {
         );
     }
 
-    function _creditEvidence(bytes32 receiptId, uint8 pot, bytes calldata list, uint256 amount) private {
-        if (list.length == 0) return;
-        uint256 n = list.length / EVIDENCE_SIZE;
-        if (n > EVIDENCE_MAX || list.length != n * EVIDENCE_SIZE) revert InvalidEvidence(pot);
-        address[] memory contributors = new address[](n);
-        uint64[] memory weights = new uint64[](n);
+    function _earned(uint8 pot, bytes calldata list) private pure returns (Earned memory earned) {
+        if (list.length == 0) return earned;
+        if (list.length < TOTAL_SIZE) revert InvalidEvidence(pot);
+        uint256 n = (list.length - TOTAL_SIZE) / EVIDENCE_SIZE;
+        bool isList = n > 0 && n <= EVIDENCE_MAX && list.length == TOTAL_SIZE + n * EVIDENCE_SIZE;
+        if (!isList) revert InvalidEvidence(pot);
+        earned.contributors = new address[](n);
+        earned.weights = new uint64[](n);
+        earned.total = uint64(bytes8(list[:TOTAL_SIZE]));
         address previous = address(0);
         for (uint256 i = 0; i < n; ++i) {
-            uint256 start = i * EVIDENCE_SIZE;
+            uint256 start = TOTAL_SIZE + i * EVIDENCE_SIZE;
             address contributor = address(bytes20(list[start:start + 20]));
             uint64 weight = uint64(bytes8(list[start + 20:start + EVIDENCE_SIZE]));
             if (contributor <= previous || weight == 0) revert InvalidEvidence(pot);
-            (contributors[i], weights[i]) = (contributor, weight);
+            (earned.contributors[i], earned.weights[i]) = (contributor, weight);
+            earned.sum += weight;
             previous = contributor;
         }
-        uint256[] memory amounts = _shares(amount, weights);
-        _credit(contributors, amounts);
-        emit Credited(receiptId, pot, contributors, weights, amounts);
+        if (earned.sum > earned.total) revert InvalidEvidence(pot);
+    }
+
+    function _creditEarned(bytes32 receiptId, uint8 pot, Earned memory earned, uint256 amount) private {
+        if (earned.total == 0) return;
+        uint256[] memory amounts = _shares(amount, earned.weights);
+        _credit(earned.contributors, amounts);
+        emit Credited(receiptId, pot, earned.contributors, earned.weights, amounts);
     }
 
     function _credit(address[] memory contributors, uint256[] memory amounts) private {
@@ -310,21 +331,32 @@ contract InferenceSettlement is ReentrancyGuardTransient {
         emit Credited(receiptId, TRAINING, contributors, weights, amounts);
     }
 
-    /// @dev A pot without evidence falls to training, which is where the contributors of the model are paid in any case:
-    /// who leaves evidence out takes from some contributors to the profit of others, never to one's own.
-    function _splitPots(uint256 amount, uint16[3] memory potsBps, Evidence calldata evidence)
+    /// @dev What is not earned of a pot falls to training, which is where the contributors of the model are paid in any
+    /// case: who leaves evidence out takes from some contributors to the profit of others, never to one's own.
+    function _splitPots(uint256 amount, uint16[3] memory potsBps, Earned memory spans, Earned memory context)
         private
         view
-        returns (uint256[] memory)
+        returns (uint256[] memory pots)
     {
-        uint256[3] memory sizes = [1, evidence.spans.length, evidence.context.length];
         uint64[] memory weights = new uint64[](3);
-        for (uint8 pot = TRAINING; pot <= CONTEXT; ++pot) {
-            if (sizes[pot] == 0) weights[TRAINING] += potsBps[pot];
-            else if (potsBps[pot] == 0) revert InvalidEvidence(pot);
-            else weights[pot] += potsBps[pot];
+        for (uint256 i = 0; i < 3; ++i) {
+            weights[i] = potsBps[i];
         }
-        return _shares(amount, weights);
+        pots = _shares(amount, weights);
+        pots[SPANS] = _paid(SPANS, potsBps, pots[SPANS], spans);
+        pots[CONTEXT] = _paid(CONTEXT, potsBps, pots[CONTEXT], context);
+        pots[TRAINING] = amount - pots[SPANS] - pots[CONTEXT];
+    }
+
+    /// @dev What of a pot is earned. A fee is below 2^128 and a sum below 2^64.
+    function _paid(uint8 pot, uint16[3] memory potsBps, uint256 amount, Earned memory earned)
+        private
+        pure
+        returns (uint256)
+    {
+        if (earned.total == 0) return 0;
+        if (potsBps[pot] == 0) revert InvalidEvidence(pot);
+        return amount * earned.sum / earned.total;
     }
 
     function _split(uint256 fee, uint16[4] memory splitBps) private view returns (uint256[] memory) {

@@ -24,7 +24,8 @@ struct Receipt {
 }
 
 /// @notice What the pots for spans and context are shared by, beside the sketches. See specs/receipt.md.
-/// @dev A list holds contributors (20 bytes) with their weights (8), strictly ascending by contributor.
+/// @dev A list is empty, or holds its total (8 bytes), then contributors (20) with their weights (8), strictly ascending by
+/// contributor. Of the pot is paid what the weights are of the total; the rest is for training.
 struct Evidence {
     /// Whose words stand in the answer; empty if nobody's do, or the model pays nothing for that.
     bytes spans;

@@ -128,12 +128,26 @@ abstract contract Chain {
         return sketches.seal(chunks);
     }
 
-    /// @dev A list of evidence: `n` contributors from `first` on, with different weights from 1 to 2^63 - 1.
+    /// @dev A list of evidence: `n` contributors from `first` on, with different weights, that earned all of the pot.
     function listOf(uint160 first, uint256 n, uint64 weight) internal pure returns (bytes memory list) {
+        return listOf(first, n, weight, 0);
+    }
+
+    /// @dev The same, and `unearned` that nobody did, as far as a total can be.
+    function listOf(uint160 first, uint256 n, uint64 weight, uint64 unearned)
+        internal
+        pure
+        returns (bytes memory list)
+    {
+        uint64 total = 0;
         for (uint160 i = 0; i < n; ++i) {
-            uint64 each = (weight >> (1 + 3 * uint64(i))) + uint64(i) + 1;
-            list = abi.encodePacked(list, first + i, each > type(uint64).max >> 1 ? 1 : each);
+            uint64 each = (weight >> (2 + 3 * uint64(i))) + uint64(i) + 1;
+            total += each;
+            list = abi.encodePacked(list, first + i, each);
         }
+        if (n == 0) return "";
+        total += unearned > type(uint64).max - total ? 0 : unearned;
+        return abi.encodePacked(total, list);
     }
 
     // --- models ----------------------------------------------------------------------------------

@@ -3,10 +3,10 @@
 use std::fs;
 
 use alloy_primitives::{Address, B256, keccak256};
-use ol_poa::Evidence;
 use ol_poa::spans::{
     Holder, Holders, Span, SpanRule, UNITS_PER_MILLIBIT, Unigrams, span_units, worths,
 };
+use ol_poa::{Earned, Evidence, split_pots};
 use ol_server::evidence::Shown;
 use ol_spans::{SpansError, Store};
 
@@ -126,9 +126,10 @@ pub fn span_units_of(bytes: &[u8]) {
         length_min: 1,
         floor_millibits: bytes.last().map_or(0, |&byte| u64::from(byte) * 100),
     };
-    let Ok(units) = span_units(&answer, &spans, &table, &rule) else {
+    let Ok(earned) = span_units(&answer, &spans, &table, &rule) else {
         return;
     };
+    let (units, total) = (&earned.weights, earned.total);
     assert!(units.is_sorted_by(|a, b| a.0 < b.0), "contributors ascend");
     assert!(
         units.iter().all(|&(_, units)| units > 0),
@@ -141,10 +142,10 @@ pub fn span_units_of(bytes: &[u8]) {
         .filter_map(|&token| table.get(token))
         .map(u64::from)
         .sum();
-    assert!(
-        worth <= held * UNITS_PER_MILLIBIT,
-        "more than the answer holds"
-    );
+    let held = held * UNITS_PER_MILLIBIT;
+    assert!(worth <= held, "more than the answer holds");
+    let whole = if units.is_empty() { 0 } else { held };
+    assert_eq!(total, whole, "the total is not the answer's");
     let paid: u64 = units.iter().map(|&(_, units)| units).sum();
     // The zero address is nobody: what it would earn is left out.
     let is_nobody = |span: &Span| match &span.holders {
@@ -163,6 +164,11 @@ pub fn span_units_of(bytes: &[u8]) {
 pub fn evidence(bytes: &[u8]) {
     if let Ok(evidence) = Evidence::from_bytes(bytes) {
         assert_eq!(evidence.to_bytes(), bytes, "another encoding");
+        for part in [0, 1, 1_000_003, u128::MAX] {
+            let pots = split_pots(part, [3_334, 3_333, 3_333], &evidence).expect("pots for all");
+            let sum = pots.into_iter().try_fold(0, u128::checked_add);
+            assert_eq!(sum, Some(part), "pots do not add up");
+        }
     }
     if let Ok(shown) = Shown::from_bytes(bytes) {
         let found = shown.spans.iter().flat_map(|spans| &spans.found);
@@ -171,7 +177,8 @@ pub fn evidence(bytes: &[u8]) {
             let _ = shown.tokens(span);
         }
         let id = keccak256(bytes);
-        let lists = Evidence::new(Vec::new(), Vec::new(), id).expect("empty lists are lists");
+        let lists =
+            Evidence::new(Earned::default(), Earned::default(), id).expect("empty lists are lists");
         let _ = ol_server::evidence::check(&lists, bytes, shown.n_tokens, None);
     }
 }

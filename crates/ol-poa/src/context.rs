@@ -9,17 +9,19 @@
 //! The rule, section "Units" of `specs/context.md`:
 //! 1. Drops of passages of one duplicate cluster are added up.
 //! 2. What is above the floor is the cluster's, and goes to its owner.
-//! 3. Units are added up by contributor.
+//! 3. Units are added up by contributor. What they are of all drops, is paid of the
+//!    pot.
 //!
 //! # No overflow
 //! There are at most 2⁸ passages, and a drop is below 2³²: all units together
 //! are below 2⁴⁰, far under [`WEIGHT_LIMIT`](crate::shares::WEIGHT_LIMIT).
 
 use alloc::collections::BTreeMap;
-use alloc::vec::Vec;
 use core::fmt;
 
 use alloy_primitives::Address;
+
+use crate::evidence::{Earned, weights_of};
 
 /// The most passages of one answer.
 pub const PASSAGES_MAX: usize = 256;
@@ -53,10 +55,10 @@ impl Default for ContextRule {
     }
 }
 
-/// What every contributor has earned by an answer, ascending by address, all
-/// above 0; the weights for [`shares()`](crate::shares()) of the pot for
-/// context. Empty if no passage is worth anything: the pot then goes to the
-/// treasury.
+/// What every contributor has earned by an answer, of all that it loses: the
+/// drops of all passages, those below the floor too. That part of the pot for
+/// context is shared by these weights, the rest falls to training. Nothing if no
+/// passage is worth anything.
 ///
 /// # Shapes and units
 /// `passages`: in any order, which changes nothing. Units: milli-nats.
@@ -64,10 +66,7 @@ impl Default for ContextRule {
 /// # Errors
 /// [`ContextError`] if there are more than [`PASSAGES_MAX`], or a cluster has
 /// two owners.
-pub fn context_units(
-    passages: &[PassageDrop],
-    rule: &ContextRule,
-) -> Result<Vec<(Address, u64)>, ContextError> {
+pub fn context_units(passages: &[PassageDrop], rule: &ContextRule) -> Result<Earned, ContextError> {
     if passages.len() > PASSAGES_MAX {
         return Err(ContextError::TooMany {
             n_passages: passages.len(),
@@ -83,14 +82,13 @@ pub fn context_units(
         }
         *sum += u64::from(passage.drop_millinats);
     }
-    let mut units: BTreeMap<Address, u64> = BTreeMap::new();
-    for (owner, sum) in clusters.into_values() {
-        let worth = sum.saturating_sub(rule.floor_millinats.into());
-        if worth > 0 {
-            *units.entry(owner).or_default() += worth;
-        }
-    }
-    Ok(units.into_iter().collect())
+    let total = clusters.values().map(|(_, sum)| sum).sum();
+    let worth =
+        |(owner, sum): (Address, u64)| (owner, sum.saturating_sub(rule.floor_millinats.into()));
+    Ok(Earned::new(
+        weights_of(clusters.into_values().map(worth)),
+        total,
+    ))
 }
 
 /// Why passages cannot be paid for.

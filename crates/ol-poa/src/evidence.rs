@@ -14,7 +14,7 @@ use core::fmt;
 
 use alloy_primitives::{Address, B256, keccak256};
 
-use crate::shares::{SharesError, WEIGHT_LIMIT, shares, split_total};
+use crate::shares::{SharesError, WEIGHT_LIMIT, divide, shares, split_total};
 
 /// Most contributors of one list: what a settling transaction can credit.
 pub const EVIDENCE_MAX: usize = 256;
@@ -23,7 +23,11 @@ pub const EVIDENCE_MAX: usize = 256;
 pub const EVIDENCE_ENTRY_SIZE_BYTES: usize = 20 + 8;
 
 /// Bytes of the longest encoding: two sizes, two lists, an id.
-pub const EVIDENCE_SIZE_BYTES_MAX: usize = 8 + 2 * EVIDENCE_MAX * EVIDENCE_ENTRY_SIZE_BYTES + 32;
+pub const EVIDENCE_SIZE_BYTES_MAX: usize =
+    8 + 2 * (TOTAL_SIZE_BYTES + EVIDENCE_MAX * EVIDENCE_ENTRY_SIZE_BYTES) + 32;
+
+/// Bytes of a list's total, before its contributors.
+const TOTAL_SIZE_BYTES: usize = 8;
 
 /// Pots of the demo models: training, spans and context in basis points of the
 /// contributors' part. A pot without evidence falls to training, so an answer
@@ -63,14 +67,110 @@ impl Pot {
     }
 }
 
-/// Who is paid for spans and context, and the object that shows why.
+/// By what a pot is shared, and how much of it is earned.
 ///
-/// Each list ascends strictly by address, has no weight of 0 and none of 2⁶³ or
-/// more, and at most [`EVIDENCE_MAX`] contributors.
+/// The pot pays what the weights are of the total, and leaves the rest to
+/// training: so evidence that is hardly any earns hardly anything.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Earned {
+    /// Contributors with their weights: strictly ascending by address, none of
+    /// weight 0, none of 2⁶³ or more, at most [`EVIDENCE_MAX`].
+    pub weights: Vec<(Address, u64)>,
+    /// What the weights would add up to if all of the pot were earned: at least
+    /// what they do, and 0 if there are none.
+    pub total: u64,
+}
+
+impl Earned {
+    /// Nothing, if there are no weights.
+    #[must_use]
+    pub fn new(weights: Vec<(Address, u64)>, total: u64) -> Self {
+        let total = if weights.is_empty() { 0 } else { total };
+        Self { weights, total }
+    }
+
+    /// What the weights add up to.
+    fn sum(&self) -> u128 {
+        self.weights
+            .iter()
+            .map(|&(_, weight)| u128::from(weight))
+            .sum()
+    }
+
+    /// What of a pot is paid: `⌊pot · sum / total⌋`, all of which [`shares()`]
+    /// then divides by the weights.
+    fn part_of(&self, pot: u128) -> u128 {
+        let sum = u64::try_from(self.sum()).expect("the sum is at most the total");
+        match self.total {
+            0 => 0,
+            total => divide(pot, sum, total.into()).0,
+        }
+    }
+
+    fn check(&self, pot: Pot) -> Result<(), EvidenceError> {
+        if self.weights.len() > EVIDENCE_MAX {
+            let n_contributors = self.weights.len();
+            return Err(EvidenceError::TooMany {
+                pot,
+                n_contributors,
+            });
+        }
+        let mut previous = Address::ZERO;
+        for (position, &(contributor, weight)) in self.weights.iter().enumerate() {
+            if contributor <= previous || weight == 0 || weight >= WEIGHT_LIMIT {
+                return Err(EvidenceError::Entry { pot, position });
+            }
+            previous = contributor;
+        }
+        let (sum, total) = (self.sum(), self.total);
+        if sum > total.into() || (sum == 0 && total > 0) {
+            return Err(EvidenceError::Total { pot, sum, total });
+        }
+        Ok(())
+    }
+
+    /// The total, then contributors with their weights; nothing if there are none.
+    fn encode(&self) -> Vec<u8> {
+        if self.weights.is_empty() {
+            return Vec::new();
+        }
+        let size_bytes = TOTAL_SIZE_BYTES + self.weights.len() * EVIDENCE_ENTRY_SIZE_BYTES;
+        let mut bytes = Vec::with_capacity(size_bytes);
+        bytes.extend(self.total.to_be_bytes());
+        for (contributor, weight) in &self.weights {
+            bytes.extend(contributor);
+            bytes.extend(weight.to_be_bytes());
+        }
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        if bytes.is_empty() {
+            return Some(Self::default());
+        }
+        let (total, entries) = bytes.split_first_chunk::<TOTAL_SIZE_BYTES>()?;
+        let (entries, rest) = entries.as_chunks::<EVIDENCE_ENTRY_SIZE_BYTES>();
+        let read = |entry: &[u8; EVIDENCE_ENTRY_SIZE_BYTES]| {
+            let (contributor, weight) = entry.split_first_chunk::<20>()?;
+            let weight = u64::from_be_bytes(weight.try_into().ok()?);
+            Some((Address::from(contributor), weight))
+        };
+        if !rest.is_empty() || !(1..=EVIDENCE_MAX).contains(&entries.len()) {
+            return None;
+        }
+        Some(Self {
+            weights: entries.iter().map(read).collect::<Option<_>>()?,
+            total: u64::from_be_bytes(*total),
+        })
+    }
+}
+
+/// Who is paid for spans and context, and the object that shows why. Both lists
+/// are as [`Earned`] says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Evidence {
-    spans: Vec<(Address, u64)>,
-    context: Vec<(Address, u64)>,
+    spans: Earned,
+    context: Earned,
     object: B256,
 }
 
@@ -79,14 +179,10 @@ impl Evidence {
     /// object.
     ///
     /// # Errors
-    /// [`EvidenceError`] if a list is not as [`Evidence`] says.
-    pub fn new(
-        spans: Vec<(Address, u64)>,
-        context: Vec<(Address, u64)>,
-        object: B256,
-    ) -> Result<Self, EvidenceError> {
-        check(Pot::Spans, &spans)?;
-        check(Pot::Context, &context)?;
+    /// [`EvidenceError`] if a list is not as [`Earned`] says.
+    pub fn new(spans: Earned, context: Earned, object: B256) -> Result<Self, EvidenceError> {
+        spans.check(Pot::Spans)?;
+        context.check(Pot::Context)?;
         Ok(Self {
             spans,
             context,
@@ -96,13 +192,13 @@ impl Evidence {
 
     /// Who is paid for words that stand in the answer.
     #[must_use]
-    pub fn spans(&self) -> &[(Address, u64)] {
+    pub const fn spans(&self) -> &Earned {
         &self.spans
     }
 
     /// Who is paid for passages that the model had before it.
     #[must_use]
-    pub fn context(&self) -> &[(Address, u64)] {
+    pub const fn context(&self) -> &Earned {
         &self.context
     }
 
@@ -118,10 +214,11 @@ impl Evidence {
         keccak256(self.to_bytes())
     }
 
-    /// The lists as a contract takes them: address and weight, 28 bytes each.
+    /// The lists as a contract takes them: empty, or the total (8 bytes), then
+    /// address and weight (28 each).
     #[must_use]
     pub fn lists(&self) -> [Vec<u8>; 2] {
-        [encode(&self.spans), encode(&self.context)]
+        [self.spans.encode(), self.context.encode()]
     }
 
     /// The canonical encoding, whose keccak256 is [`Evidence::hash`]: the sizes
@@ -158,49 +255,11 @@ impl Evidence {
             return Err(size);
         }
         Self::new(
-            decode(spans).ok_or(size.clone())?,
-            decode(context).ok_or(size)?,
+            Earned::decode(spans).ok_or(size.clone())?,
+            Earned::decode(context).ok_or(size)?,
             B256::from_slice(object),
         )
     }
-}
-
-fn encode(list: &[(Address, u64)]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(list.len() * EVIDENCE_ENTRY_SIZE_BYTES);
-    for (contributor, weight) in list {
-        bytes.extend(contributor);
-        bytes.extend(weight.to_be_bytes());
-    }
-    bytes
-}
-
-fn decode(bytes: &[u8]) -> Option<Vec<(Address, u64)>> {
-    let (entries, rest) = bytes.as_chunks::<EVIDENCE_ENTRY_SIZE_BYTES>();
-    let read = |entry: &[u8; EVIDENCE_ENTRY_SIZE_BYTES]| {
-        let (contributor, weight) = entry.split_first_chunk::<20>()?;
-        let weight = u64::from_be_bytes(weight.try_into().ok()?);
-        Some((Address::from(contributor), weight))
-    };
-    let is_short = rest.is_empty() && entries.len() <= EVIDENCE_MAX;
-    is_short.then(|| entries.iter().map(read).collect())?
-}
-
-fn check(pot: Pot, list: &[(Address, u64)]) -> Result<(), EvidenceError> {
-    if list.len() > EVIDENCE_MAX {
-        let n_contributors = list.len();
-        return Err(EvidenceError::TooMany {
-            pot,
-            n_contributors,
-        });
-    }
-    let mut previous = Address::ZERO;
-    for (position, &(contributor, weight)) in list.iter().enumerate() {
-        if contributor <= previous || weight == 0 || weight >= WEIGHT_LIMIT {
-            return Err(EvidenceError::Entry { pot, position });
-        }
-        previous = contributor;
-    }
-    Ok(())
 }
 
 /// The weights of a list: contributors with what they earned in any order and
@@ -227,33 +286,33 @@ pub fn weights_of(earned: impl IntoIterator<Item = (Address, u64)>) -> Vec<(Addr
 }
 
 /// Divides the contributors' part into the pots for training, spans and
-/// context, by the rule of [`shares()`]. A pot for which there is no evidence
-/// falls to training.
+/// context, by the rule of [`shares()`]. Of the pots for spans and context, what
+/// is not earned falls to training: all of it without evidence.
 ///
 /// # Errors
 /// [`SharesError::Split`] if the basis points do not add up to 10,000,
 /// [`SharesError::NoWeight`] if there is evidence for a pot of 0.
-#[expect(clippy::missing_panics_doc, reason = "the expectation cannot fail")]
 pub fn split_pots(
     part: u128,
     pots_bps: [u16; 3],
     evidence: &Evidence,
 ) -> Result<[u128; 3], SharesError> {
     split_total(&pots_bps)?;
-    let [training, mut spans, mut context] = pots_bps.map(u64::from);
-    let mut of_training = training;
-    for (bps, list) in [
-        (&mut spans, &evidence.spans),
-        (&mut context, &evidence.context),
+    let pots = shares(part, &pots_bps.map(u64::from))?;
+    let mut paid = [part, 0, 0];
+    for (pot, earned) in [
+        (Pot::Spans, &evidence.spans),
+        (Pot::Context, &evidence.context),
     ] {
-        if list.is_empty() {
-            of_training += core::mem::take(bps);
-        } else if *bps == 0 {
+        let pot = pot as usize;
+        if pots_bps[pot] == 0 && !earned.weights.is_empty() {
             return Err(SharesError::NoWeight);
         }
+        // At most the pot, and the pots add up to the part.
+        paid[pot] = earned.part_of(pots[pot]);
+        paid[0] -= paid[pot];
     }
-    let parts = shares(part, &[of_training, spans, context])?;
-    Ok(parts.try_into().expect("three weights give three shares"))
+    Ok(paid)
 }
 
 /// Why lists are no evidence.
@@ -280,6 +339,15 @@ pub enum EvidenceError {
         /// Its position, from 0.
         position: usize,
     },
+    /// A list's weights are more than its total, or it has a total alone.
+    Total {
+        /// Which list.
+        pot: Pot,
+        /// What the weights add up to.
+        sum: u128,
+        /// What they are said to be at most.
+        total: u64,
+    },
 }
 
 impl fmt::Display for EvidenceError {
@@ -299,6 +367,11 @@ impl fmt::Display for EvidenceError {
             Self::Entry { pot, position } => write!(
                 f,
                 "contributor {position} of {} is not above the one before, or has no weight below 2^63",
+                pot.name()
+            ),
+            Self::Total { pot, sum, total } => write!(
+                f,
+                "weights of {} add up to {sum}, of a total of {total}",
                 pot.name()
             ),
         }

@@ -32,7 +32,7 @@ pub mod score;
 pub mod shares;
 pub mod spans;
 
-pub use evidence::{DEFAULT_POTS_BPS, Evidence, EvidenceError, Pot, split_pots};
+pub use evidence::{DEFAULT_POTS_BPS, Earned, Evidence, EvidenceError, Pot, split_pots};
 pub use index::{
     CHUNK_ENTRIES, CODE_MAX, ENTRIES_MAX, ENTRY_SIZE_BYTES, Entry, Index, IndexError, K,
 };

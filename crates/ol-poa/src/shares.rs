@@ -85,7 +85,7 @@ pub fn shares(pot: u128, weights: &[u64]) -> Result<Vec<u128>, SharesError> {
 }
 
 /// Quotient and remainder of `pot · weight / sum`.
-fn divide(pot: u128, weight: u64, sum: u128) -> (u128, u128) {
+pub(crate) fn divide(pot: u128, weight: u64, sum: u128) -> (u128, u128) {
     let (quotient, remainder) = (U256::from(pot) * U256::from(weight)).div_rem(U256::from(sum));
     (quotient.to(), remainder.to())
 }

@@ -13,7 +13,8 @@
 //!    the floor of the tokens they got.
 //! 3. That worth is divided evenly over the clusters that hold the span,
 //!    whatever the number of occurrences, to the last unit.
-//! 4. Units are added up by contributor.
+//! 4. Units are added up by contributor. Next to them stands what the whole answer
+//!    would be worth without a floor: what of that is earned, is paid of the pot.
 //!
 //! # No overflow
 //! An answer has at most 2¹⁶ tokens of less than 2¹⁶ milli-bits, so all of it
@@ -28,7 +29,7 @@ use core::fmt;
 
 use alloy_primitives::{Address, B256, keccak256};
 
-use crate::evidence::weights_of;
+use crate::evidence::{Earned, weights_of};
 use crate::shares::shares;
 
 /// A span that more clusters hold is boiler-plate, and nobody is paid for it.
@@ -188,6 +189,14 @@ impl Unigrams {
     pub fn get(&self, token: u32) -> Option<u16> {
         self.millibits.get(usize::try_from(token).ok()?).copied()
     }
+
+    /// The least and the most information of a token.
+    #[must_use]
+    pub fn bounds(&self) -> (u16, u16) {
+        let all = self.millibits.iter().copied();
+        let bounds = (all.clone().min(), all.max());
+        (bounds.0.unwrap_or_default(), bounds.1.unwrap_or_default())
+    }
 }
 
 const fn check_vocabulary(size: usize) -> Result<(), SpanError> {
@@ -226,9 +235,9 @@ pub struct Span {
     pub holders: Holders,
 }
 
-/// What every contributor has earned by an answer, ascending by address, all
-/// above 0; the weights for [`shares()`] of the pot for spans. Empty if
-/// no span is worth anything: the pot then falls to training.
+/// What every contributor has earned by an answer, of what all of its tokens
+/// would be worth ([`answer_units`]): that part of the pot for spans is shared by
+/// these weights, the rest falls to training. Nothing if no span is worth anything.
 ///
 /// If more than [`EVIDENCE_MAX`](crate::evidence::EVIDENCE_MAX) contributors
 /// earned something, those with the most units are kept, ties to the lower
@@ -246,14 +255,40 @@ pub fn span_units(
     spans: &[Span],
     table: &Unigrams,
     rule: &SpanRule,
-) -> Result<Vec<(Address, u64)>, SpanError> {
+) -> Result<Earned, SpanError> {
     let mut earned = Vec::new();
     for (span, worth) in worths(answer, spans, table, rule)? {
         if let Holders::Listed(holders) = &spans[span].holders {
             earned.extend(divide(worth, holders));
         }
     }
-    Ok(weights_of(earned))
+    Ok(Earned::new(
+        weights_of(earned),
+        answer_units(answer, table)?,
+    ))
+}
+
+/// What an answer would be worth if all of it were one span, and there were no
+/// floor: the most that spans of it can be worth together.
+///
+/// # Errors
+/// As [`span_units`].
+pub fn answer_units(answer: &[u32], table: &Unigrams) -> Result<u64, SpanError> {
+    let millibits: u64 = millibits_of(answer, table)?.iter().sum();
+    Ok(millibits * UNITS_PER_MILLIBIT)
+}
+
+fn millibits_of(answer: &[u32], table: &Unigrams) -> Result<Vec<u64>, SpanError> {
+    if answer.len() > ANSWER_TOKENS_MAX {
+        return Err(SpanError::Answer {
+            n_tokens: answer.len(),
+        });
+    }
+    let value = |(position, &token): (usize, &u32)| {
+        let value = table.get(token).ok_or(SpanError::Token { position })?;
+        Ok(u64::from(value))
+    };
+    answer.iter().enumerate().map(value).collect()
 }
 
 /// The worth of a span divided over the clusters that hold it: evenly, the
@@ -282,17 +317,8 @@ pub fn worths(
     table: &Unigrams,
     rule: &SpanRule,
 ) -> Result<Vec<(usize, u64)>, SpanError> {
-    if answer.len() > ANSWER_TOKENS_MAX {
-        return Err(SpanError::Answer {
-            n_tokens: answer.len(),
-        });
-    }
     // What is paid becomes 0, so that no token is paid twice.
-    let mut millibits = Vec::with_capacity(answer.len());
-    for (position, &token) in answer.iter().enumerate() {
-        let value = table.get(token).ok_or(SpanError::Token { position })?;
-        millibits.push(u64::from(value));
-    }
+    let mut millibits = millibits_of(answer, table)?;
     check_spans(answer.len(), spans, rule)?;
 
     let range = |span: &Span| span.start as usize..(span.start + span.len) as usize;

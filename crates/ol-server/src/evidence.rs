@@ -15,8 +15,10 @@ use alloy_primitives::Bytes;
 use ol_model::Tokenizer;
 use ol_poa::context::{ContextRule, PassageDrop, context_units};
 use ol_poa::evidence::{EVIDENCE_SIZE_BYTES_MAX, weights_of};
-use ol_poa::spans::{Holder, Holders, Span, SpanRule, divide, worths};
-use ol_poa::{Evidence, EvidenceError};
+use ol_poa::spans::{
+    Holder, Holders, Span, SpanRule, UNITS_PER_MILLIBIT, answer_units, divide, worths,
+};
+use ol_poa::{Earned, Evidence, EvidenceError};
 use ol_runtime::{Objects, ObjectsError};
 use ol_spans::{SpanIndex, SpansError};
 use ol_types::{Address, B256, keccak256};
@@ -35,7 +37,7 @@ pub const HOLDERS_MAX: usize = 1 << 16;
 /// Most passages of one answer.
 pub const PASSAGES_MAX: usize = 64;
 
-const FORMAT: &str = "openledger-evidence-1";
+const FORMAT: &str = "openledger-evidence-2";
 
 /// A passage that the model had before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -162,6 +164,9 @@ pub struct Shown {
 pub struct ShownSpans {
     /// Id of the corpus they stand in.
     pub corpus: B256,
+    /// Units that the whole answer would be worth as one span without a floor:
+    /// what the units of the spans are of it, is paid of the pot.
+    pub total_units: u64,
     /// The tokens of the answer that the spans cover, without gaps, ascending.
     pub runs: Vec<Run>,
     /// The spans by position.
@@ -233,8 +238,8 @@ impl Shown {
         })
     }
 
-    /// The weights that follow from it, for spans and context.
-    fn weights(&self) -> [Vec<(Address, u64)>; 2] {
+    /// What follows from it for the pots of spans and context.
+    fn earned(&self) -> [Earned; 2] {
         let found = self.spans.iter().flat_map(|spans| &spans.found);
         let earned = found.flat_map(|span| {
             let holders: Vec<Holder> = span.holders.iter().map(ShownHolder::holder).collect();
@@ -242,8 +247,9 @@ impl Shown {
         });
         let drops: Vec<PassageDrop> = self.passages.iter().map(Passage::as_drop).collect();
         // Passages that contradict each other are worth nothing.
-        let units = context_units(&drops, &ContextRule::default()).unwrap_or_default();
-        [weights_of(earned), weights_of(units)]
+        let context = context_units(&drops, &ContextRule::default()).unwrap_or_default();
+        let total = self.spans.as_ref().map_or(0, |spans| spans.total_units);
+        [Earned::new(weights_of(earned), total), context]
     }
 }
 
@@ -293,6 +299,7 @@ pub fn gather(answer: &[u32], sources: &Sources<'_>) -> Result<Gathered, GatherE
             place(&mut found, answer, sources.tokenizer);
             shown.spans = Some(ShownSpans {
                 corpus: index.id(),
+                total_units: answer_units(answer, index.unigrams()).map_err(SpansError::from)?,
                 runs: runs(&found, answer),
                 found,
             });
@@ -302,7 +309,7 @@ pub fn gather(answer: &[u32], sources: &Sources<'_>) -> Result<Gathered, GatherE
         return Ok(Gathered::default());
     }
     let object = serde_json::to_vec(&shown).expect("numbers and hashes have a JSON form");
-    let [spans, context] = shown.weights();
+    let [spans, context] = shown.earned();
     Ok(Gathered {
         evidence: Evidence::new(spans, context, keccak256(&object))?,
         object: object.into(),
@@ -392,8 +399,10 @@ fn runs(spans: &[ShownSpan], answer: &[u32]) -> Vec<Run> {
 /// is worth something in the whole answer is worth the same in its run, because
 /// a span that is cut there took nothing from others.
 ///
-/// Whether the runs are the answer's, and all of it that there is to show, only
-/// those can say who have the answer: they [`gather`] again.
+/// Whether the runs are the answer's, and all of it that there is to show, and
+/// what exactly the rest of the answer counts in the total, only those can say who
+/// have the answer: they [`gather`] again. Others check that the total is one
+/// that the tokens shown and as many others as the answer has can add up to.
 ///
 /// # Errors
 /// The first [`Difference`].
@@ -414,11 +423,13 @@ pub fn check(
         same("evidence.corpus", index.id(), spans.corpus)?;
         check_spans(spans, n_tokens, index)?;
     }
-    let [spans, context] = shown.weights();
+    let [spans, context] = shown.earned();
     for (what, ours, theirs) in [
         ("spans", &spans, evidence.spans()),
         ("context", &context, evidence.context()),
     ] {
+        same(&format!("evidence.{what}: total"), ours.total, theirs.total)?;
+        let (ours, theirs) = (&ours.weights, &theirs.weights);
         let differing = (0..ours.len().max(theirs.len())).find(|&n| ours.get(n) != theirs.get(n));
         if let Some(n) = differing {
             let name = |list: &[(Address, u64)]| {
@@ -440,6 +451,8 @@ pub fn check(
 fn check_spans(spans: &ShownSpans, n_tokens: u32, index: &SpanIndex) -> Result<(), Difference> {
     let mut expected = Vec::new();
     let mut end_before = None;
+    // Of the tokens shown, and how many are not.
+    let (mut shown_units, mut n_others) = (0, u64::from(n_tokens));
     for run in &spans.runs {
         let len = u32::try_from(run.tokens.len()).ok().filter(|&len| len > 0);
         let end = len.and_then(|len| run.start.checked_add(len));
@@ -455,6 +468,20 @@ fn check_spans(spans: &ShownSpans, n_tokens: u32, index: &SpanIndex) -> Result<(
         let found = paid_spans(index, &run.tokens, run.start)
             .map_err(|error| unusable("evidence.runs", &error))?;
         expected.extend(found);
+        shown_units += answer_units(&run.tokens, index.unigrams())
+            .map_err(|error| unusable("evidence.runs", &error))?;
+        // Runs lie apart within the answer.
+        n_others -= run.tokens.len() as u64;
+    }
+    let (least, most) = index.unigrams().bounds();
+    let total = |each: u16| shown_units + n_others * u64::from(each) * UNITS_PER_MILLIBIT;
+    let possible = total(least)..=total(most);
+    if !possible.contains(&spans.total_units) {
+        return Err(Difference {
+            part: "evidence.total".to_owned(),
+            recomputed: format!("{} to {} units", possible.start(), possible.end()),
+            found: format!("{} units", spans.total_units),
+        });
     }
     let name = |span: Option<&ShownSpan>| {
         span.map_or_else(

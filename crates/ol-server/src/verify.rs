@@ -173,7 +173,8 @@ pub fn payout(
     };
     let pots_wei = split_pots(contributors_wei, params.potsBps, evidence);
     let pots_wei = pots_wei.map_err(|error| unusable("pots", &error))?;
-    let weights = [scored, evidence.spans(), evidence.context()];
+    let [spans, context] = [evidence.spans(), evidence.context()];
+    let weights = [scored, &spans.weights, &context.weights];
     let mut pots = <[PotCredits; 3]>::default();
     for ((pot, amount_wei), weights) in pots.iter_mut().zip(pots_wei).zip(weights) {
         *pot = divide(amount_wei, weights)?;

@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
 
+use ol_poa::Earned;
 use ol_poa::spans::{
     ANSWER_TOKENS_MAX, CLUSTERS_MAX, Holder, Holders, Span, SpanError, SpanRule, Unigrams,
     span_units,
 };
-use ol_types::{Address, B256};
+use ol_types::B256;
 
 use crate::corpus::CorpusFile;
 use crate::query::Query;
@@ -168,11 +169,7 @@ impl SpanIndex {
     /// # Errors
     /// As [`SpanIndex::spans`], and [`SpanError::Token`] if the vocabulary
     /// lacks a token of the answer.
-    pub fn units(
-        &self,
-        answer: &[u32],
-        rule: &SpanRule,
-    ) -> Result<Vec<(Address, u64)>, SpansError> {
+    pub fn units(&self, answer: &[u32], rule: &SpanRule) -> Result<Earned, SpansError> {
         let matches = self.spans(answer, rule.length_min)?;
         let spans: Vec<Span> = matches.into_iter().map(|found| found.span).collect();
         Ok(span_units(answer, &spans, &self.table, rule)?)

@@ -46,7 +46,7 @@
 //! let rule = SpanRule { length_min: 4, floor_millibits: 1_000 };
 //! let found = index.spans(&answer, rule.length_min)?;
 //! assert_eq!((found[0].span.start, found[0].span.len), (2, 12));
-//! assert_eq!(index.units(&answer, &rule)?[0].0, Address::repeat_byte(1));
+//! assert_eq!(index.units(&answer, &rule)?.weights[0].0, Address::repeat_byte(1));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 

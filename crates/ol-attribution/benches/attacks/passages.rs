@@ -133,7 +133,7 @@ impl Library<'_> {
         let folder = tempfile::tempdir()?;
         let index = self.index(folder.path(), &posts, has_clusters)?;
         let answer = self.market.tokenizer.encode(passage)?;
-        let units = index.units(&answer, &SpanRule::default())?;
+        let units = index.units(&answer, &SpanRule::default())?.weights;
         let all: u64 = units.iter().map(|(_, units)| units).sum();
         let own = units.iter().find(|(who, _)| *who == address(self.who));
         let [own, all] = [own.map_or(0, |(_, units)| *units), all].map(u128::from);

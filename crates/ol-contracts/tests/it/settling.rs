@@ -17,7 +17,7 @@ use ol_contracts::bindings::{
 };
 use ol_contracts::settlement::{Credit, Settlement};
 use ol_contracts::sketch::chunk_address;
-use ol_poa::{DEFAULT_POTS_BPS, Evidence, Pot, split_pots};
+use ol_poa::{DEFAULT_POTS_BPS, Earned, Evidence, Pot, split_pots};
 use ol_types::{DEV_CHAIN_ID, DEV_MNEMONIC_KEYS, OPEN_CAP_WEI, Receipt, WEI_PER_OPEN, name_id};
 use serde_json::Value;
 
@@ -304,6 +304,8 @@ fn evidence_opens_the_pots_of_spans_and_context() {
         .collect();
     let mut context = vec![(who(3), u64::MAX >> 1), (golden.weights[0].0, 1)];
     context.sort_unstable();
+    let [spans, context] =
+        [(spans, 1 << 40), (context, u64::MAX)].map(|(w, total)| Earned::new(w, total));
     let evidence = Evidence::new(spans, context, keccak256("object")).unwrap();
     let receipt = Receipt {
         evidence_hash: evidence.hash(),
@@ -324,9 +326,13 @@ fn evidence_opens_the_pots_of_spans_and_context() {
     let pots = split_pots(part_wei, DEFAULT_POTS_BPS, &evidence).unwrap();
     let training = &golden.weights;
     let mut expected = std::collections::BTreeMap::<Address, u128>::new();
-    for (pot, weights) in [training, evidence.spans(), evidence.context()]
-        .into_iter()
-        .enumerate()
+    for (pot, weights) in [
+        training,
+        &evidence.spans().weights,
+        &evidence.context().weights,
+    ]
+    .into_iter()
+    .enumerate()
     {
         let amounts: Vec<u64> = weights.iter().map(|&(_, weight)| weight).collect();
         let amounts = ol_poa::shares(pots[pot], &amounts).unwrap();

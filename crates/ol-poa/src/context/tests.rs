@@ -22,32 +22,37 @@ fn golden_units() {
     let a = Address::repeat_byte(1);
     let b = Address::repeat_byte(2);
     let c = Address::repeat_byte(3);
-    type Case = (Vec<PassageDrop>, u32, Vec<(Address, u64)>);
+    type Case = (Vec<PassageDrop>, u32, Vec<(Address, u64)>, u64);
     let cases: Vec<Case> = vec![
-        (vec![], 0, vec![]),
-        (vec![passage(0, 1, 0)], 0, vec![]),
-        (vec![passage(7, 1, 2_500)], 1_000, vec![(a, 1_500)]),
-        (vec![passage(7, 1, 1_000)], 1_000, vec![]),
+        (vec![], 0, vec![], 0),
+        (vec![passage(0, 1, 0)], 0, vec![], 0),
+        (vec![passage(7, 1, 2_500)], 1_000, vec![(a, 1_500)], 2_500),
+        (vec![passage(7, 1, 1_000)], 1_000, vec![], 0),
         // The two passages of a cluster pass the floor together, once.
         (
             vec![passage(7, 1, 600), passage(7, 1, 700)],
             1_000,
             vec![(a, 300)],
+            1_300,
         ),
-        // Two clusters of one owner have a floor each.
+        // Two clusters of one owner have a floor each; what is below it counts in
+        // the total.
         (
             vec![passage(7, 1, 600), passage(8, 1, 1_700)],
             1_000,
             vec![(a, 700)],
+            2_300,
         ),
         (
             vec![passage(9, 3, 4_321), passage(1, 2, 1_234), passage(2, 1, 7)],
             0,
             vec![(a, 7), (b, 1_234), (c, 4_321)],
+            5_562,
         ),
     ];
-    for (passages, floor_millinats, wanted) in cases {
+    for (passages, floor_millinats, weights, total) in cases {
         let rule = ContextRule { floor_millinats };
+        let wanted = Earned { weights, total };
         assert_eq!(context_units(&passages, &rule).unwrap(), wanted);
     }
 }
@@ -56,8 +61,8 @@ fn golden_units() {
 fn limits_are_errors_and_the_largest_case_is_exact() {
     let largest = vec![passage(0, 1, u32::MAX); PASSAGES_MAX];
     let units = context_units(&largest, &NO_FLOOR).unwrap();
-    assert_eq!(units[0].1, u64::from(u32::MAX) * 256);
-    assert!(units[0].1 < crate::shares::WEIGHT_LIMIT);
+    assert_eq!(units.weights[0].1, u64::from(u32::MAX) * 256);
+    assert!(units.weights[0].1 < crate::shares::WEIGHT_LIMIT);
     let one_more = vec![passage(0, 1, 1); PASSAGES_MAX + 1];
     let n_passages = PASSAGES_MAX + 1;
     assert_eq!(
@@ -85,7 +90,8 @@ proptest! {
             .iter()
             .map(|&(cluster, drop)| passage(cluster, owner(cluster), drop))
             .collect();
-        let units = context_units(&passages, &rule).unwrap();
+        let earned = context_units(&passages, &rule).unwrap();
+        let units = &earned.weights;
 
         let mut wanted = 0_u64;
         for cluster in 0..12 {
@@ -95,20 +101,22 @@ proptest! {
         }
         prop_assert_eq!(units.iter().map(|(_, units)| units).sum::<u64>(), wanted);
         prop_assert!(units.windows(2).all(|pair| pair[0].0 < pair[1].0));
+        let all: u64 = drops.iter().map(|(_, drop)| u64::from(*drop)).sum();
+        prop_assert_eq!(earned.total, if wanted == 0 { 0 } else { all });
 
         let mut turned = passages;
         if !turned.is_empty() {
             let by = rotation % turned.len();
             turned.rotate_left(by);
         }
-        prop_assert_eq!(&context_units(&turned, &rule).unwrap(), &units);
+        prop_assert_eq!(&context_units(&turned, &rule).unwrap(), &earned);
 
         // Each cluster under a name of its own earns what it earned before.
         let split: Vec<PassageDrop> = drops
             .iter()
             .map(|&(cluster, drop)| passage(cluster, u8::try_from(cluster).unwrap(), drop))
             .collect();
-        let split = context_units(&split, &rule).unwrap();
+        let split = context_units(&split, &rule).unwrap().weights;
         prop_assert_eq!(split.iter().map(|(_, units)| units).sum::<u64>(), wanted);
 
         let weights: Vec<u64> = units.iter().map(|(_, units)| *units).collect();

@@ -112,7 +112,7 @@ const RULE: SpanRule = SpanRule {
 
 #[track_caller]
 fn check(answer: &[u32], spans: &[Span], expected_millibits: &[(u8, f64)]) {
-    let units = span_units(answer, spans, &table(), &RULE).unwrap();
+    let units = span_units(answer, spans, &table(), &RULE).unwrap().weights;
     let millibits: Vec<(Address, f64)> = units
         .iter()
         .map(|&(who, units)| (who, units as f64 / 1e6))
@@ -127,11 +127,30 @@ fn check(answer: &[u32], spans: &[Span], expected_millibits: &[(u8, f64)]) {
 #[test]
 fn a_span_is_worth_its_information_above_the_floor() {
     check(&[10, 20, 3], &[span(0, 2, &[(7, 1)])], &[(1, 25_000.0)]);
-    // At the floor or below it, nothing: the pot goes to the treasury.
+    // At the floor or below it, nothing: the pot falls to training.
     check(&[5, 9], &[span(0, 1, &[(7, 1)])], &[]);
     check(&[4, 9], &[span(0, 1, &[(7, 1)])], &[]);
     check(&[10], &[], &[]);
     check(&[], &[], &[]);
+}
+
+/// One span just above the floor opens its small part of the pot, a whole answer
+/// that is quoted all of it but the floor.
+#[test]
+fn what_is_earned_is_a_part_of_the_whole_answer() {
+    let answer = [10, 20, 3, 60];
+    let earned = |spans: &[Span]| span_units(&answer, spans, &table(), &RULE).unwrap();
+    let total = 93_000 * UNITS_PER_MILLIBIT;
+    assert_eq!(answer_units(&answer, &table()), Ok(total));
+    let part = |bits: u64| Earned {
+        weights: vec![(who(1), bits * 1_000 * UNITS_PER_MILLIBIT)],
+        total,
+    };
+    assert_eq!(earned(&[span(0, 1, &[(7, 1)])]), part(5));
+    assert_eq!(earned(&[span(0, 4, &[(7, 1)])]), part(88));
+    assert_eq!(earned(&[span(2, 1, &[(7, 1)])]), Earned::default());
+    assert_eq!(earned(&[]), Earned::default());
+    assert_eq!(table().bounds(), (0, 63_000));
 }
 
 #[test]
@@ -147,7 +166,9 @@ fn a_worth_is_divided_over_clusters_and_added_up_by_contributor() {
 #[test]
 fn what_does_not_divide_goes_to_the_lower_clusters() {
     let holders = [(1, 3), (4, 2), (9, 1)];
-    let units = span_units(&[6], &[span(0, 1, &holders)], &table(), &RULE).unwrap();
+    let units = span_units(&[6], &[span(0, 1, &holders)], &table(), &RULE)
+        .unwrap()
+        .weights;
     // 1,000 milli-bits are 10⁹ units, not divisible by 3.
     let expected = [
         (who(1), 333_333_333),
@@ -270,7 +291,7 @@ fn the_largest_answer_does_not_overflow() {
         length_min: 1,
         floor_millibits: 0,
     };
-    let units = span_units(&answer, &whole, &table, &rule).unwrap();
+    let units = span_units(&answer, &whole, &table, &rule).unwrap().weights;
     assert_eq!(units, [(who(1), 65_536 * 65_535 * UNITS_PER_MILLIBIT)]);
     assert!(shares(u128::MAX, &[units[0].1]).is_ok());
 }
@@ -294,7 +315,7 @@ fn past_the_most_that_share_a_pot_the_largest_are_kept() {
             holders: Holders::Listed((128 * i..128 * (i + 1)).map(holder).collect()),
         })
         .collect();
-    let units = span_units(&answer, &spans, &table, &RULE).unwrap();
+    let units = span_units(&answer, &spans, &table, &RULE).unwrap().weights;
     assert_eq!(units.len(), EVIDENCE_MAX);
     assert!(units.is_sorted());
     // The last span's 128, with the lowest addresses, are those left out.
@@ -367,14 +388,14 @@ proptest! {
         {
             prop_assert!(heaviest == 0 || worths[0].1 == heaviest * UNITS_PER_MILLIBIT);
         }
-        let units = span_units(&answer, &spans, &table(), &rule).unwrap();
+        let units = span_units(&answer, &spans, &table(), &rule).unwrap().weights;
         prop_assert_eq!(units.iter().map(|(_, units)| units).sum::<u64>(), sum);
         prop_assert!(units.windows(2).all(|pair| pair[0].0 < pair[1].0));
     }
 
     #[test]
     fn splitting_one_identity_into_many_changes_nothing_for_the_others((answer, spans, rule) in cases()) {
-        let before = span_units(&answer, &spans, &table(), &rule).unwrap();
+        let before = span_units(&answer, &spans, &table(), &rule).unwrap().weights;
         // Contributor 1 uses another address for each cluster.
         let mut split = spans;
         for span in &mut split {
@@ -384,7 +405,7 @@ proptest! {
                 }
             }
         }
-        let after = span_units(&answer, &split, &table(), &rule).unwrap();
+        let after = span_units(&answer, &split, &table(), &rule).unwrap().weights;
         let others = |units: &[(Address, u64)]| -> Vec<(Address, u64)> {
             units.iter().copied().filter(|(a, _)| *a > who(1) && *a < who(100)).collect()
         };

@@ -87,9 +87,9 @@ fn what_is_gathered_is_found_again_without_the_answer() {
     );
 
     let Gathered { evidence, object } = &gathered;
-    let units = index.units(&answer, &SpanRule::default()).unwrap();
-    assert_eq!(evidence.spans(), units);
-    assert!(!units.is_empty());
+    let earned = index.units(&answer, &SpanRule::default()).unwrap();
+    assert_eq!(evidence.spans(), &earned);
+    assert!(!earned.weights.is_empty());
     let n_tokens = u32::try_from(answer.len()).unwrap();
     let shown = check(evidence, object, n_tokens, Some(&index)).unwrap();
     let spans = shown.spans.as_ref().unwrap();
@@ -210,6 +210,11 @@ fn lies_are_named() {
     type Lie = (&'static str, fn(&mut ShownSpans));
     let lies: &[Lie] = &[
         ("evidence.corpus", |s| s.corpus.0[0] ^= 1),
+        // More than the answer's other tokens can hold, and less than those shown.
+        ("evidence.total", |s| s.total_units *= 50),
+        ("evidence.total", |s| {
+            s.total_units = s.found.iter().map(|span| span.units).sum()
+        }),
         ("evidence.span 0", |s| s.found[0].units += 1),
         ("evidence.span 0", |s| s.found[0].start += 1),
         ("evidence.span 0", |s| s.found[0].len -= 1),
@@ -238,21 +243,21 @@ fn lies_are_named() {
         lie(lying.spans.as_mut().unwrap());
         let object = serde_json::to_vec(&lying).unwrap();
         // A liar pays by what it shows.
-        let [spans, context] = lying.weights();
+        let [spans, context] = lying.earned();
         let evidence = Evidence::new(spans, context, keccak256(&object)).unwrap();
         let difference = check(&evidence, &object, n_tokens, Some(&index)).unwrap_err();
         assert_eq!(difference.part, *part, "lie {n}: {difference}");
     }
     // What is shown, and other weights.
-    let mut spans = honest.evidence.spans().to_vec();
-    spans[0].1 += 1;
+    let mut spans = honest.evidence.spans().clone();
+    spans.weights[0].1 += 1;
     let id = honest.evidence.object().unwrap();
-    let other = Evidence::new(spans, vec![], id).unwrap();
+    let other = Evidence::new(spans, Earned::default(), id).unwrap();
     let difference = check(&other, &honest.object, n_tokens, Some(&index)).unwrap_err();
     assert_eq!(difference.part, "evidence.spans");
     let other = Evidence::new(
-        honest.evidence.spans().to_vec(),
-        vec![(Address::repeat_byte(1), 1)],
+        honest.evidence.spans().clone(),
+        Earned::new(vec![(Address::repeat_byte(1), 1)], 1),
         id,
     );
     let difference = check(&other.unwrap(), &honest.object, n_tokens, None).unwrap_err();
@@ -283,7 +288,7 @@ proptest! {
         let gathered = gather(&answer, &sources(&tokenizer, &index)).unwrap();
         prop_assert_eq!(
             gathered.evidence.spans(),
-            index.units(&answer, &SpanRule::default()).unwrap()
+            &index.units(&answer, &SpanRule::default()).unwrap()
         );
         if !gathered.object.is_empty() {
             let n_tokens = u32::try_from(answer.len()).unwrap();

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use ol_poa::Earned;
 use ol_poa::spans::SpanRule;
 use ol_runtime::Shutdown;
 use ol_server::Access;
@@ -207,13 +208,19 @@ fn words_that_stand_in_records_are_paid_from_a_pot_of_their_own() {
     let pots = &receipt["pots"];
     let part_wei = wei(&receipt["split"]["contributors"]);
     // Nothing was retrieved: the pot for context falls to training.
-    let expected = ol_poa::shares(part_wei, &[8_000, 2_000]).unwrap();
-    assert_eq!(wei(&pots["training"]["paid_wei"]), expected[0]);
-    assert_eq!(wei(&pots["spans"]["paid_wei"]), expected[1]);
-    assert_eq!(pots["context"]["paid_wei"], "0");
-
     let index = spans(&world.dir);
-    let units = index.units(&quoted_answer(), &SpanRule::default()).unwrap();
+    let Earned {
+        weights: units,
+        total,
+    } = index.units(&quoted_answer(), &SpanRule::default()).unwrap();
+    let pot = ol_poa::shares(part_wei, &[6_000, 2_000, 2_000]).unwrap()[1];
+    let sum: u128 = units.iter().map(|&(_, units)| u128::from(units)).sum();
+    let of_spans = pot * sum / u128::from(total);
+    assert!(of_spans < pot && of_spans > pot / 4, "{of_spans} of {pot}");
+    assert_eq!(wei(&pots["training"]["paid_wei"]), part_wei - of_spans);
+    assert_eq!(wei(&pots["spans"]["paid_wei"]), of_spans);
+    assert_eq!(pots["spans"]["total_weight"], total.to_string());
+    assert_eq!(pots["context"]["paid_wei"], "0");
     assert!(units.len() >= 2, "{units:?}");
     let mut paid: Vec<(Address, u64)> = contributors(&receipt, "spans")
         .iter()

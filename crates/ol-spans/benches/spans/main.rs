@@ -197,7 +197,7 @@ fn share_paid(index: &SpanIndex, answers: &[Vec<u32>], rule: &SpanRule) -> f64 {
         answer.iter().map(of_token).sum::<u64>()
     };
     let paid = |answer: &Vec<u32>| {
-        let units = index.units(answer, rule).expect("short enough");
+        let units = index.units(answer, rule).expect("short enough").weights;
         units.iter().map(|(_, units)| units).sum::<u64>() / UNITS_PER_MILLIBIT
     };
     let paid: u64 = answers.iter().map(paid).sum();

@@ -125,7 +125,10 @@ fn a_phrase_in_more_clusters_than_the_cap_is_boiler_plate() {
         assert_eq!(found, naive(&documents, &phrase(), 8));
         assert_eq!(found[0].occurrences, 2 * u64::from(n_clusters));
         assert_eq!(found[0].span.holders != Holders::TooMany, is_listed);
-        let units = index.units(&phrase(), &SpanRule::default()).unwrap();
+        let units = index
+            .units(&phrase(), &SpanRule::default())
+            .unwrap()
+            .weights;
         assert_eq!(units.is_empty(), !is_listed);
     }
 }
@@ -143,7 +146,8 @@ fn share_of_attacker(honest: &[Document], attack: &[Vec<Vec<u32>>], answer: &[u3
         .load(id)
         .unwrap()
         .units(answer, &SpanRule::default())
-        .unwrap();
+        .unwrap()
+        .weights;
     let sum: u64 = units.iter().map(|(_, units)| units).sum();
     let own = units.iter().find(|(who, _)| *who == contributor(9));
     own.map_or(0.0, |(_, units)| *units as f64 / sum as f64)

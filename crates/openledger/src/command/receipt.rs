@@ -8,7 +8,7 @@ use anyhow::{Context, anyhow, bail, ensure};
 use ol_contracts::address::{DATANET_REGISTRY, INFERENCE_SETTLEMENT, MODEL_REGISTRY, SKETCH_STORE};
 use ol_contracts::bindings::ModelRegistry::{self, Params, VersionAdded};
 use ol_contracts::bindings::{DatanetRegistry, SketchStore};
-use ol_contracts::settlement::{PotCredits, Settlement};
+use ol_contracts::settlement::{Credit, PotCredits, Settlement};
 use ol_poa::court::CommittedIndex;
 use ol_poa::index::EntryView;
 use ol_poa::{Index, K, Pot};
@@ -84,7 +84,7 @@ pub(crate) fn run(
                 "verdict": "match",
                 "fee_wei": payout.fee_wei.to_string(),
                 "n_contributors": payout.pot(Pot::Training).credits.len(),
-                "pots": pots(&payout),
+                "pots": pots(&payout, &found.evidence.evidence),
                 "n_records": found.index.entries().len(),
                 "claim": found.charged.claim(),
                 "answer": answer,
@@ -110,11 +110,24 @@ pub(crate) fn run(
                         credits,
                     } = payout.pot(pot);
                     let (name, n) = (pot.name(), credits.len());
-                    writeln!(
+                    write!(
                         out,
                         "  {name:<10}{:>24} OPEN  {n} contributors",
                         open(*amount_wei)
                     )?;
+                    match total_of(pot, &found.evidence.evidence) {
+                        Some(total) if total > 0 => {
+                            let weight = weight_of(credits);
+                            let per_mille = weight * 1_000 / u128::from(total);
+                            writeln!(
+                                out,
+                                ", {}.{} % of the pot earned",
+                                per_mille / 10,
+                                per_mille % 10
+                            )
+                        }
+                        _ => writeln!(out),
+                    }?;
                 }
                 match &answer {
                     Some(answer) => {
@@ -130,13 +143,31 @@ pub(crate) fn run(
     }
 }
 
-fn pots(payout: &Payout) -> Value {
+/// What a pot's weights would add up to if all of it were earned; training always is.
+fn total_of(pot: Pot, evidence: &ol_poa::Evidence) -> Option<u64> {
+    match pot {
+        Pot::Training => None,
+        Pot::Spans => Some(evidence.spans().total),
+        Pot::Context => Some(evidence.context().total),
+    }
+}
+
+/// What a pot is shared by, all together.
+fn weight_of(credits: &[Credit]) -> u128 {
+    credits.iter().map(|credit| u128::from(credit.weight)).sum()
+}
+
+fn pots(payout: &Payout, evidence: &ol_poa::Evidence) -> Value {
     let pot = |pot: Pot| {
         let PotCredits {
             amount_wei,
             credits,
         } = payout.pot(pot);
-        let view = json!({"paid_wei": amount_wei.to_string(), "n_contributors": credits.len()});
+        let mut view = json!({"paid_wei": amount_wei.to_string(), "n_contributors": credits.len()});
+        if let Some(total) = total_of(pot, evidence) {
+            view["weight"] = json!(weight_of(credits).to_string());
+            view["total_weight"] = json!(total.to_string());
+        }
         (pot.name().to_owned(), view)
     };
     Value::Object(Pot::ALL.into_iter().map(pot).collect())
@@ -203,7 +234,7 @@ fn collect(chain: &Chain, id: B256) -> anyhow::Result<Found> {
         .to_vec();
     let evidence = Gathered::load(&objects, receipt.evidence_hash).context("the evidence")?;
     let evidence = evidence.context("the evidence is none")?;
-    let spans = if evidence.evidence.spans().is_empty() {
+    let spans = if evidence.evidence.spans().weights.is_empty() {
         None
     } else {
         Some(find_spans(chain, &receipt)?)

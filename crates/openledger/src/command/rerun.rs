@@ -123,11 +123,17 @@ pub(crate) fn rerun(
         let again = gather(&completion.token_ids, &sources)?;
         let (recomputed, found) = (again.evidence.spans(), gathered.evidence.spans());
         ensure!(
-            recomputed == found,
+            recomputed.weights == found.weights,
             "spans differ: recomputed {} contributors, found {}; the answer's words stand \
              elsewhere than the receipt pays for",
-            recomputed.len(),
-            found.len()
+            recomputed.weights.len(),
+            found.weights.len()
+        );
+        ensure!(
+            recomputed.total == found.total,
+            "total of spans differs: recomputed {} units for the whole answer, found {}",
+            recomputed.total,
+            found.total
         );
     }
     let answered = Answered {

@@ -89,9 +89,12 @@ fn a_users_own_datanet_becomes_a_model_that_pays() {
     let pots = &reply["openledger"]["pots"];
     let spans_wei = wei(&pots["spans"]["paid_wei"]);
     let part_wei = wei(&reply["openledger"]["split"]["contributors"]);
+    let weights = pots["spans"]["contributors"].as_array().unwrap().iter();
+    let weight: u128 = weights.map(|share| wei(&share["weight"])).sum();
+    let total = wei(&pots["spans"]["total_weight"]).max(1);
     assert!(
-        spans_wei == 0 || spans_wei.abs_diff(part_wei / 4) <= 1,
-        "a quarter, or nobody is quoted: {pots}"
+        spans_wei.abs_diff(part_wei / 4 * weight / total) <= 1,
+        "what is quoted of the answer is paid of a quarter: {pots}"
     );
     let share = &reply["openledger"]["pots"]["training"]["contributors"][0];
     assert!(

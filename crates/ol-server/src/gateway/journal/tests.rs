@@ -1,5 +1,6 @@
 //! Goal: what was added is found after a restart, whole, or the damage is named.
 
+use ol_poa::Earned;
 use ol_types::Address;
 use proptest::prelude::*;
 
@@ -9,9 +10,9 @@ fn pending(seed: u8, answered_at_s: u64) -> PendingReceipt {
     let hash = |salt: u8| keccak256([seed, salt]);
     let query = QuerySketch::new([i8::try_from(seed % 100).unwrap(); ol_poa::K]).unwrap();
     let object = Bytes::copy_from_slice(&[seed; 9]);
-    let spans = vec![(Address::repeat_byte(seed), 7)];
+    let spans = Earned::new(vec![(Address::repeat_byte(seed), 7)], 9);
     let gathered = Gathered {
-        evidence: Evidence::new(spans, vec![], keccak256(&object)).unwrap(),
+        evidence: Evidence::new(spans, Earned::default(), keccak256(&object)).unwrap(),
         object,
     };
     let receipt = Receipt {

@@ -146,6 +146,10 @@ pub struct PotsView {
 pub struct PotView {
     /// All of it.
     pub paid_wei: String,
+    /// What the weights would add up to if all of the pot were earned; what they
+    /// do is paid, the rest is in the pot for training. Not of that pot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total_weight: Option<String>,
     /// The contributors, the best paid first.
     pub contributors: Vec<ShareView>,
     /// How many there are.
@@ -331,13 +335,16 @@ pub(super) fn pots(
         }
     }
     let view = |pot: Pot, records: Records| pot_view(payout.pot(pot), records, labels);
+    let evidence = &recorded.gathered.evidence;
     Ok(PotsView {
         training: view(Pot::Training, trained),
         spans: PotView {
+            total_weight: Some(evidence.spans().total.to_string()),
             found,
             ..view(Pot::Spans, quoted)
         },
         context: PotView {
+            total_weight: Some(evidence.context().total.to_string()),
             passages,
             ..view(Pot::Context, read)
         },
@@ -428,6 +435,7 @@ fn pot_view(pot: &PotCredits, mut records: Records, labels: &Labels) -> PotView 
     };
     PotView {
         paid_wei: pot.amount_wei.to_string(),
+        total_weight: None,
         n_contributors: credits.len(),
         contributors: credits.into_iter().map(share).collect(),
         found: Vec::new(),

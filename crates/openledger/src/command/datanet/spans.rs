@@ -171,7 +171,8 @@ fn query(
         let spans = shown.spans.iter().flat_map(|spans| &spans.found);
         found = spans.map(row).collect();
     }
-    let paid = evidence.spans().iter().map(|&(address, weight)| {
+    let earned = evidence.spans();
+    let paid = earned.weights.iter().map(|&(address, weight)| {
         json!({
             "contributor": name(address),
             "address": address,
@@ -180,6 +181,7 @@ fn query(
     });
     Ok(json!({
         "n_tokens": tokens.len(),
+        "total_weight": earned.total.to_string(),
         "contributors": paid.collect::<Vec<_>>(),
         "found": found,
     }))
