@@ -63,6 +63,7 @@ fn spans(root: &Path) {
             manifest: keccak256("manifest"),
             tokenizer: keccak256("tokenizer"),
             vocabulary_size,
+            versions: vec![1, 3],
             records: (0..3).map(record).collect(),
         };
         let dir = tempfile::tempdir().unwrap();
@@ -111,7 +112,7 @@ fn spans(root: &Path) {
     let gathered = gather(&[1, 2, 3], &sources).unwrap();
     write(root, "evidence", "lists", &gathered.evidence.to_bytes());
     write(root, "evidence", "passages", &gathered.object);
-    let spans = r#"{"format":"openledger-evidence-2","n_tokens":9,"spans":{"corpus":"0x1111111111111111111111111111111111111111111111111111111111111111","total_units":90000000,"runs":[{"start":2,"tokens":[5,6,7]}],"found":[{"start":2,"len":3,"text":[4,9],"units":7000000,"holders":[{"cluster":1,"contributor":"0x0101010101010101010101010101010101010101","record":"0x2222222222222222222222222222222222222222222222222222222222222222"}]}]}}"#;
+    let spans = r#"{"format":"openledger-evidence-2","n_tokens":9,"spans":{"corpus":"0x1111111111111111111111111111111111111111111111111111111111111111","total_units":90000000,"runs":[{"start":2,"tokens":[5,6,7]}],"found":[{"start":2,"len":3,"since":1,"text":[4,9],"units":7000000,"holders":[{"cluster":1,"contributor":"0x0101010101010101010101010101010101010101","record":"0x2222222222222222222222222222222222222222222222222222222222222222"}]}]}}"#;
     write(root, "evidence", "spans", spans.as_bytes());
 }
 

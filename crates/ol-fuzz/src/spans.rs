@@ -33,13 +33,14 @@ pub fn spans(bytes: &[u8]) {
         let field = corpus.get(at..at + 4)?;
         usize::try_from(u32::from_le_bytes(field.try_into().ok()?)).ok()
     };
-    let (Some(n_tokens), Some(n_records)) = (size(12), size(16)) else {
+    let (Some(n_tokens), Some(n_records), Some(n_versions)) = (size(12), size(16), size(20)) else {
         return;
     };
     let head = n_records
         .checked_mul(RECORD_SIZE_BYTES)
         .and_then(|n| {
             n.checked_add(n_tokens.checked_mul(2)?)?
+                .checked_add(n_versions.checked_mul(4)?)?
                 .checked_add(CORPUS_HEADER_SIZE_BYTES)
         })
         .and_then(|size| corpus.get(..size))
@@ -115,6 +116,7 @@ pub fn span_units_of(bytes: &[u8]) {
         Span {
             start: u16::from_le_bytes([a, b]).into(),
             len: u16::from_le_bytes([c, d]).into(),
+            since: u32::from(cluster % 3),
             holders: match floor {
                 0 => Holders::TooMany,
                 _ => Holders::Listed((0..n % 8).map(holder).collect()),

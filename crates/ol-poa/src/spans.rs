@@ -9,10 +9,11 @@
 //! 1. The information of a token is `log2(N / count)` in milli-bits, that of a
 //!    span the sum over its tokens, its weight what is above the floor.
 //! 2. Each token of the answer is paid once: spans take their tokens in the
-//!    order of their weights, ties to the earlier, and are worth what is above
-//!    the floor of the tokens they got.
-//! 3. That worth is divided evenly over the clusters that hold the span,
-//!    whatever the number of occurrences, to the last unit.
+//!    order of the versions that they first stood in, then of their weights, ties
+//!    to the earlier in the answer, and are worth what is above the floor of the
+//!    tokens they got. So what a version adds takes nothing from those before it.
+//! 3. That worth is divided evenly over the clusters that held the span in that
+//!    version, whatever the number of occurrences, to the last unit.
 //! 4. Units are added up by contributor. Next to them stands what the whole answer
 //!    would be worth without a floor: what of that is earned, is paid of the pot.
 //!
@@ -32,7 +33,8 @@ use alloy_primitives::{Address, B256, keccak256};
 use crate::evidence::{Earned, weights_of};
 use crate::shares::shares;
 
-/// A span that more clusters hold is boiler-plate, and nobody is paid for it.
+/// A span that more clusters held when it first stood in the corpus is
+/// boiler-plate, and nobody is paid for it.
 pub const CLUSTERS_MAX: usize = 256;
 
 /// Tokens of the longest answer that is paid for.
@@ -215,7 +217,7 @@ pub struct Holder {
     pub contributor: Address,
 }
 
-/// The clusters that hold a span.
+/// The clusters that held a span in the version that it first stood in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Holders {
     /// All of them, strictly ascending by cluster: 1 to [`CLUSTERS_MAX`].
@@ -231,7 +233,9 @@ pub struct Span {
     pub start: u32,
     /// Its number of tokens.
     pub len: u32,
-    /// Who has it.
+    /// The version of the corpus in which it stood first.
+    pub since: u32,
+    /// Who had it then.
     pub holders: Holders,
 }
 
@@ -245,7 +249,7 @@ pub struct Span {
 ///
 /// # Shapes and units
 /// - `answer`: the tokens, at most [`ANSWER_TOKENS_MAX`].
-/// - `spans`: starts and ends both strictly ascending, so none within another.
+/// - `spans`: strictly ascending by start, then by length.
 /// - units: 10⁻⁶ milli-bits.
 ///
 /// # Errors
@@ -328,17 +332,17 @@ pub fn worths(
             .sum::<u64>()
             .saturating_sub(rule.floor_millibits)
     };
-    let mut order: Vec<(Reverse<u64>, usize)> = Vec::with_capacity(spans.len());
+    let mut order: Vec<(u32, Reverse<u64>, usize)> = Vec::with_capacity(spans.len());
     for (position, span) in spans.iter().enumerate() {
         let weight = above_floor(&millibits[range(span)]);
         if weight > 0 && span.holders != Holders::TooMany {
-            order.push((Reverse(weight), position));
+            order.push((span.since, Reverse(weight), position));
         }
     }
     order.sort_unstable();
 
     let mut worths = Vec::with_capacity(order.len());
-    for (_, position) in order {
+    for (_, _, position) in order {
         let tokens = &mut millibits[range(&spans[position])];
         let left = above_floor(tokens);
         // A span that the others left too little of takes nothing from those
@@ -360,7 +364,7 @@ fn check_spans(n_tokens: usize, spans: &[Span], rule: &SpanRule) -> Result<(), S
         if *len < rule.length_min.max(1) {
             return Err(SpanError::Range { span });
         }
-        if before.is_some_and(|(s, e)| *start <= s || end <= e) {
+        if before.is_some_and(|before| (*start, end) <= before) {
             return Err(SpanError::Order { span });
         }
         before = Some((*start, end));
@@ -400,7 +404,8 @@ pub enum SpanError {
         /// Its position in the list, from 0.
         span: usize,
     },
-    /// A span does not both begin and end after the one before it.
+    /// A span neither begins after the one before it, nor where that begins and
+    /// ends after it.
     Order {
         /// Its position in the list, from 0.
         span: usize,
@@ -434,10 +439,7 @@ impl fmt::Display for SpanError {
                 f,
                 "span {span} is shorter than the rule allows or reaches beyond the answer"
             ),
-            Self::Order { span } => write!(
-                f,
-                "span {span} does not both begin and end after the one before"
-            ),
+            Self::Order { span } => write!(f, "span {span} does not come after the one before"),
             Self::Holders { span } => write!(
                 f,
                 "the clusters of span {span} are not 1 to {CLUSTERS_MAX}, ascending"

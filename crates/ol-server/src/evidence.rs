@@ -191,12 +191,14 @@ pub struct ShownSpan {
     pub start: u32,
     /// Its number of tokens.
     pub len: u32,
+    /// The version of the datanet that it first stood in, from 1.
+    pub since: u32,
     /// Where it begins and ends in the text of the answer, in Unicode code
     /// points; the second is past its end.
     pub text: (u32, u32),
     /// Its units, before they are divided over the holders.
     pub units: u64,
-    /// The clusters that hold it, ascending.
+    /// The clusters that held it in that version, ascending.
     pub holders: Vec<ShownHolder>,
 }
 
@@ -208,7 +210,7 @@ pub struct ShownHolder {
     pub cluster: u32,
     /// Who owns it, and is paid.
     pub contributor: Address,
-    /// Its first record in which the span stands.
+    /// Its first record in which the span stands, of that version.
     pub record: B256,
 }
 
@@ -341,6 +343,7 @@ fn paid_spans(
         ShownSpan {
             start: found.span.start + offset,
             len: found.span.len,
+            since: found.span.since,
             text: (0, 0),
             units,
             holders: holders
@@ -397,7 +400,8 @@ fn runs(spans: &[ShownSpan], answer: &[u32]) -> Vec<Run> {
 /// Checks that an object shows why evidence pays as it does. With the index of
 /// the model's corpus, every span is found again in the tokens of its run: what
 /// is worth something in the whole answer is worth the same in its run, because
-/// a span that is cut there took nothing from others.
+/// a span that is cut there took nothing from others, and neither does what is
+/// left of it, which stood no later in the whole than it does in the run.
 ///
 /// Whether the runs are the answer's, and all of it that there is to show, and
 /// what exactly the rest of the answer counts in the total, only those can say who
@@ -492,8 +496,8 @@ fn check_spans(spans: &ShownSpans, n_tokens: u32, index: &SpanIndex) -> Result<(
                     span.holders.len(),
                 );
                 format!(
-                    "tokens {}..{end}, {} units, {n} holders",
-                    span.start, span.units
+                    "tokens {}..{end}, {} units, {n} holders since version {}",
+                    span.start, span.units, span.since
                 )
             },
         )

@@ -18,12 +18,16 @@ pub const RECORDS_MAX: usize = 1 << 20;
 pub(crate) const CORPUS_EXTENSION: &str = "corpus";
 
 const MAGIC: [u8; 8] = *b"OLSPANSC";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER_SIZE_BYTES: usize = 88;
 const RECORD_SIZE_BYTES: usize = 32 + 20 + 4;
 
+/// Most versions of a datanet.
+const VERSIONS_MAX: usize = 100_000;
+
 /// Bytes of the largest file of this kind.
 const FILE_MAX_SIZE_BYTES: u64 = (HEADER_SIZE_BYTES
+    + VERSIONS_MAX * 4
     + RECORDS_MAX * RECORD_SIZE_BYTES
     + VOCABULARY_MAX * 2
     + 4
@@ -52,11 +56,20 @@ pub struct Corpus {
     pub tokenizer: B256,
     /// Tokens of its vocabulary.
     pub vocabulary_size: usize,
+    /// How many of the records each version of the datanet has, from the first to
+    /// this one: strictly ascending, at least 1, the last all of them.
+    pub versions: Vec<u32>,
     /// The records in commit order, 1 to [`RECORDS_MAX`], no hash twice.
     pub records: Vec<RecordRef>,
 }
 
 impl Corpus {
+    /// The version that brought a record, from 1.
+    pub(crate) fn version_of(versions: &[u32], number: u32) -> u32 {
+        let before = versions.partition_point(|&end| end <= number);
+        u32::try_from(before + 1).expect("at most 100,000 versions")
+    }
+
     /// Position of each record by its hash, after checking the limits.
     pub(crate) fn numbers(&self) -> Result<HashMap<B256, u32>, String> {
         let n_records = self.records.len();
@@ -69,6 +82,15 @@ impl Corpus {
             let size = self.vocabulary_size;
             return Err(format!(
                 "a vocabulary of {size} tokens, not 1 to {VOCABULARY_MAX}"
+            ));
+        }
+        let versions = &self.versions;
+        let is_ascending = versions.is_sorted_by(|a, b| a < b);
+        let ends = (versions.first(), versions.last().map(|&end| end as usize));
+        let is_whole = ends.0.is_some_and(|&first| first > 0) && ends.1 == Some(n_records);
+        if !is_ascending || !is_whole || versions.len() > VERSIONS_MAX {
+            return Err(format!(
+                "its versions do not grow to {n_records} records in 1 to {VERSIONS_MAX} steps"
             ));
         }
         let mut numbers = HashMap::with_capacity(n_records);
@@ -120,19 +142,25 @@ impl CorpusFile {
             manifest,
             tokenizer,
             vocabulary_size,
+            versions,
             records,
         } = &self.corpus;
         let count = |n: usize| u32::try_from(n).expect("the limits are below 2³²");
-        let size_bytes =
-            HEADER_SIZE_BYTES + records.len() * RECORD_SIZE_BYTES + vocabulary_size * 2;
+        let size_bytes = HEADER_SIZE_BYTES
+            + versions.len() * 4
+            + records.len() * RECORD_SIZE_BYTES
+            + vocabulary_size * 2;
         let mut bytes = Vec::with_capacity(size_bytes);
         bytes.extend(MAGIC);
         bytes.extend(VERSION.to_le_bytes());
         bytes.extend(count(*vocabulary_size).to_le_bytes());
         bytes.extend(count(records.len()).to_le_bytes());
-        bytes.extend(0_u32.to_le_bytes());
+        bytes.extend(count(versions.len()).to_le_bytes());
         bytes.extend(manifest);
         bytes.extend(tokenizer);
+        for version in versions {
+            bytes.extend(version.to_le_bytes());
+        }
         for record in records {
             bytes.extend(record.hash);
             bytes.extend(record.contributor);
@@ -187,11 +215,11 @@ impl CorpusFile {
         reader.format(MAGIC, VERSION, "corpus")?;
         let vocabulary_size = reader.u32().ok_or_else(cut_off)?;
         let n_records = reader.u32().ok_or_else(cut_off)?;
-        if reader.u32() != Some(0) {
-            return Err("its reserved field is not 0".to_owned());
-        }
+        let n_versions = reader.u32().ok_or_else(cut_off)?;
         let manifest = reader.hash().ok_or_else(cut_off)?;
         let tokenizer = reader.hash().ok_or_else(cut_off)?;
+        let versions = reader.take(u64::from(n_versions) * 4).ok_or_else(cut_off)?;
+        let versions = crate::bytes::rows::<4>(versions).iter().copied();
         let records = reader.take(u64::from(n_records) * RECORD_SIZE_BYTES as u64);
         let records = records.ok_or_else(cut_off)?;
         let record = |row: &[u8; RECORD_SIZE_BYTES]| {
@@ -221,6 +249,7 @@ impl CorpusFile {
             manifest,
             tokenizer,
             vocabulary_size: vocabulary_size as usize,
+            versions: versions.map(u32::from_le_bytes).collect(),
             records: records.ok_or_else(cut_off)?,
         };
         corpus.numbers()?;

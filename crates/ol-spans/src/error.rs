@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use ol_poa::spans::SpanError;
 use ol_runtime::LockError;
 
+use crate::index::SPANS_MAX;
+
 /// Why an index could not be built, opened or asked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -57,6 +59,9 @@ pub enum SpansError {
         /// What the builder said.
         what: String,
     },
+    /// So many spans, in so many versions, that no record can be said to be quoted.
+    #[error("the answer has more than {SPANS_MAX} spans in the versions of the corpus")]
+    TooMany,
     /// The answer or the rule is outside its limits.
     #[error(transparent)]
     Spans(#[from] SpanError),

@@ -1,8 +1,10 @@
 //! A corpus that is open: its shards, and which of their documents count.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use ol_poa::Earned;
 use ol_poa::spans::{
@@ -15,10 +17,15 @@ use crate::corpus::CorpusFile;
 use crate::query::Query;
 use crate::search::Mask;
 use crate::shard::Shard;
-use crate::{RecordRef, SpansError};
+use crate::versions::Minima;
+use crate::{Corpus, RecordRef, SpansError};
 
 /// Most shards of a corpus.
 pub const SHARDS_MAX: usize = 128;
+
+/// Most spans of an answer, all versions together. Without versions there are no
+/// more than tokens; records of many versions may be made so that there are.
+pub(crate) const SPANS_MAX: usize = 2 * ANSWER_TOKENS_MAX;
 
 /// Occurrences that are gathered before clusters found twice are dropped.
 const GATHERED_MAX: usize = 16 * CLUSTERS_MAX;
@@ -26,6 +33,9 @@ const GATHERED_MAX: usize = 16 * CLUSTERS_MAX;
 /// A document that does not count: its record is not in the corpus, or another
 /// shard has it too.
 const NO_RECORD: u32 = u32::MAX;
+
+/// The version of a document that does not count: none is earlier than it.
+const NO_VERSION: u32 = u32::MAX;
 
 /// A corpus whose spans can be asked for. Reading it blocks on the disk for
 /// what is not in memory. May be asked from several threads at once.
@@ -40,15 +50,17 @@ pub struct SpanIndex {
     owners: HashMap<u32, u32>,
 }
 
-/// A maximal span, and where it stands in the corpus.
+/// A span, and where it stands in the corpus.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Match {
     /// The span, and the clusters that hold it.
     pub span: Span,
-    /// How often it stands in the records, several times in one included.
+    /// How often it stands in the records of all versions, several times in one
+    /// included.
     pub occurrences: u64,
-    /// For each holder, the first record of its cluster with the span, as its
-    /// position in the corpus. Empty if there are too many holders.
+    /// For each holder, the first record of its cluster with the span that came
+    /// with the version, as its position in the corpus. Empty if there are too many
+    /// holders.
     pub records: Vec<u32>,
 }
 
@@ -60,6 +72,20 @@ pub(crate) struct View {
     numbers: Vec<u32>,
     /// The ranks that count; `None` if all do.
     live: Option<Ranks>,
+    versions: Versions,
+}
+
+/// The versions that the documents of a shard came with.
+#[derive(Debug)]
+enum Versions {
+    /// One for all, and all count.
+    One(u32),
+    /// That of each document; [`NO_VERSION`] if it does not count.
+    Many {
+        of: Vec<u32>,
+        /// Made when it is first asked for: while an index is built, nobody does.
+        minima: OnceLock<Minima>,
+    },
 }
 
 impl SpanIndex {
@@ -72,6 +98,7 @@ impl SpanIndex {
         let corpus_error = |what| SpansError::Corpus { what };
         let mut numbers = corpus.numbers().map_err(corpus_error)?;
         let owners = corpus.owners();
+        let versions = corpus.versions.as_slice();
         let mut views = Vec::with_capacity(shards.len());
         for shard in shards {
             let shard = Shard::open(dir, shard)?;
@@ -81,7 +108,7 @@ impl SpanIndex {
                     "it has the tokens of another tokenizer",
                 ));
             }
-            views.push(View::claim(shard, &mut numbers));
+            views.push(View::claim(shard, &mut numbers, versions));
         }
         if let Some((hash, _)) = numbers.iter().next() {
             return Err(corpus_error(format!(
@@ -141,8 +168,9 @@ impl SpanIndex {
         &self.views
     }
 
-    /// All spans of `answer` in the corpus of at least `length_min` tokens that
-    /// reach as far as they can and lie within no other, by position.
+    /// All spans of `answer` in the corpus of at least `length_min` tokens, by
+    /// position: runs that stand in a version and lie within no longer run that
+    /// stood as early.
     ///
     /// Takes memory in proportion to the answer and the shards, not to the
     /// occurrences. Time grows with the occurrences of the spans that at most
@@ -150,18 +178,35 @@ impl SpanIndex {
     ///
     /// # Errors
     /// [`SpansError::Spans`] if the answer is longer than
-    /// [`ANSWER_TOKENS_MAX`].
+    /// [`ANSWER_TOKENS_MAX`], [`SpansError::TooMany`].
     pub fn spans(&self, answer: &[u32], length_min: u32) -> Result<Vec<Match>, SpansError> {
         if answer.len() > ANSWER_TOKENS_MAX {
             let n_tokens = answer.len();
             return Err(SpanError::Answer { n_tokens }.into());
         }
-        let mut query = Query::new(&self.views, answer);
-        let found = query.maximal(length_min.max(1) as usize);
-        let matches = found
-            .into_iter()
-            .map(|span| self.find_holders(&mut query, span));
-        Ok(matches.collect())
+        let length_min = length_min.max(1) as usize;
+        let mut found = Vec::new();
+        // A run that a late version brought may have parts that stood before it.
+        // Whatever stands in any version lies within a run that stands in all of
+        // them together, so its parts are all that is left to look for.
+        let mut ranges = vec![(0..answer.len(), NO_VERSION)];
+        while let Some((range, before)) = ranges.pop() {
+            let mut query = Query::new(&self.views, &answer[range.clone()], before);
+            for span in query.maximal(length_min) {
+                let matched = self.find_holders(&mut query, span.clone(), range.start);
+                let since = matched.span.since;
+                // Below `before`, unless a file lies.
+                if (2..before).contains(&since) && span.len() > length_min {
+                    let part = range.start + span.start..range.start + span.end;
+                    ranges.push((part, since));
+                }
+                found.push(matched);
+            }
+            if found.len() > SPANS_MAX {
+                return Err(SpansError::TooMany);
+            }
+        }
+        Ok(undominated(found, answer.len()))
     }
 
     /// What each contributor has earned by `answer`; see [`span_units`].
@@ -175,18 +220,26 @@ impl SpanIndex {
         Ok(span_units(answer, &spans, &self.table, rule)?)
     }
 
-    fn find_holders(&self, query: &mut Query<'_>, span: Range<usize>) -> Match {
+    /// Who holds a span of the query, which begins at `offset` of the answer.
+    fn find_holders(&self, query: &mut Query<'_>, span: Range<usize>, offset: usize) -> Match {
         let mut occurrences = 0;
-        let mut gathered = Gathered::default();
+        let mut since = NO_VERSION;
+        let mut all_ranks = Vec::with_capacity(self.views.len());
         for (number, view) in self.views.iter().enumerate() {
             let ranks = query.ranks(number, span.clone());
             occurrences += view.count(ranks.clone());
+            since = view.earliest(ranks.clone(), since);
+            all_ranks.push(ranks);
+        }
+        let mut gathered = Gathered::default();
+        for (view, mut ranks) in self.views.iter().zip(all_ranks) {
             let search = view.shard.search();
             let mut previous = NO_RECORD;
-            for rank in ranks {
+            while let Some(rank) = view.first_before(ranks.clone(), since.saturating_add(1)) {
                 if gathered.is_too_many {
                     break;
                 }
+                ranks.start = rank + 1;
                 let record = search.position(rank).and_then(|at| view.record_at(at));
                 let Some(record) = record.filter(|record| *record != previous) else {
                     continue;
@@ -201,8 +254,9 @@ impl SpanIndex {
         let narrow = |n: usize| u32::try_from(n).expect("an answer has at most 2¹⁶ tokens");
         Match {
             span: Span {
-                start: narrow(span.start),
+                start: narrow(offset + span.start),
                 len: narrow(span.len()),
+                since,
                 holders,
             },
             occurrences,
@@ -220,6 +274,43 @@ impl SpanIndex {
                 .contributor,
         }
     }
+}
+
+/// The spans that lie within no other that stood as early, by position. Parts of
+/// overlapping runs may have been found twice, or cut where a run ended.
+fn undominated(mut found: Vec<Match>, n_tokens: usize) -> Vec<Match> {
+    if found.iter().all(|matched| matched.span.since == 1) {
+        // Found in order, all at once.
+        return found;
+    }
+    let range = |matched: &Match| {
+        let Span { start, len, .. } = matched.span;
+        (start as usize, start + len)
+    };
+    // Whatever may hold a span comes before it.
+    found.sort_by_key(|matched| {
+        let (start, end) = range(matched);
+        (matched.span.since, start, Reverse(end))
+    });
+    // A tree of P. M. Fenwick (1994): how far the spans reach that begin up to a
+    // position.
+    let mut reaches = vec![0; n_tokens + 1];
+    found.retain(|matched| {
+        let (start, end) = range(matched);
+        let (mut at, mut reach) = (start + 1, 0);
+        while at > 0 {
+            reach = reach.max(reaches[at]);
+            at &= at - 1;
+        }
+        let mut at = start + 1;
+        while at <= n_tokens {
+            reaches[at] = end.max(reaches[at]);
+            at += at & at.wrapping_neg();
+        }
+        end > reach
+    });
+    found.sort_by_key(range);
+    found
 }
 
 /// Clusters and, for each, the first record.
@@ -259,31 +350,68 @@ impl Gathered {
 impl View {
     /// Takes the shard's records out of `numbers`; those that are not there do
     /// not count.
-    pub(crate) fn claim(shard: Shard, numbers: &mut HashMap<B256, u32>) -> Self {
+    pub(crate) fn claim(shard: Shard, numbers: &mut HashMap<B256, u32>, versions: &[u32]) -> Self {
         let number = |hash| numbers.remove(&hash).unwrap_or(NO_RECORD);
         let numbers = shard.records().map(number).collect();
-        Self::new(shard, numbers)
+        Self::new(shard, numbers, versions)
     }
 
-    /// `numbers` has the record of each document of the shard.
-    pub(crate) fn new(shard: Shard, numbers: Vec<u32>) -> Self {
+    /// `numbers` has the record of each document of the shard, `versions` those of
+    /// the corpus.
+    pub(crate) fn new(shard: Shard, numbers: Vec<u32>, versions: &[u32]) -> Self {
         let is_masked = numbers.contains(&NO_RECORD);
         let live = is_masked.then(|| Ranks::live(&shard, &numbers));
+        let versions = Versions::new(&numbers, versions);
         Self {
             shard,
             numbers,
             live,
+            versions,
         }
+    }
+
+    /// The ranks that a search for what stood before a version may find; `None` if
+    /// none do.
+    pub(crate) fn before(&self, version: u32) -> Option<Before<'_>> {
+        match self.versions {
+            Versions::One(own) if own >= version => None,
+            _ => Some(Before {
+                view: self,
+                version,
+            }),
+        }
+    }
+
+    /// The first of the ranks that stood before a version.
+    fn first_before(&self, ranks: Range<usize>, version: u32) -> Option<usize> {
+        match &self.versions {
+            Versions::One(own) => (*own < version && !ranks.is_empty()).then_some(ranks.start),
+            Versions::Many { of, minima } => {
+                let version_of = |rank: usize| version_of(&self.shard, of, rank);
+                minima
+                    .get_or_init(|| Minima::new(self.shard.n_tokens(), &version_of))
+                    .first(ranks, version, &version_of)
+            }
+        }
+    }
+
+    /// The earliest version of the ranks that is below `version`, else that.
+    fn earliest(&self, mut ranks: Range<usize>, mut version: u32) -> u32 {
+        // Each step finds an earlier one.
+        while let Some(rank) = self.first_before(ranks.clone(), version) {
+            ranks.start = rank + 1;
+            match &self.versions {
+                Versions::One(own) => return *own,
+                Versions::Many { of, .. } => version = version_of(&self.shard, of, rank),
+            }
+        }
+        version
     }
 
     /// Number of the record of each document; `None` if it does not count.
     pub(crate) fn numbers(&self) -> impl Iterator<Item = Option<u32>> + '_ {
         let number = |&number: &u32| (number != NO_RECORD).then_some(number);
         self.numbers.iter().map(number)
-    }
-
-    pub(crate) fn mask(&self) -> Option<&dyn Mask> {
-        self.live.as_ref().map(|live| live as &dyn Mask)
     }
 
     fn record_at(&self, position: u32) -> Option<u32> {
@@ -296,6 +424,72 @@ impl View {
             None => ranks.len() as u64,
             Some(live) => live.count(ranks),
         }
+    }
+}
+
+impl Versions {
+    fn new(numbers: &[u32], versions: &[u32]) -> Self {
+        let version = |&number: &u32| match number {
+            NO_RECORD => NO_VERSION,
+            number => Corpus::version_of(versions, number),
+        };
+        let of: Vec<u32> = numbers.iter().map(version).collect();
+        let first = of.first().copied().unwrap_or(NO_VERSION);
+        if first != NO_VERSION && of.iter().all(|&version| version == first) {
+            return Self::One(first);
+        }
+        Self::Many {
+            of,
+            minima: OnceLock::new(),
+        }
+    }
+}
+
+/// The version of a rank, given those of the documents.
+fn version_of(shard: &Shard, of: &[u32], rank: usize) -> u32 {
+    let position = shard.search().position(rank);
+    let document = position.and_then(|position| shard.document_at(position));
+    let version = document.and_then(|document| of.get(document));
+    version.copied().unwrap_or(NO_VERSION)
+}
+
+/// The ranks of a shard that stood before a version.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Before<'a> {
+    view: &'a View,
+    version: u32,
+}
+
+impl Before<'_> {
+    /// As a search takes it; `None` if all ranks are meant.
+    pub(crate) fn mask(&self) -> Option<&dyn Mask> {
+        match (&self.view.versions, self.version, &self.view.live) {
+            (Versions::One(_), ..) | (_, NO_VERSION, None) => None,
+            // All that count: one bit says it.
+            (_, NO_VERSION, Some(live)) => Some(live),
+            _ => Some(self),
+        }
+    }
+}
+
+impl Mask for Before<'_> {
+    fn last(&self, ranks: Range<usize>) -> Option<usize> {
+        let View {
+            shard, versions, ..
+        } = self.view;
+        match versions {
+            Versions::One(_) => ranks.last(),
+            Versions::Many { of, minima } => {
+                let version_of = |rank: usize| version_of(shard, of, rank);
+                minima
+                    .get_or_init(|| Minima::new(shard.n_tokens(), &version_of))
+                    .last(ranks, self.version, &version_of)
+            }
+        }
+    }
+
+    fn first(&self, ranks: Range<usize>) -> Option<usize> {
+        self.view.first_before(ranks, self.version)
     }
 }
 

@@ -8,7 +8,8 @@
 //! are worth is integer code in [`ol_poa::spans`].
 //!
 //! Invariants: what is found depends on the corpus alone, not on how it is cut
-//! into shards or in which order it was indexed; a file appears under its name
+//! into shards or in which order it was indexed; what a later version adds
+//! changes no span of an earlier one; a file appears under its name
 //! only when it is complete; no content of a file causes a panic or memory
 //! beyond its own size.
 //!
@@ -36,6 +37,7 @@
 //!     manifest: keccak256("a manifest"),
 //!     tokenizer: keccak256("a tokenizer"),
 //!     vocabulary_size: 100,
+//!     versions: vec![1],
 //!     records: vec![record],
 //! };
 //! let mut tokens = |_: &RecordRef| Ok(vec![text.clone()]);
@@ -61,6 +63,7 @@ mod sample;
 mod search;
 mod shard;
 mod store;
+mod versions;
 
 pub use corpus::{Corpus, RECORDS_MAX, RecordRef};
 pub use error::SpansError;

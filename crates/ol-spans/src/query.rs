@@ -2,22 +2,26 @@
 
 use std::ops::Range;
 
-use crate::index::View;
+use crate::index::{Before, View};
 use crate::search::Hit;
 use crate::shard::SEPARATOR;
 
-/// One answer against all shards of a corpus.
+/// One answer against all shards of a corpus, as they were before a version.
 #[derive(Debug)]
 pub(crate) struct Query<'a> {
     shards: Vec<Lane<'a>>,
     /// Longest match at each position, over all shards; `UNKNOWN` until asked.
     longest: Vec<u32>,
+    /// Whether something was left out because it stands since later.
+    is_limited: bool,
 }
 
 /// One answer against one shard.
 #[derive(Debug)]
 struct Lane<'a> {
     view: &'a View,
+    /// What may be found of it.
+    before: Option<Before<'a>>,
     /// The answer in the shard's codes.
     codes: Vec<u32>,
     /// Where the run of codes that occur ends, for each position.
@@ -29,10 +33,13 @@ struct Lane<'a> {
 const UNKNOWN: u32 = u32::MAX;
 
 impl<'a> Query<'a> {
-    pub(crate) fn new(views: &'a [View], answer: &[u32]) -> Self {
+    /// What stood before `version`; `u32::MAX` for all there is.
+    pub(crate) fn new(views: &'a [View], answer: &[u32], version: u32) -> Self {
+        let lane = |view| Lane::new(view, answer, version);
         Self {
-            shards: views.iter().map(|view| Lane::new(view, answer)).collect(),
+            shards: views.iter().map(lane).collect(),
             longest: vec![UNKNOWN; answer.len()],
+            is_limited: version != u32::MAX,
         }
     }
 
@@ -120,21 +127,28 @@ impl<'a> Query<'a> {
         at + self.longest[at] as usize
     }
 
-    /// The ranks of a shard's suffixes that begin with a span found before.
+    /// The ranks of a shard's suffixes that begin with a span found before, later
+    /// versions included.
     pub(crate) fn ranks(&mut self, shard: usize, span: Range<usize>) -> Range<usize> {
         // It was searched for in every shard, so the hits are there.
         let lane = &self.shards[shard];
-        let hit = lane.hits[span.start];
-        if (hit.len as usize) < span.len() {
-            return 0..0;
-        }
+        let mut hit = lane.hits[span.start];
         let search = lane.view.shard.search();
+        if (hit.len as usize) < span.len() {
+            let is_possible = lane.run_ends[span.start] as usize >= span.end;
+            if self.is_limited && is_possible {
+                hit = search.longest(&lane.codes[span.clone()], None);
+            }
+            if (hit.len as usize) < span.len() {
+                return 0..0;
+            }
+        }
         search.ranks_of(&lane.codes[span], hit.rank)
     }
 }
 
 impl<'a> Lane<'a> {
-    fn new(view: &'a View, answer: &[u32]) -> Self {
+    fn new(view: &'a View, answer: &[u32], version: u32) -> Self {
         let codes: Vec<u32> = answer.iter().map(|&token| view.shard.code(token)).collect();
         let mut run_ends = vec![0; codes.len()];
         let mut end = codes.len();
@@ -146,6 +160,7 @@ impl<'a> Lane<'a> {
         }
         Self {
             view,
+            before: view.before(version),
             hits: vec![Hit::default(); codes.len()],
             codes,
             run_ends,
@@ -153,9 +168,12 @@ impl<'a> Lane<'a> {
     }
 
     fn search(&mut self, at: usize) -> u32 {
+        let Some(before) = &self.before else {
+            return 0;
+        };
         let pattern = &self.codes[at..self.run_ends[at] as usize];
         let search = self.view.shard.search();
-        let hit = search.longest(pattern, self.view.mask());
+        let hit = search.longest(pattern, before.mask());
         self.hits[at] = hit;
         hit.len
     }

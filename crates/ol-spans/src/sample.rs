@@ -29,8 +29,10 @@ pub(crate) fn document(name: u32, cluster: u32, who: u8, texts: Vec<Vec<u32>>) -
     Document { record, texts }
 }
 
+/// All of them in one version.
 pub(crate) fn corpus(documents: &[Document], vocabulary_size: usize) -> Corpus {
     Corpus {
+        versions: vec![u32::try_from(documents.len()).unwrap()],
         manifest: keccak256("manifest"),
         tokenizer: keccak256("tokenizer"),
         vocabulary_size,
@@ -38,10 +40,27 @@ pub(crate) fn corpus(documents: &[Document], vocabulary_size: usize) -> Corpus {
     }
 }
 
-/// Indexes documents; also how many of them were asked for.
+/// Indexes documents of one version; also how many of them were asked for.
 pub(crate) fn update(
     store: &Store,
     documents: &[Document],
+    vocabulary_size: usize,
+    tokens_max: usize,
+) -> Result<(B256, usize), SpansError> {
+    update_versions(
+        store,
+        documents,
+        &[documents.len()],
+        vocabulary_size,
+        tokens_max,
+    )
+}
+
+/// Indexes documents that came in versions, each of which ends where it says.
+pub(crate) fn update_versions(
+    store: &Store,
+    documents: &[Document],
+    versions: &[usize],
     vocabulary_size: usize,
     tokens_max: usize,
 ) -> Result<(B256, usize), SpansError> {
@@ -55,7 +74,11 @@ pub(crate) fn update(
         memory_budget_bytes: 8 * tokens_max,
     };
     let mut last = None;
-    let corpus = corpus(documents, vocabulary_size);
+    let versions = versions.iter().map(|&end| u32::try_from(end).unwrap());
+    let corpus = Corpus {
+        versions: versions.collect(),
+        ..corpus(documents, vocabulary_size)
+    };
     let id = store.update(&corpus, &options, &mut tokens, &mut |progress| {
         last = Some(progress)
     })?;
@@ -70,69 +93,88 @@ pub(crate) fn update(
     Ok((id, n_asked))
 }
 
-/// The longest match at each position of an answer.
-fn longest_at(documents: &[Document], answer: &[u32], at: usize) -> usize {
-    let texts = documents.iter().flat_map(|document| &document.texts);
-    let suffixes = texts.flat_map(|text| (0..text.len()).map(|start| &text[start..]));
-    let common = |suffix: &[u32]| {
-        suffix
-            .iter()
-            .zip(&answer[at..])
-            .take_while(|(a, b)| a == b)
-            .count()
-    };
-    suffixes.map(common).max().unwrap_or(0)
+/// Every run of an answer that stands in the documents, with the version that it
+/// first stood in.
+fn runs(
+    documents: &[Document],
+    versions: &[usize],
+    answer: &[u32],
+    length_min: usize,
+) -> BTreeMap<(usize, usize), u32> {
+    let mut runs = BTreeMap::new();
+    for start in 0..answer.len() {
+        for end in start + length_min..=answer.len() {
+            let first = documents
+                .iter()
+                .position(|d| occurrences(d, &answer[start..end]) > 0);
+            let Some(first) = first else { break };
+            let before = versions.iter().filter(|&&end| end <= first).count();
+            runs.insert((start, end), u32::try_from(before + 1).unwrap());
+        }
+    }
+    runs
 }
 
-/// All maximal spans by comparing everything with everything.
+fn occurrences(document: &Document, wanted: &[u32]) -> u64 {
+    let windows = |text: &Vec<u32>| text.windows(wanted.len()).filter(|w| *w == wanted).count();
+    document.texts.iter().map(|text| windows(text) as u64).sum()
+}
+
+/// All spans by comparing everything with everything.
 pub(crate) fn naive(documents: &[Document], answer: &[u32], length_min: usize) -> Vec<Match> {
+    naive_versions(documents, &[documents.len()], answer, length_min)
+}
+
+/// The same, of documents that came in versions.
+pub(crate) fn naive_versions(
+    documents: &[Document],
+    versions: &[usize],
+    answer: &[u32],
+    length_min: usize,
+) -> Vec<Match> {
+    let runs = runs(documents, versions, answer, length_min);
+    let is_within = |(a, b): (usize, usize), other: (usize, usize)| {
+        other != (a, b) && other.0 <= a && b <= other.1
+    };
     let mut matches = Vec::new();
-    let mut end = 0;
-    for start in 0..answer.len() {
-        let len = longest_at(documents, answer, start);
-        if len < length_min || start + len <= end {
+    for (&run, &since) in &runs {
+        if runs
+            .iter()
+            .any(|(&other, &version)| version <= since && is_within(run, other))
+        {
             continue;
         }
-        end = start + len;
-        let wanted = &answer[start..end];
-        let mut occurrences = 0;
+        let wanted = &answer[run.0..run.1];
+        let all = documents
+            .iter()
+            .map(|document| occurrences(document, wanted));
+        let end = versions[since as usize - 1];
         let mut first: BTreeMap<u32, u32> = BTreeMap::new();
-        for (number, document) in (0..).zip(documents) {
-            for text in &document.texts {
-                let n = text.windows(len).filter(|window| *window == wanted).count();
-                occurrences += n as u64;
-                if n > 0 {
-                    first.entry(document.record.cluster).or_insert(number);
-                }
+        for (number, document) in (0..).zip(&documents[..end]) {
+            if occurrences(document, wanted) > 0 {
+                first.entry(document.record.cluster).or_insert(number);
             }
         }
-        let owner = |cluster: u32| {
-            documents
-                .iter()
-                .find(|document| document.record.cluster == cluster)
-        };
+        let owner = |cluster: u32| documents.iter().find(|d| d.record.cluster == cluster);
         let holder = |&cluster: &u32| Holder {
             cluster,
             contributor: owner(cluster).unwrap().record.contributor,
         };
-        let is_too_many = first.len() > CLUSTERS_MAX;
-        let (holders, records) = if is_too_many {
+        let (holders, records) = if first.len() > CLUSTERS_MAX {
             (Holders::TooMany, Vec::new())
         } else {
-            (
-                Holders::Listed(first.keys().map(holder).collect()),
-                first.into_values().collect(),
-            )
+            let holders = first.keys().map(holder).collect();
+            (Holders::Listed(holders), first.into_values().collect())
         };
         let narrow = |n: usize| u32::try_from(n).unwrap();
-        let span = Span {
-            start: narrow(start),
-            len: narrow(len),
-            holders,
-        };
         matches.push(Match {
-            span,
-            occurrences,
+            span: Span {
+                start: narrow(run.0),
+                len: narrow(run.1 - run.0),
+                since,
+                holders,
+            },
+            occurrences: all.sum(),
             records,
         });
     }

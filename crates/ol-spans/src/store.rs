@@ -254,7 +254,7 @@ impl Store {
                 }
             }
             if n_live > 0 && n_live >= n_taken {
-                let view = View::claim(shard, &mut numbers);
+                let view = View::claim(shard, &mut numbers, &corpus.versions);
                 views.push(view);
             }
         }
@@ -313,7 +313,8 @@ impl Update<'_> {
     fn write(&mut self, builder: ShardBuilder, numbers: Vec<u32>) -> Result<(), SpansError> {
         let id = builder.write(self.dir)?;
         let shard = Shard::open(self.dir, id)?;
-        self.views.push(View::new(shard, numbers));
+        let versions = &self.corpus.versions;
+        self.views.push(View::new(shard, numbers, versions));
         self.state.shards_written += 1;
         (self.progress)(self.state);
         Ok(())

@@ -28,6 +28,7 @@ fn repository(path: &str) -> PathBuf {
 struct Vectors {
     log2: Vec<(String, u64)>,
     vocabulary_size: usize,
+    versions: Vec<u32>,
     documents: Vec<Document>,
     shard: B256,
     corpus: B256,
@@ -57,6 +58,7 @@ struct Query {
 struct Span {
     start: u32,
     len: u32,
+    since: u32,
     occurrences: u64,
     clusters: Vec<u32>,
     records: Vec<u32>,
@@ -87,6 +89,7 @@ fn corpus(tokenizer: B256, vocabulary_size: usize, documents: &[Document]) -> Co
         manifest: keccak256("manifest"),
         tokenizer,
         vocabulary_size,
+        versions: vec![u32::try_from(documents.len()).unwrap()],
         records: documents.iter().map(record).collect(),
     }
 }
@@ -104,11 +107,14 @@ fn the_documents_give_the_golden_files_spans_and_units() {
         );
     }
     let dir = tempfile::tempdir().unwrap();
-    let corpus = corpus(
-        keccak256("tokenizer"),
-        vectors.vocabulary_size,
-        &vectors.documents,
-    );
+    let corpus = Corpus {
+        versions: vectors.versions,
+        ..corpus(
+            keccak256("tokenizer"),
+            vectors.vocabulary_size,
+            &vectors.documents,
+        )
+    };
     let index = index(dir.path(), &corpus, &vectors.documents);
     assert_eq!(index.id(), vectors.corpus);
     assert_eq!(index.unigrams().hash(), vectors.table);
@@ -132,6 +138,7 @@ fn the_documents_give_the_golden_files_spans_and_units() {
                 Span {
                     start: found.span.start,
                     len: found.span.len,
+                    since: found.span.since,
                     occurrences: found.occurrences,
                     clusters: holders.iter().map(|holder| holder.cluster).collect(),
                     records: found.records,

@@ -97,6 +97,7 @@ impl Spans {
             manifest: version,
             tokenizer: self.tokenizer_hash,
             vocabulary_size: self.tokenizer.vocab_size(),
+            versions: versions(datanets, version)?,
             records: records.iter().map(record_ref).collect(),
         };
         let progress = bar(records.len() as u64, &format!("spans of {name}"));
@@ -150,6 +151,19 @@ impl Spans {
         };
         self.index(datanets, source.manifest, &BuildOptions::default())
     }
+}
+
+/// How many records each version up to this one has, from the first.
+fn versions(datanets: &Datanets, version: B256) -> anyhow::Result<Vec<u32>> {
+    let mut versions = Vec::new();
+    let mut next = Some(version);
+    while let Some(id) = next {
+        let manifest = datanets.manifest(id)?;
+        versions.push(u32::try_from(manifest.n_records)?);
+        next = manifest.parent;
+    }
+    versions.reverse();
+    Ok(versions)
 }
 
 const fn record_ref(record: &CommittedRecord) -> RecordRef {

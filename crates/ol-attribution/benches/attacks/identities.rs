@@ -1,5 +1,7 @@
 //! Being many.
 
+use std::collections::BTreeSet;
+
 use crate::copies::GAIN_MAX;
 use crate::market::{Clusters, Market, Rule, Sketched, part_of};
 use crate::report::{Measure, Row};
@@ -7,19 +9,29 @@ use crate::report::{Measure, Row};
 /// Contributors with fewer records have little to split.
 const RECORDS_MIN: usize = 3;
 
+/// Contributors of [`chance`], and records of each.
+const CHANCE: [usize; 2] = [24, 8];
+
+/// Answers of it.
+const CHANCE_QUERIES: usize = 48;
+
 /// Every contributor in turn becomes as many as its records, the others stay;
-/// the gain of all of them together.
-fn splitting_gain(market: &Market, sketched: &Sketched, rule: Rule) -> anyhow::Result<f64> {
+/// the gain of all of them together. `owners` has the contributor of each record.
+fn splitting_gain(owners: &[usize], sketched: &Sketched, rule: Rule) -> anyhow::Result<f64> {
+    let contributors: BTreeSet<usize> = owners.iter().copied().collect();
+    let newcomer = contributors.last().map_or(0, |last| last + 1);
     let (mut honest, mut split) = (0.0, 0.0);
-    for &who in market.largest() {
-        let records = market.records_of(who);
+    for who in contributors {
+        let all = owners.iter().enumerate();
+        let own = all.filter(|(_, owner)| **owner == who);
+        let records: Vec<usize> = own.map(|(at, _)| at).collect();
         if records.len() < RECORDS_MIN {
-            break;
+            continue;
         }
         honest += sketched.share_of(&[who], rule)?;
         let identity = |at: usize| match records.iter().position(|&own| own == at) {
-            Some(number) => market.newcomer() + number,
-            None => market.honest[at].by,
+            Some(number) => newcomer + number,
+            None => owners[at],
         };
         let identities: Vec<usize> = records.iter().map(|&at| identity(at)).collect();
         split += sketched.owned_by(identity)?.share_of(&identities, rule)?;
@@ -31,15 +43,32 @@ fn splitting_gain(market: &Market, sketched: &Sketched, rule: Rule) -> anyhow::R
 /// address.
 pub(crate) fn identities(market: &Market) -> anyhow::Result<Vec<Row>> {
     let sketched = market.sketch_owners(&market.honest, Clusters::Exact)?;
-    let splitting = Row {
-        attack: "a contributor becomes one for each record".to_owned(),
+    let owners: Vec<usize> = market.honest.iter().map(|post| post.by).collect();
+    let attack = "a contributor becomes one for each record";
+    let measured = splitting(attack, &owners, &sketched)?;
+    Ok(vec![measured, chance()?, grinding()?])
+}
+
+/// The worst that splitting can meet: nobody's records are worth anything, and
+/// all that is paid is paid by chance.
+fn chance() -> anyhow::Result<Row> {
+    let [n_contributors, n_records] = CHANCE;
+    let owners: Vec<usize> = (0..n_contributors * n_records)
+        .map(|at| at % n_contributors)
+        .collect();
+    let sketched = Sketched::of_chance(&owners, CHANCE_QUERIES)?;
+    splitting("the same, where all scores are chance", &owners, &sketched)
+}
+
+fn splitting(attack: &str, owners: &[usize], sketched: &Sketched) -> anyhow::Result<Row> {
+    Ok(Row {
+        attack: attack.to_owned(),
         measure: Measure::Gain,
         limit: GAIN_MAX,
         counter: "null threshold",
-        with: splitting_gain(market, &sketched, Rule::Calibrated)?,
-        without: splitting_gain(market, &sketched, Rule::Net)?,
-    };
-    Ok(vec![splitting, grinding()?])
+        with: splitting_gain(owners, sketched, Rule::Calibrated)?,
+        without: splitting_gain(owners, sketched, Rule::Net)?,
+    })
 }
 
 /// An address that is chosen for where it stands among the others: what the

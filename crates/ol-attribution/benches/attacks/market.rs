@@ -11,7 +11,7 @@ use ol_attribution::placebo::{PlaceboOptions, null_threshold};
 use ol_attribution::query::QuerySketcher;
 use ol_attribution::record::{RecordInput, SketchOptions, sketch_records};
 use ol_datanet::{AddOptions, CommittedRecord, Datanets, cluster_owners};
-use ol_model::{Model, Pool, Tokenizer};
+use ol_model::{Model, Pool, Random, Tokenizer};
 use ol_poa::{Entry, Index, QuerySketch};
 use ol_runtime::{MemoryHeads, Objects};
 use ol_types::{Address, keccak256};
@@ -243,6 +243,36 @@ impl Market {
 }
 
 impl Sketched {
+    /// Sketches that say nothing: every score is chance, of records that belong to
+    /// `owners`. The threshold is what placebos would give.
+    pub(crate) fn of_chance(owners: &[usize], n_queries: usize) -> anyhow::Result<Self> {
+        let mut random = Random::new(10);
+        let entries = (0_u32..).zip(owners).map(|(cluster, &owner)| Entry {
+            contributor: address(owner),
+            record: keccak256(cluster.to_be_bytes()),
+            cluster,
+            scale: 1,
+            codes: std::array::from_fn(|_| code(&mut random, 7)),
+        });
+        let index = Index::new(entries.collect())?;
+        let queries = (0..n_queries).map(|_| {
+            let codes = std::array::from_fn(|_| code(&mut random, 127));
+            QuerySketch::new(codes)
+        });
+        let queries: Vec<QuerySketch> = queries.collect::<Result<_, _>>()?;
+        let mut scores: Vec<i64> = queries
+            .iter()
+            .flat_map(|query| index.scores(query))
+            .collect();
+        scores.sort_unstable();
+        let null_threshold = u64::try_from(scores[scores.len() * 9 / 10])?;
+        Ok(Self {
+            index,
+            queries,
+            null_threshold,
+        })
+    }
+
     /// Each contributor's part of all pots, 0 to 1.
     pub(crate) fn shares(&self, rule: Rule) -> anyhow::Result<BTreeMap<Address, f64>> {
         let mut shares: BTreeMap<Address, f64> = BTreeMap::new();
@@ -290,6 +320,13 @@ impl Sketched {
             ..self.clone()
         })
     }
+}
+
+/// A number from `-most` to `most`.
+fn code(random: &mut Random, most: i8) -> i8 {
+    let n = random.below(2 * usize::from(most.unsigned_abs()) + 1);
+    let n = i16::try_from(n).expect("at most 254");
+    i8::try_from(n - i16::from(most)).expect("at most 127 either way")
 }
 
 /// The address of a contributor.

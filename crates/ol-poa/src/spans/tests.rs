@@ -101,8 +101,14 @@ fn span(start: u32, len: u32, holders: &[(u32, u8)]) -> Span {
     Span {
         start,
         len,
+        since: 1,
         holders,
     }
+}
+
+/// The same, first held in a version.
+fn since(since: u32, span: Span) -> Span {
+    Span { since, ..span }
 }
 
 const RULE: SpanRule = SpanRule {
@@ -190,10 +196,28 @@ fn shared_tokens_go_to_the_heavier_span_and_then_to_the_earlier() {
 }
 
 #[test]
+fn shared_tokens_go_to_the_earlier_version() {
+    // Whoever goes on after a passage of the first version is paid for the rest.
+    let answer = [10, 20, 30];
+    let spans = [
+        since(1, span(0, 2, &[(1, 1)])),
+        since(2, span(0, 3, &[(2, 2)])),
+    ];
+    check(&answer, &spans, &[(1, 25_000.0), (2, 25_000.0)]);
+    // What is too short to be worth anything takes nothing from later versions.
+    let spans = [
+        since(2, span(0, 3, &[(2, 2)])),
+        since(1, span(1, 1, &[(1, 1)])),
+    ];
+    check(&[10, 5, 30], &spans, &[(2, 40_000.0)]);
+}
+
+#[test]
 fn a_span_in_too_many_clusters_is_worth_nothing_and_takes_nothing() {
     let boiler_plate = Span {
         start: 0,
         len: 2,
+        since: 1,
         holders: Holders::TooMany,
     };
     let spans = [boiler_plate, span(1, 2, &[(2, 2)])];
@@ -224,12 +248,12 @@ fn malformed_input_is_refused_by_its_name() {
     );
     refused(
         &answer,
-        &[span(0, 2, one), span(0, 3, one)],
+        &[span(0, 2, one), span(0, 2, one)],
         SpanError::Order { span: 1 },
     );
     refused(
         &answer,
-        &[span(0, 3, one), span(1, 2, one)],
+        &[span(1, 2, one), span(0, 3, one)],
         SpanError::Order { span: 1 },
     );
     refused(&answer, &[span(0, 1, &[])], SpanError::Holders { span: 0 });
@@ -312,6 +336,7 @@ fn past_the_most_that_share_a_pot_the_largest_are_kept() {
         .map(|i| Span {
             start: i,
             len: 1,
+            since: 1,
             holders: Holders::Listed((128 * i..128 * (i + 1)).map(holder).collect()),
         })
         .collect();
@@ -343,7 +368,7 @@ fn cases() -> impl Strategy<Value = (Vec<u32>, Vec<Span>, SpanRule)> {
                 break;
             }
             let holders: Vec<(u32, u8)> = holders.into_iter().collect();
-            let mut next = span(start, end - start, &holders);
+            let mut next = since(more % 3, span(start, end - start, &holders));
             if holders.is_empty() {
                 next.holders = Holders::TooMany;
             }
@@ -380,9 +405,13 @@ proptest! {
         let sum: u64 = worths.iter().map(|(_, worth)| worth).sum();
         let all = information(0..u32::try_from(answer.len()).unwrap());
         prop_assert!(sum + floors * UNITS_PER_MILLIBIT <= all * UNITS_PER_MILLIBIT);
-        // The heaviest is paid in full.
+        // The heaviest of the earliest is paid in full.
+        let first = spans.iter().filter(|span| span.holders != Holders::TooMany).filter(|span| {
+            information(span.start..span.start + span.len) > rule.floor_millibits
+        });
+        let first = first.map(|span| span.since).min();
         if let Some(heaviest) = spans.iter()
-            .filter(|span| span.holders != Holders::TooMany)
+            .filter(|span| span.holders != Holders::TooMany && Some(span.since) == first)
             .map(|span| information(span.start..span.start + span.len).saturating_sub(rule.floor_millibits))
             .max()
         {
@@ -412,5 +441,17 @@ proptest! {
         prop_assert_eq!(others(&before), others(&after));
         let sum = |units: &[(Address, u64)]| units.iter().map(|(_, u)| u).sum::<u64>();
         prop_assert_eq!(sum(&before), sum(&after));
+    }
+
+    /// Whatever a later version adds, what earlier ones are worth stays.
+    #[test]
+    fn later_versions_take_nothing_from_earlier_ones((answer, spans, rule) in cases(), last in 0_u32..3) {
+        let all = worths(&answer, &spans, &table(), &rule).unwrap();
+        let early: Vec<usize> = (0..spans.len()).filter(|&at| spans[at].since <= last).collect();
+        let alone: Vec<Span> = early.iter().map(|&at| spans[at].clone()).collect();
+        let alone = worths(&answer, &alone, &table(), &rule).unwrap();
+        let alone: Vec<(usize, u64)> = alone.into_iter().map(|(at, worth)| (early[at], worth)).collect();
+        let all: Vec<(usize, u64)> = all.into_iter().filter(|(at, _)| spans[*at].since <= last).collect();
+        prop_assert_eq!(all, alone);
     }
 }

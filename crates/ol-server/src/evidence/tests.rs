@@ -18,6 +18,12 @@ pub(crate) fn tokenizer() -> Tokenizer {
 /// Records of three contributors, each with one text of tokens. The second and
 /// the third stand in one cluster.
 fn index(dir: &std::path::Path, texts: &[Vec<u32>]) -> SpanIndex {
+    index_of(dir, texts, &[])
+}
+
+/// The same, the first of them in earlier versions.
+fn index_of(dir: &std::path::Path, texts: &[Vec<u32>], earlier: &[u32]) -> SpanIndex {
+    let last = u32::try_from(texts.len()).unwrap();
     let records: Vec<RecordRef> = (0..texts.len())
         .map(|n| RecordRef {
             hash: keccak256([u8::try_from(n).unwrap()]),
@@ -29,6 +35,7 @@ fn index(dir: &std::path::Path, texts: &[Vec<u32>]) -> SpanIndex {
         manifest: keccak256("manifest"),
         tokenizer: keccak256("tokenizer"),
         vocabulary_size: 300,
+        versions: [earlier, &[last]].concat(),
         records: records.clone(),
     };
     let store = Store::open(dir).unwrap();
@@ -218,6 +225,7 @@ fn lies_are_named() {
         ("evidence.span 0", |s| s.found[0].units += 1),
         ("evidence.span 0", |s| s.found[0].start += 1),
         ("evidence.span 0", |s| s.found[0].len -= 1),
+        ("evidence.span 0", |s| s.found[0].since += 1),
         ("evidence.span 0", |s| {
             s.found[0].holders[0].contributor = Address::repeat_byte(9)
         }),
@@ -261,7 +269,13 @@ fn lies_are_named() {
         id,
     );
     let difference = check(&other.unwrap(), &honest.object, n_tokens, None).unwrap_err();
-    assert_eq!(difference.part, "evidence.context");
+    assert_eq!(difference.part, "evidence.context: total");
+    // A total that the answer may have, and that is not what the object shows.
+    let mut spans = honest.evidence.spans().clone();
+    spans.total += 1;
+    let other = Evidence::new(spans, Earned::default(), id).unwrap();
+    let difference = check(&other, &honest.object, n_tokens, Some(&index)).unwrap_err();
+    assert_eq!(difference.part, "evidence.spans: total");
     let difference = check(&honest.evidence, &honest.object, n_tokens + 1, None).unwrap_err();
     assert_eq!(difference.part, "evidence.n_tokens");
 }
@@ -273,11 +287,12 @@ proptest! {
     /// answer is worth the same in its runs.
     #[test]
     fn honest_evidence_of_any_answer_is_found_again(
-        pieces in prop::collection::vec((0..6_usize, 0..60_usize, 0..60_usize, 0..4_usize), 0..9)
+        pieces in prop::collection::vec((0..6_usize, 0..60_usize, 0..60_usize, 0..4_usize), 0..9),
+        earlier in prop::sample::subsequence(vec![1, 2, 3, 4, 5], 0..4),
     ) {
         let dir = tempfile::tempdir().unwrap();
         let (texts, tokenizer) = (texts(), tokenizer());
-        let index = index(dir.path(), &texts);
+        let index = index_of(dir.path(), &texts, &earlier);
         let mut answer = Vec::new();
         for (text, a, b, n_own) in pieces {
             let text = &texts[text];

@@ -255,6 +255,7 @@ pub(crate) fn spans(dir: &Path) -> Arc<SpanIndex> {
         manifest: keccak256("manifest"),
         tokenizer: keccak256("tokenizer"),
         vocabulary_size: tokenizer().vocab_size(),
+        versions: vec![4],
         records: (0..4).map(record).collect(),
     };
     let mut tokens = |record: &RecordRef| Ok(vec![texts[record.cluster as usize].clone()]);

@@ -178,6 +178,7 @@ fn corpus(text: &Text) -> (Corpus, HashMap<B256, Vec<u32>>) {
         manifest: keccak256("text of this machine"),
         tokenizer: keccak256("the default tokenizer"),
         vocabulary_size: VOCABULARY_SIZE,
+        versions: vec![u32::try_from(records.len()).expect("a text has fewer than 2³² documents")],
         records,
     };
     (corpus, documents)

@@ -5,11 +5,14 @@
 //! Method: random corpora over two to four tokens, so that matches are long and
 //! many; then the limits; then attacks, with the gain computed.
 
+use ol_types::Address;
 use proptest::prelude::*;
 use tempfile::tempdir;
 
 use super::*;
-use crate::sample::{Document, contributor, document, naive, update};
+use crate::sample::{
+    Document, contributor, document, naive, naive_versions, update, update_versions,
+};
 use crate::{SpansError, Store};
 
 const LARGE: usize = 1 << 20;
@@ -76,6 +79,85 @@ proptest! {
         prop_assert_eq!(whole.n_shards(), 1);
         prop_assert_eq!(whole.units(&answer, &rule).unwrap(), index.units(&answer, &rule).unwrap());
     }
+}
+
+proptest! {
+    /// With versions too, however they are cut into shards; and what a version has
+    /// stays as it is, whatever later ones add.
+    #[test]
+    fn spans_belong_to_the_version_that_they_first_stood_in(
+        documents in documents(),
+        answer in prop::collection::vec(0_u32..4, 0..40),
+        length_min in 1_u32..6,
+        tokens_max in prop_oneof![1_usize..40, Just(LARGE)],
+        cuts in prop::collection::btree_set(1_usize..10, 0..4),
+    ) {
+        let mut versions: Vec<usize> =
+            cuts.into_iter().filter(|&cut| cut < documents.len()).collect();
+        versions.push(documents.len());
+        let dir = tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let mut found = Vec::new();
+        for n in 1..=versions.len() {
+            let documents = &documents[..versions[n - 1]];
+            if !has_tokens(documents) {
+                continue;
+            }
+            let (id, _) = update_versions(&store, documents, &versions[..n], 4, tokens_max).unwrap();
+            store.verify(id).unwrap();
+            let spans = store.load(id).unwrap().spans(&answer, length_min).unwrap();
+            let expected = naive_versions(documents, &versions[..n], &answer, length_min as usize);
+            prop_assert_eq!(&spans, &expected);
+            found.push((u32::try_from(n).unwrap(), spans));
+        }
+        if let Some((_, last)) = found.last() {
+            for (version, spans) in &found {
+                let kept: Vec<(&Span, &Vec<u32>)> = last
+                    .iter()
+                    .filter(|matched| matched.span.since <= *version)
+                    .map(|matched| (&matched.span, &matched.records))
+                    .collect();
+                let before: Vec<(&Span, &Vec<u32>)> =
+                    spans.iter().map(|matched| (&matched.span, &matched.records)).collect();
+                prop_assert_eq!(kept, before);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_later_versions_quote_stays_its_authors() {
+    let passage: Vec<u32> = (100..160).collect();
+    let own = |n: u32| -> Vec<u32> { (0..40).map(|i| 200 + (n * 31 + i * 17) % 700).collect() };
+    // The first version, then 300 records that quote all of it and go on as the
+    // answer does.
+    let answer = [passage.clone(), own(7)].concat();
+    let quoting = |n: u32| document(n, n, 9, vec![[own(n + 1_000), answer.clone()].concat()]);
+    let mut documents = vec![document(0, 0, 1, vec![[own(1), passage].concat()])];
+    documents.extend((1..=300).map(quoting));
+    let units = |versions: &[usize]| {
+        let dir = tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let (id, _) = update_versions(&store, &documents, versions, 1_000, LARGE).unwrap();
+        let index = store.load(id).unwrap();
+        (
+            index.spans(&answer, 8).unwrap(),
+            index.units(&answer, &SpanRule::default()).unwrap(),
+        )
+    };
+    let (found, earned) = units(&[1, 301]);
+    let spans: Vec<(u32, u32, u32)> = found
+        .iter()
+        .map(|f| (f.span.start, f.span.len, f.span.since))
+        .collect();
+    assert_eq!(spans, [(0, 60, 1), (0, 100, 2)]);
+    // The passage is its author's; what follows has too many holders.
+    let authors: Vec<Address> = earned.weights.iter().map(|&(who, _)| who).collect();
+    assert_eq!(authors, [contributor(1)]);
+    // In one version nobody is first, and 301 clusters are too many.
+    let (found, earned) = units(&[301]);
+    assert_eq!(found.len(), 1);
+    assert!(earned.weights.is_empty());
 }
 
 #[test]

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use tempfile::{TempDir, tempdir};
 
 use super::*;
-use crate::sample::{Document, corpus, document, naive, update};
+use crate::sample::{Document, corpus, document, naive, update, update_versions};
 
 const VOCABULARY: usize = 50;
 const LARGE: usize = 1 << 20;
@@ -201,6 +201,14 @@ fn a_corpus_outside_the_limits_is_refused() {
     refused(&records(0..1), 3, "not in the vocabulary");
     refused(&[record(1), record(1)], VOCABULARY, "stands twice");
     refused(&[document(0, 0, 1, vec![])], VOCABULARY, "no token");
+    for versions in [&[][..], &[0, 4], &[2, 2, 4], &[3, 2, 4], &[3], &[5]] {
+        let error = update_versions(&store, &records(0..4), versions, VOCABULARY, LARGE);
+        let error = error.unwrap_err().to_string();
+        assert!(
+            error.contains("versions do not grow to 4 records"),
+            "{error}"
+        );
+    }
     let (_dir, store) = folder();
     let error = update(&store, &records(0..300), VOCABULARY, 1).unwrap_err();
     assert!(

@@ -195,9 +195,11 @@ pub struct SpanView {
     pub text: Option<String>,
     /// Its units, before they are divided over those who hold it.
     pub weight: String,
-    /// Where it stands, at most 16; each of all is paid the same.
+    /// The version of the datanet in which the words first stood, from 1.
+    pub since_version: u32,
+    /// Where they stood then, at most 16; each of all is paid the same.
     pub holders: Vec<SourceView>,
-    /// How many clusters of duplicates hold it.
+    /// How many clusters of duplicates held it then.
     pub n_holders: usize,
 }
 
@@ -384,6 +386,7 @@ fn span_view(span: &ShownSpan, text: Option<String>, labels: &Labels) -> SpanVie
         text_range: span.text,
         text,
         weight: span.units.to_string(),
+        since_version: span.since,
         holders: holders
             .map(|holder| source(holder.contributor, holder.record, labels))
             .collect(),

@@ -165,6 +165,7 @@ fn query(
                 "text_range": span.text,
                 "text": words.map(|tokens| spans.tokenizer().decode(tokens)),
                 "weight": span.units.to_string(),
+                "since_version": span.since,
                 "holders": holders.collect::<Vec<_>>(),
             })
         };
@@ -201,7 +202,11 @@ fn show(value: &Value, out: Out<'_>) -> std::io::Result<()> {
         let text = span["text"].as_str().unwrap_or_default();
         let words: String = text.chars().take(TEXT_SHOWN_MAX).collect();
         let (start, end) = (&span["tokens"][0], &span["tokens"][1]);
-        writeln!(out, "tokens {start}..{end}  {words:?}")?;
+        let since = &span["since_version"];
+        writeln!(
+            out,
+            "tokens {start}..{end}, since version {since}  {words:?}"
+        )?;
         let holders = list(&span["holders"]);
         for holder in holders.iter().take(3) {
             let (who, record) = (&holder["contributor"], &holder["record"]);
