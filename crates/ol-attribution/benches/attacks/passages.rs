@@ -2,6 +2,7 @@
 
 use anyhow::Context as _;
 use ol_model::Random;
+use ol_poa::Earned;
 use ol_poa::spans::{CLUSTERS_MAX, SpanRule};
 use ol_spans::{BuildOptions, Corpus, RecordRef, SpanIndex, Store};
 use ol_types::{Address, keccak256};
@@ -27,6 +28,10 @@ const NEXT_WORDS: usize = 20;
 
 /// The largest acceptable part of what the words of others earn.
 const TAKEN_MAX: f64 = 0.01;
+
+/// The largest acceptable part of an author's pay that others can take away by
+/// making its words common.
+const LOST_MAX: f64 = 0.05;
 
 /// What stands in an answer, and who holds it.
 struct Library<'a> {
@@ -117,15 +122,14 @@ pub(crate) fn passages(market: &Market) -> anyhow::Result<Vec<Row>> {
     });
 
     let author = library.author(passage).context("an author")?;
-    let before = library.units(&[], SAME, passage, author)?;
+    let before = library.paid(&[], SAME, passage, author)?;
     let lost = |committed| -> anyhow::Result<f64> {
-        let after = library.units(&many, committed, passage, author)?;
-        Ok(1.0 - crate::market::part_of(after.into(), before.into()))
+        Ok(1.0 - library.paid(&many, committed, passage, author)? / before)
     };
     rows.push(Row {
         attack: "what the author of a passage loses by 257 records that quote it".to_owned(),
         measure: Measure::Share,
-        limit: TAKEN_MAX,
+        limit: LOST_MAX,
         counter: EARLIEST,
         with: lost(LATER)?,
         without: lost(SAME)?,
@@ -205,34 +209,31 @@ impl Library<'_> {
 
     /// The attacker's part of the units of an answer.
     fn share(&self, added: &[Post], committed: Committed, answer: &str) -> anyhow::Result<f64> {
-        let earned = self.earned(added, committed, answer)?;
+        let earned = self.earned(added, committed, answer)?.weights;
         let all: u64 = earned.iter().map(|(_, units)| units).sum();
         let own = units_of(&earned, self.who);
         Ok(crate::market::part_of(own.into(), u128::from(all.max(1))))
     }
 
-    /// The units of somebody.
-    fn units(
+    /// Somebody's part of the pot.
+    fn paid(
         &self,
         added: &[Post],
         committed: Committed,
         answer: &str,
         who: usize,
-    ) -> anyhow::Result<u64> {
-        Ok(units_of(&self.earned(added, committed, answer)?, who))
+    ) -> anyhow::Result<f64> {
+        let Earned { weights, total } = self.earned(added, committed, answer)?;
+        let own = units_of(&weights, who);
+        Ok(crate::market::part_of(own.into(), total.max(1).into()))
     }
 
-    fn earned(
-        &self,
-        added: &[Post],
-        committed: Committed,
-        answer: &str,
-    ) -> anyhow::Result<Vec<(Address, u64)>> {
+    fn earned(&self, added: &[Post], committed: Committed, answer: &str) -> anyhow::Result<Earned> {
         let posts = [self.market.honest.as_slice(), added].concat();
         let folder = tempfile::tempdir()?;
         let index = self.index(folder.path(), &posts, committed)?;
         let answer = self.market.tokenizer.encode(answer)?;
-        Ok(index.units(&answer, &SpanRule::default())?.weights)
+        Ok(index.units(&answer, &SpanRule::default())?)
     }
 
     fn index(

@@ -661,6 +661,9 @@ fn pot(pot: &PotView) -> Value {
         "contributors": contributors.map(share).collect::<Vec<_>>(),
         "n_contributors": pot.n_contributors,
     });
+    if let Some(total) = &pot.total_weight {
+        shown["total_weight"] = json!(total);
+    }
     if !pot.found.is_empty() {
         shown["found"] = json!(pot.found.iter().take(SHARES_MAX).collect::<Vec<_>>());
         shown["n_found"] = json!(pot.found.len());

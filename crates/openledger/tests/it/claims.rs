@@ -51,16 +51,23 @@ fn wait_for_status(dir: &Path, id: &str, status: &str) {
     }
 }
 
-/// Makes a copy of the model of the other tier.
-fn copy_as_exact(dir: &Path) {
-    let (from, to) = (dir.join("models/claimed"), dir.join("models/exact"));
-    fs::create_dir_all(&to).unwrap();
-    for entry in fs::read_dir(&from).unwrap() {
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
         let path = entry.unwrap().path();
-        if path.is_file() {
-            fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+        let to = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy_folder(&path, &to);
+        } else {
+            fs::copy(&path, to).unwrap();
         }
     }
+}
+
+/// Makes a copy of the model of the other tier.
+fn copy_as_exact(dir: &Path) {
+    let to = dir.join("models/exact");
+    copy_folder(&dir.join("models/claimed"), &to);
     let index = Index::from_bytes(fs::read(to.join("sketches.bin")).unwrap()).unwrap();
     let path = to.join("model.json");
     let mut model: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();

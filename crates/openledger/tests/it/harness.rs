@@ -314,8 +314,8 @@ pub(crate) fn http(url: &str, key: Option<&str>, body: &[u8]) -> (u16, Value) {
 /// A wei amount in an answer: a decimal string.
 #[track_caller]
 pub(crate) fn wei(value: &Value) -> u128 {
-    value
-        .as_str()
-        .and_then(|digits| digits.parse().ok())
-        .unwrap_or_else(|| panic!("no wei: {value}"))
+    match value.as_str().map(str::parse) {
+        Some(Ok(wei)) => wei,
+        _ => panic!("no wei: {value}"),
+    }
 }
