@@ -1,14 +1,18 @@
-//! Duplicates: records that say the same thing in the same words, or nearly.
+//! Duplicates: records that say the same thing in the same words, or nearly, or
+//! in words that others brought.
 
 use std::collections::HashMap;
+use std::fmt;
 
 use ol_types::{B256, keccak256};
 
 use crate::Record;
 
 mod near;
+mod recombined;
 
 use near::{NearIndex, Signature};
+use recombined::{Parts, RecombinedIndex};
 
 /// A text as duplicates are compared: runs of Unicode white space become one
 /// space, the ends are trimmed, ASCII letters are lowered.
@@ -25,45 +29,129 @@ pub fn normalize(text: &str) -> String {
     out
 }
 
+/// What makes records duplicates of each other besides the same question and
+/// answer: a datanet's own rules, fixed by its first version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DuplicateRules {
+    /// Part of the pairs of words, in per cent, 1 to 100, that near duplicates
+    /// have in common; `None` if there are none. [`NEAR_DUPLICATES_PERCENT`]
+    /// is what was measured to be a good value.
+    ///
+    /// [`NEAR_DUPLICATES_PERCENT`]: crate::NEAR_DUPLICATES_PERCENT
+    pub near_percent: Option<u8>,
+    /// Whether records are duplicates whose question and answer each stand in
+    /// earlier records: they bring no words. Not for a datanet of labels, whose
+    /// honest answers are the same few words.
+    pub recombined: bool,
+}
+
+impl DuplicateRules {
+    /// No more than the same question and answer.
+    pub const EXACT: Self = Self {
+        near_percent: None,
+        recombined: false,
+    };
+
+    /// The same rules, and near duplicates.
+    #[must_use]
+    pub const fn and_near(self, percent: u8) -> Self {
+        Self {
+            near_percent: Some(percent),
+            ..self
+        }
+    }
+
+    /// The same rules, and recombined records.
+    #[must_use]
+    pub const fn and_recombined(self) -> Self {
+        Self {
+            recombined: true,
+            ..self
+        }
+    }
+}
+
+impl fmt::Display for DuplicateRules {
+    /// As in "duplicates are exact, near (60 %), recombined".
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("exact")?;
+        if let Some(percent) = self.near_percent {
+            write!(f, ", near ({percent} %)")?;
+        }
+        f.write_str(if self.recombined { ", recombined" } else { "" })
+    }
+}
+
+/// Question and answer in normal form.
+#[derive(Debug)]
+struct Texts([String; 2]);
+
+impl Texts {
+    fn of(record: &Record) -> Self {
+        Self([&record.question, &record.answer].map(|text| normalize(text)))
+    }
+
+    /// What exact duplicates have in common.
+    fn key(&self) -> B256 {
+        let [question, answer] = &self.0;
+        let mut bytes = Vec::with_capacity(8 + question.len() + answer.len());
+        // The length keeps ("a", "bc") and ("ab", "c") apart.
+        bytes.extend_from_slice(&(question.len() as u64).to_be_bytes());
+        bytes.extend_from_slice(question.as_bytes());
+        bytes.extend_from_slice(answer.as_bytes());
+        keccak256(bytes)
+    }
+
+    fn signature(&self) -> Option<Signature> {
+        let [question, answer] = &self.0;
+        Signature::of(&[question, answer])
+    }
+}
+
 /// The clusters of a datanet so far.
 #[derive(Debug, Default)]
 pub(crate) struct Clusters {
     /// From the hash of the normalised texts to the cluster's number.
     numbers: HashMap<B256, u32>,
     n_clusters: u32,
-    /// Where near duplicates count.
+    /// Owners, where near duplicates count.
     near: Option<NearIndex>,
+    /// Parts of records, where recombined ones count.
+    recombined: Option<RecombinedIndex>,
 }
 
 impl Clusters {
-    /// Of a datanet whose near duplicates are similar to `percent`, 1 to 100,
-    /// if they count.
-    pub(crate) fn new(near_duplicates_percent: Option<u8>) -> Self {
+    pub(crate) fn new(rules: DuplicateRules) -> Self {
+        let near = || rules.near_percent.map(NearIndex::new);
         Self {
-            near: near_duplicates_percent.map(NearIndex::new),
+            near: near(),
+            recombined: rules.recombined.then(|| RecombinedIndex::new(near())),
             ..Self::default()
         }
     }
 
     /// The cluster of a record that comes next, and whether it is new with it.
     pub(crate) fn place(&self, record: &Record) -> Placement {
-        let question = normalize(&record.question);
-        let mut bytes = Vec::with_capacity(8 + question.len() + record.answer.len());
-        // The length keeps ("a", "bc") and ("ab", "c") apart.
-        bytes.extend_from_slice(&(question.len() as u64).to_be_bytes());
-        bytes.extend_from_slice(question.as_bytes());
-        bytes.extend_from_slice(normalize(&record.answer).as_bytes());
-        let key = keccak256(bytes);
-        let (mut number, mut signature) = (self.numbers.get(&key).copied(), None);
+        let texts = Texts::of(record);
+        let key = texts.key();
+        let mut number = self.numbers.get(&key).copied();
+        let is_exact = number.is_some();
+        let (mut signature, mut parts) = (None, None);
         if let (None, Some(near)) = (number, &self.near) {
-            signature = Signature::of(record);
+            signature = texts.signature();
             number = signature.as_ref().and_then(|found| near.find(found));
+        }
+        if let (false, Some(recombined)) = (is_exact, &self.recombined) {
+            let of_record = recombined.parts(&texts);
+            number = number.or_else(|| recombined.find(&of_record));
+            parts = Some(of_record);
         }
         Placement {
             key,
             number: number.unwrap_or(self.n_clusters),
             is_new: number.is_none(),
             signature,
+            parts,
         }
     }
 
@@ -74,6 +162,9 @@ impl Clusters {
             if let Some(near) = &mut self.near {
                 near.push(placement.signature);
             }
+        }
+        if let (Some(recombined), Some(parts)) = (&mut self.recombined, placement.parts) {
+            recombined.push(parts, placement.number, placement.is_new);
         }
     }
 
@@ -93,6 +184,8 @@ pub(crate) struct Placement {
     pub(crate) is_new: bool,
     /// If near duplicates count and the record is no exact one.
     signature: Option<Signature>,
+    /// If recombined records count and the record is no exact duplicate.
+    parts: Option<Parts>,
 }
 
 #[cfg(test)]

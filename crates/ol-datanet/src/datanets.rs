@@ -8,6 +8,7 @@ use ol_poa::merkle;
 use ol_runtime::{Heads, HeadsError, Objects};
 use ol_types::{Address, B256, keccak256};
 
+use crate::cluster::DuplicateRules;
 use crate::error::DatanetError;
 use crate::history::{Replay, load_manifest};
 use crate::limits::REJECTIONS_MAX;
@@ -49,7 +50,7 @@ pub struct Datanets {
 #[derive(Clone, Copy)]
 pub struct AddOptions<'a> {
     contributor_address: &'a dyn Fn(&str) -> Address,
-    near_duplicates_percent: Option<u8>,
+    duplicates: DuplicateRules,
 }
 
 impl fmt::Debug for AddOptions<'_> {
@@ -66,17 +67,15 @@ impl<'a> AddOptions<'a> {
     pub fn new(contributor_address: &'a dyn Fn(&str) -> Address) -> Self {
         Self {
             contributor_address,
-            near_duplicates_percent: None,
+            duplicates: DuplicateRules::EXACT,
         }
     }
 
-    /// Has records count as duplicates whose pairs of words are the same to at
-    /// least so many per cent, 1 to 100; [`NEAR_DUPLICATES_PERCENT`] is what
-    /// was measured to be a good value. The first version of a datanet fixes
-    /// it; later ones keep it, and it need not be given again.
+    /// What makes records duplicates. The first version of a datanet fixes it;
+    /// later ones keep it, and it need not be given again.
     #[must_use]
-    pub const fn near_duplicates(mut self, percent: u8) -> Self {
-        self.near_duplicates_percent = Some(percent);
+    pub const fn duplicates(mut self, rules: DuplicateRules) -> Self {
+        self.duplicates = rules;
         self
     }
 }
@@ -176,6 +175,8 @@ impl VersionSummary {
 pub struct Summary {
     /// Its name.
     pub name: String,
+    /// What counts as a duplicate; `None` before the first version fixes it.
+    pub duplicates: Option<DuplicateRules>,
     /// Its versions, the newest first.
     pub versions: Vec<VersionSummary>,
     /// Its contributors, by name.
@@ -361,6 +362,7 @@ impl Datanets {
         let head = self.head(name)?;
         let mut summary = Summary {
             name: name.to_owned(),
+            duplicates: None,
             versions: Vec::new(),
             contributors: BTreeMap::new(),
             licenses: BTreeMap::new(),
@@ -372,6 +374,7 @@ impl Datanets {
         })?;
         let Some(id) = head else { return Ok(summary) };
         let manifest = self.manifest(id)?;
+        summary.duplicates = Some(manifest.duplicates);
         summary.licenses.clone_from(&manifest.licenses);
         let mut n_clusters = 0;
         self.replay(id, &manifest, |record| {

@@ -6,6 +6,7 @@ use ol_runtime::{HeadsError, ObjectsError};
 use ol_types::B256;
 
 use crate::InputError;
+use crate::cluster::DuplicateRules;
 
 /// Why a datanet could not be used. Variants by what the caller does next.
 #[derive(Debug, thiserror::Error)]
@@ -53,18 +54,18 @@ pub enum DatanetError {
         /// The limit.
         max: u64,
     },
-    /// Near duplicates are a datanet's own rule, fixed by its first version.
+    /// What counts as a duplicate is a datanet's own rule, fixed by its first
+    /// version.
     #[error(
-        "near duplicates of datanet {name:?} are {}; its first version fixed that, and {asked} % was asked for",
-        .fixed.map_or("not looked for".to_owned(), |percent| format!("similar to {percent} %"))
+        "duplicates of datanet {name:?} are {fixed}; its first version fixes that, and {asked} were asked for"
     )]
-    NearDuplicates {
+    Duplicates {
         /// The name.
         name: String,
-        /// What was fixed, in per cent.
-        fixed: Option<u8>,
-        /// What was asked for, in per cent; must be 1 to 100.
-        asked: u8,
+        /// What was fixed.
+        fixed: DuplicateRules,
+        /// What was asked for; near duplicates to 1 to 100 %.
+        asked: DuplicateRules,
     },
     /// The input could not be read to its end; nothing was added.
     #[error(transparent)]

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashSet};
 use ol_runtime::Objects;
 use ol_types::{Address, B256};
 
-use crate::cluster::{Clusters, Placement};
+use crate::cluster::{Clusters, DuplicateRules, Placement};
 use crate::error::{Damage, DamageKind, DatanetError, ObjectRole, from_objects, same};
 use crate::frontier::Frontier;
 use crate::limits::{
@@ -23,18 +23,18 @@ use crate::{CommittedRecord, Record, RejectReason};
 pub(crate) struct History {
     frontier: Frontier,
     clusters: Clusters,
-    near_duplicates_percent: Option<u8>,
+    duplicates: DuplicateRules,
     record_hashes: HashSet<B256>,
     contributors: HashSet<String>,
     licenses: BTreeMap<String, u64>,
 }
 
 impl History {
-    /// Of a datanet whose near duplicates are similar to so many per cent.
-    pub(crate) fn new(near_duplicates_percent: Option<u8>) -> Self {
+    /// Of a datanet with these rules.
+    pub(crate) fn new(duplicates: DuplicateRules) -> Self {
         Self {
-            clusters: Clusters::new(near_duplicates_percent),
-            near_duplicates_percent,
+            clusters: Clusters::new(duplicates),
+            duplicates,
             ..Self::default()
         }
     }
@@ -96,7 +96,7 @@ impl History {
             n_clusters: self.clusters.len().into(),
             shards,
             licenses: self.licenses.clone(),
-            near_duplicates_percent: self.near_duplicates_percent,
+            duplicates: self.duplicates,
         }
     }
 
@@ -113,11 +113,7 @@ impl History {
             &manifest.n_clusters,
             &self.clusters.len().into(),
         )?;
-        same(
-            "near_duplicates_percent",
-            &manifest.near_duplicates_percent,
-            &self.near_duplicates_percent,
-        )?;
+        same("duplicates", &manifest.duplicates, &self.duplicates)?;
         same("licenses", &manifest.licenses, &self.licenses)?;
         same("root", &manifest.root, &self.frontier.root())
     }
@@ -205,7 +201,7 @@ pub(crate) struct Replay<'a> {
 
 impl<'a> Replay<'a> {
     pub(crate) fn new(objects: &'a Objects, id: B256, manifest: &'a Manifest) -> Self {
-        let history = History::new(manifest.near_duplicates_percent);
+        let history = History::new(manifest.duplicates);
         let fill = ShardFill::default();
         Self {
             objects,

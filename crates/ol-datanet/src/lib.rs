@@ -6,8 +6,8 @@
 //! is `specs/datanet.md`.
 //!
 //! Owns: what a record is and why one is rejected ([`Record`],
-//! [`RejectReason`]), duplicates, exact and near ([`normalize`],
-//! [`AddOptions::near_duplicates`], [`cluster_owners`]),
+//! [`RejectReason`]), duplicates, exact, near and recombined ([`normalize`],
+//! [`DuplicateRules`], [`cluster_owners`]),
 //! shards, manifests, proofs of inclusion, and checking all of it from the
 //! objects alone ([`Datanets::verify`]).
 //!
@@ -29,7 +29,7 @@ mod manifest;
 mod record;
 mod shard;
 
-pub use cluster::normalize;
+pub use cluster::{DuplicateRules, normalize};
 pub use datanets::{
     AddOptions, AddReport, ContributorSummary, Datanets, InclusionProof, NEAR_DUPLICATES_PERCENT,
     Rejection, Summary, VerifyReport, VersionSummary, cluster_owners,

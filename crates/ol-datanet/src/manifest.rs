@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use ol_types::B256;
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::DuplicateRules;
 use crate::error::{DamageKind, same};
 use crate::limits::{
     LICENSES_MAX, RECORDS_MAX, SHARD_MAX_SIZE_BYTES, SHARD_RECORDS_MAX, VERSIONS_MAX,
@@ -34,9 +35,8 @@ pub struct Manifest {
     pub shards: Vec<ShardRef>,
     /// Records under each licence.
     pub licenses: BTreeMap<String, u64>,
-    /// How similar near duplicates are, 1 to 100; `None` if only exact
-    /// duplicates make a cluster. The same in all versions.
-    pub near_duplicates_percent: Option<u8>,
+    /// What makes a cluster. The same in all versions.
+    pub duplicates: DuplicateRules,
 }
 
 /// A shard, as a manifest names it.
@@ -64,6 +64,8 @@ struct Wire {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     near_duplicates_percent: Option<u8>,
     parent: String,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    recombined_duplicates: bool,
     root: String,
     shards: Vec<WireShard>,
     version: u64,
@@ -96,8 +98,9 @@ impl Manifest {
             n_contributors: self.n_contributors,
             n_records: self.n_records,
             name: self.name.clone(),
-            near_duplicates_percent: self.near_duplicates_percent,
+            near_duplicates_percent: self.duplicates.near_percent,
             parent: self.parent.map(|id| id.to_string()).unwrap_or_default(),
+            recombined_duplicates: self.duplicates.recombined,
             root: self.root.to_string(),
             shards: self.shards.iter().map(shard).collect(),
             version: self.version,
@@ -145,7 +148,10 @@ impl Manifest {
             n_clusters: wire.n_clusters,
             shards,
             licenses: wire.licenses,
-            near_duplicates_percent: wire.near_duplicates_percent,
+            duplicates: DuplicateRules {
+                near_percent: wire.near_duplicates_percent,
+                recombined: wire.recombined_duplicates,
+            },
         };
         if manifest.encode() != bytes {
             return Err(malformed("it is not canonical JSON".to_owned()));
@@ -183,7 +189,7 @@ impl Manifest {
             return Err(malformed("too many licences"));
         }
         let is_percent = |percent: u8| (1..=100).contains(&percent);
-        if !self.near_duplicates_percent.is_none_or(is_percent) {
+        if !self.duplicates.near_percent.is_none_or(is_percent) {
             return Err(malformed(
                 "the similarity of near duplicates is not 1 to 100",
             ));

@@ -9,14 +9,11 @@
 //! Everything follows from the texts: section "Near duplicates" of
 //! `specs/datanet.md`.
 //!
-//! About 1.2 KB of memory for each cluster.
+//! About 1.2 KB of memory for each text that is entered.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::iter;
-
-use super::normalize;
-use crate::Record;
 
 /// Values of a signature. An estimate of one half is off by 3 % (one standard
 /// deviation); with fewer, honest records that are a third alike are taken for
@@ -28,21 +25,21 @@ const VALUES: usize = 256;
 const BANDS: usize = 32;
 const BAND_VALUES: usize = 2;
 
-/// Clusters that are found by one content of a band; more are not entered.
+/// Texts that are found by one content of a band; more are not entered.
 /// What so many have in common is boiler-plate, and the first ones stay.
 const BUCKET_MAX: u16 = 1_024;
 
-/// No cluster.
+/// No text.
 const NONE: u32 = u32::MAX;
 
-/// The least hash of a record's pairs of words, of each of the hash functions.
+/// The least hash of a text's pairs of words, of each of the hash functions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Signature(Box<[u16; VALUES]>);
 
 impl Signature {
-    /// `None` if there are no words.
-    pub(super) fn of(record: &Record) -> Option<Self> {
-        let texts = [&record.question, &record.answer].map(|text| normalize(text));
+    /// Of texts in normal form, one after the other; `None` if they have no
+    /// words.
+    pub(super) fn of(texts: &[&str]) -> Option<Self> {
         let words: Vec<&str> = texts.iter().flat_map(|text| words(text)).collect();
         let mut least = Box::new([u64::MAX; VALUES]);
         let mut add = |pair: &[&str]| {
@@ -82,7 +79,7 @@ const fn high(hash: u64) -> u16 {
 /// The words of a text in normal form: runs of ASCII letters and digits and of
 /// characters beyond ASCII; in scripts that are written without spaces, each
 /// character.
-fn words(text: &str) -> impl Iterator<Item = &str> {
+pub(super) fn words(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = text;
     iter::from_fn(move || {
         rest = rest.trim_start_matches(|c: char| !is_of_word(c));
@@ -131,28 +128,28 @@ const fn mix(hash: u64, seed: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// Clusters that have the same content of a band: the newest one, and how many.
+/// Texts that have the same content of a band: the newest one, and how many.
 #[derive(Debug)]
 struct Bucket {
     newest: u32,
     n: u16,
 }
 
-/// The owners of the clusters so far.
+/// Texts by their likeness, numbered from 0 as they come.
 #[derive(Debug)]
 pub(super) struct NearIndex {
     /// Equal values of a signature that make a near duplicate.
     n_equal_min: usize,
     /// By the key of a band.
     buckets: HashMap<u64, Bucket>,
-    /// By cluster; `None` for owners without words.
-    owners: Vec<Option<Owner>>,
+    /// By number; `None` for texts without words.
+    texts: Vec<Option<Entered>>,
 }
 
 #[derive(Debug)]
-struct Owner {
+struct Entered {
     signature: Signature,
-    /// The cluster before in the bucket of each band.
+    /// The text before in the bucket of each band.
     before: Box<[u32; BANDS]>,
 }
 
@@ -162,29 +159,29 @@ impl NearIndex {
         Self {
             n_equal_min: (usize::from(percent) * VALUES).div_ceil(100),
             buckets: HashMap::new(),
-            owners: Vec::new(),
+            texts: Vec::new(),
         }
     }
 
-    /// The first cluster whose owner is nearly the same.
+    /// The number of the first text that is nearly the same.
     pub(super) fn find(&self, signature: &Signature) -> Option<u32> {
         let mut first = NONE;
         for (band, key) in signature.keys().enumerate() {
             let mut next = self.buckets.get(&key).map_or(NONE, |bucket| bucket.newest);
-            while let Some(Some(owner)) = self.owners.get(next as usize) {
-                if next < first && signature.n_equal(&owner.signature) >= self.n_equal_min {
+            while let Some(Some(text)) = self.texts.get(next as usize) {
+                if next < first && signature.n_equal(&text.signature) >= self.n_equal_min {
                     first = next;
                 }
-                next = owner.before[band];
+                next = text.before[band];
             }
         }
         (first != NONE).then_some(first)
     }
 
-    /// Enters the owner of the next cluster.
+    /// Enters the next text.
     pub(super) fn push(&mut self, signature: Option<Signature>) {
-        let number = u32::try_from(self.owners.len()).expect("a datanet has at most 2^20 records");
-        let owner = signature.map(|signature| {
+        let number = u32::try_from(self.texts.len()).expect("two for each of 2^20 records at most");
+        let text = signature.map(|signature| {
             let mut before = Box::new([NONE; BANDS]);
             for (before, key) in before.iter_mut().zip(signature.keys()) {
                 match self.buckets.entry(key) {
@@ -202,9 +199,9 @@ impl NearIndex {
                     Entry::Occupied(_) => {}
                 }
             }
-            Owner { signature, before }
+            Entered { signature, before }
         });
-        self.owners.push(owner);
+        self.texts.push(text);
     }
 }
 

@@ -18,12 +18,24 @@ fn white_space_and_ascii_case_do_not_matter() {
     }
 }
 
-fn record(question: &str, answer: &str) -> Record {
+pub(super) fn record(question: &str, answer: &str) -> Record {
     Record {
         question: question.into(),
         answer: answer.into(),
         ..Record::default()
     }
+}
+
+/// The cluster of each record, committed in their order.
+pub(super) fn place_all(rules: DuplicateRules, records: &[Record]) -> Vec<u32> {
+    let mut clusters = Clusters::new(rules);
+    let mut place = |record| {
+        let placement = clusters.place(record);
+        let number = placement.number;
+        clusters.insert(placement);
+        number
+    };
+    records.iter().map(&mut place).collect()
 }
 
 #[test]

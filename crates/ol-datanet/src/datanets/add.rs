@@ -7,6 +7,7 @@ use ol_types::{Address, B256};
 
 use super::verify::check_link;
 use super::{AddOptions, AddReport, Datanets, VersionSummary};
+use crate::cluster::DuplicateRules;
 use crate::error::DatanetError;
 use crate::history::{History, Replay, ShardFill};
 use crate::limits::{INPUT_MAX_SIZE_BYTES, LINE_MAX_SIZE_BYTES, VERSIONS_MAX};
@@ -54,8 +55,7 @@ impl Datanets {
                 max: VERSIONS_MAX,
             });
         }
-        let near_duplicates_percent = near_duplicates(name, parent.as_ref(), options)?;
-        let mut writer = Writer::new(&self.objects, near_duplicates_percent);
+        let mut writer = Writer::new(&self.objects, rules(name, parent.as_ref(), options)?);
         if let Some((id, manifest)) = &parent {
             writer.reopen(Replay::new(&self.objects, *id, manifest), &manifest.shards)?;
         }
@@ -75,26 +75,30 @@ impl Datanets {
     }
 }
 
-/// The rule of the datanet for near duplicates: that of its versions, or what
-/// its first one is asked to fix.
-fn near_duplicates(
+/// The rules of the datanet for duplicates: those of its versions, or what its
+/// first one is asked to fix.
+fn rules(
     name: &str,
     parent: Option<&(B256, Manifest)>,
     options: &AddOptions<'_>,
-) -> Result<Option<u8>, DatanetError> {
-    let asked = options.near_duplicates_percent;
+) -> Result<DuplicateRules, DatanetError> {
+    let asked = options.duplicates;
     let fixed = match parent {
-        Some((_, manifest)) => manifest.near_duplicates_percent,
-        None => asked.filter(|percent| (1..=100).contains(percent)),
+        Some((_, manifest)) => manifest.duplicates,
+        None => DuplicateRules {
+            near_percent: asked.near_percent.filter(|p| (1..=100).contains(p)),
+            ..asked
+        },
     };
-    match asked {
-        Some(asked) if fixed != Some(asked) => Err(DatanetError::NearDuplicates {
-            name: name.to_owned(),
-            fixed,
-            asked,
-        }),
-        _ => Ok(fixed),
+    let is_near_fixed = asked.near_percent.is_none() || asked.near_percent == fixed.near_percent;
+    if is_near_fixed && asked.recombined <= fixed.recombined {
+        return Ok(fixed);
     }
+    Err(DatanetError::Duplicates {
+        name: name.to_owned(),
+        fixed,
+        asked,
+    })
 }
 
 /// Collects records into shards, and writes each shard when it is full.
@@ -108,8 +112,8 @@ struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    fn new(objects: &'a Objects, near_duplicates_percent: Option<u8>) -> Self {
-        let history = History::new(near_duplicates_percent);
+    fn new(objects: &'a Objects, duplicates: DuplicateRules) -> Self {
+        let history = History::new(duplicates);
         let fill = ShardFill::default();
         Self {
             objects,

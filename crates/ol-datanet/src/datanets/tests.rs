@@ -698,61 +698,64 @@ fn a_fault_at_any_write_leaves_the_old_version_or_the_new_one() {
 }
 
 #[test]
-fn near_duplicates_are_fixed_by_the_first_version() {
-    let text = |of: &str, last: &str| Record {
-        answer: format!("{of} one two three four five six seven eight nine {last}"),
+fn rules_for_duplicates_are_fixed_by_the_first_version() {
+    let text = |question: usize, answer: usize, last: &str| Record {
+        question: record(question).question,
+        answer: format!("{}{last}", format!("word{answer} a{answer} ").repeat(9)),
         ..record(0)
     };
-    let options = AddOptions::new(&address_of);
-    let input = |records: &[Record]| jsonl(records);
-    let fixture = Fixture::new();
-    let datanets = &fixture.datanets;
-    let first = [text("a", "x"), text("a", "y")];
-    for bad in [0, 101] {
-        let refused = datanets.add(NAME, &input(&first)[..], &options.near_duplicates(bad));
-        assert!(matches!(
-            refused,
-            Err(DatanetError::NearDuplicates { fixed: None, asked, .. }) if asked == bad
-        ));
+    let refused = |result: Result<AddReport, DatanetError>| match result {
+        Err(DatanetError::Duplicates { fixed, asked, .. }) => (fixed, asked),
+        other => panic!("{other:?}"),
+    };
+    let exact = DuplicateRules::EXACT;
+    let (near, recombined) = (exact.and_near(50), exact.and_recombined());
+    let all = near.and_recombined();
+    let options = |rules| AddOptions::new(&address_of).duplicates(rules);
+    let first = jsonl(&[text(0, 0, "x"), text(1, 1, "x")]);
+    // A near duplicate of the first; then the question of one with the answer of
+    // the other.
+    let second = jsonl(&[text(0, 0, "y"), text(0, 1, "x")]);
+    for (fixed, others, n_clusters) in [
+        (exact, vec![near, recombined, all], 4),
+        (near, vec![exact.and_near(60), recombined, all], 2),
+        (recombined, vec![near, all], 3),
+        (all, vec![exact.and_near(60)], 2),
+    ] {
+        let fixture = Fixture::new();
+        let datanets = &fixture.datanets;
+        for percent in [0, 101] {
+            let bad = fixed.and_near(percent);
+            let (_, asked) = refused(datanets.add(NAME, &first[..], &options(bad)));
+            assert_eq!(asked, bad);
+        }
+        datanets.add(NAME, &first[..], &options(fixed)).unwrap();
+        assert_eq!(datanets.show(NAME).unwrap().duplicates, Some(fixed));
+        for asked in others {
+            assert_eq!(
+                refused(datanets.add(NAME, &second[..], &options(asked))),
+                (fixed, asked)
+            );
+        }
+        // Later versions keep the rules without being told.
+        let report = datanets.add(NAME, &second[..], &options(exact)).unwrap();
+        assert_eq!(report.duplicates, 4 - n_clusters, "{fixed}");
+        let report = datanets.verify(NAME).unwrap();
+        assert_eq!((report.n_versions, report.n_clusters), (2, n_clusters));
+        assert_eq!(report.n_records, 4);
+        // A manifest that says otherwise is damaged.
+        let others = DuplicateRules {
+            recombined: !fixed.recombined,
+            ..fixed
+        };
+        for forged in [exact.and_near(49), others.and_near(100)] {
+            let head = fixture.head();
+            let id = fixture.forge(|manifest| manifest.duplicates = forged);
+            assert!(matches!(fixture.damage().what, DamageKind::Differs { .. }));
+            fixture
+                .heads
+                .compare_and_swap(NAME, Some(id), head)
+                .unwrap();
+        }
     }
-    let report = datanets
-        .add(NAME, &input(&first)[..], &options.near_duplicates(50))
-        .unwrap();
-    assert_eq!((report.accepted, report.duplicates), (2, 1));
-    // Later versions keep the rule without being told, and take no other.
-    let refused = datanets.add(
-        NAME,
-        &input(&[text("a", "z")])[..],
-        &options.near_duplicates(60),
-    );
-    assert!(matches!(
-        refused,
-        Err(DatanetError::NearDuplicates {
-            fixed: Some(50),
-            asked: 60,
-            ..
-        })
-    ));
-    let report = fixture.add(&[text("a", "z"), record(7)]);
-    assert_eq!((report.accepted, report.duplicates), (2, 1));
-    assert_eq!(datanets.verify(NAME).unwrap().n_clusters, 2);
-    // A manifest that says otherwise is damaged.
-    fixture.forge(|manifest| manifest.near_duplicates_percent = Some(100));
-    assert!(matches!(fixture.damage().what, DamageKind::Differs { .. }));
-
-    let exact = Fixture::with(&[&first]);
-    let refused = exact.datanets.add(
-        NAME,
-        &input(&[text("a", "z")])[..],
-        &options.near_duplicates(50),
-    );
-    assert!(matches!(
-        refused,
-        Err(DatanetError::NearDuplicates {
-            fixed: None,
-            asked: 50,
-            ..
-        })
-    ));
-    assert_eq!(exact.datanets.verify(NAME).unwrap().n_clusters, 2);
 }

@@ -19,7 +19,7 @@ pub(crate) fn example() -> Manifest {
             n_records: 3,
         }],
         licenses: BTreeMap::from([("CC0-1.0".into(), 1), ("CC-BY-4.0".into(), 2)]),
-        near_duplicates_percent: None,
+        duplicates: DuplicateRules::default(),
     }
 }
 
@@ -39,16 +39,30 @@ fn the_encoding_is_the_one_of_the_specification() {
     assert_eq!(String::from_utf8(example().encode()).unwrap(), expected);
     assert_eq!(Manifest::decode(expected.as_bytes()).unwrap(), example());
 
-    let with_near = Manifest {
-        near_duplicates_percent: Some(50),
-        ..example()
-    };
-    let expected = expected.replace(
-        r#""name":"legal","#,
-        r#""name":"legal","near_duplicates_percent":50,"#,
-    );
-    assert_eq!(String::from_utf8(with_near.encode()).unwrap(), expected);
-    assert_eq!(Manifest::decode(expected.as_bytes()).unwrap(), with_near);
+    let exact = DuplicateRules::EXACT;
+    for (duplicates, near, recombined) in [
+        (exact.and_near(50), r#""near_duplicates_percent":50,"#, ""),
+        (
+            exact.and_recombined(),
+            "",
+            r#""recombined_duplicates":true,"#,
+        ),
+        (
+            exact.and_near(1).and_recombined(),
+            r#""near_duplicates_percent":1,"#,
+            r#""recombined_duplicates":true,"#,
+        ),
+    ] {
+        let manifest = Manifest {
+            duplicates,
+            ..example()
+        };
+        let expected = expected
+            .replace(r#""parent":"#, &format!(r#"{near}"parent":"#))
+            .replace(r#""root":"#, &format!(r#"{recombined}"root":"#));
+        assert_eq!(String::from_utf8(manifest.encode()).unwrap(), expected);
+        assert_eq!(Manifest::decode(expected.as_bytes()).unwrap(), manifest);
+    }
 }
 
 #[test]
@@ -78,6 +92,8 @@ fn other_spellings_and_impossible_values_are_refused() {
             r#""parent":"#,
             r#""near_duplicates_percent":null,"parent":"#,
         ),
+        with(r#""root":"#, r#""recombined_duplicates":false,"root":"#),
+        with(r#""root":"#, r#""recombined_duplicates":1,"root":"#),
         with("legal", "../legal"),
         with("0x02", "02"),
         with("0x020202", "0x02020"),

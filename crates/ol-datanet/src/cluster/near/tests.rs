@@ -7,7 +7,9 @@ use proptest::prelude::*;
 use serde::Deserialize;
 
 use super::*;
-use crate::cluster::Clusters;
+use crate::Record;
+use crate::cluster::tests::{place_all, record};
+use crate::cluster::{DuplicateRules, Texts};
 
 #[derive(Deserialize)]
 struct Vectors {
@@ -22,23 +24,8 @@ struct Text {
     answer: String,
 }
 
-fn record(question: &str, answer: &str) -> Record {
-    Record {
-        question: question.into(),
-        answer: answer.into(),
-        ..Record::default()
-    }
-}
-
-fn place_all(percent: u8, records: &[Record]) -> Vec<u32> {
-    let mut clusters = Clusters::new(Some(percent));
-    let mut place = |record| {
-        let placement = clusters.place(record);
-        let number = placement.number;
-        clusters.insert(placement);
-        number
-    };
-    records.iter().map(&mut place).collect()
+fn signature(record: &Record) -> Signature {
+    Texts::of(record).signature().unwrap()
 }
 
 #[test]
@@ -47,10 +34,13 @@ fn clusters_are_those_of_the_specification() {
     let vectors: Vectors = serde_json::from_slice(vectors).unwrap();
     let texts = vectors.records.iter();
     let records: Vec<Record> = texts.map(|t| record(&t.question, &t.answer)).collect();
-    let first = Signature::of(&records[0]).unwrap();
+    let first = signature(&records[0]);
     assert_eq!(first.0.as_slice(), vectors.signature_of_the_first);
     for (percent, expected) in &vectors.clusters {
-        let found = place_all(percent.parse().unwrap(), &records);
+        let found = place_all(
+            DuplicateRules::EXACT.and_near(percent.parse().unwrap()),
+            &records,
+        );
         assert_eq!(&found, expected, "{percent} %");
     }
 }
@@ -77,14 +67,14 @@ fn a_bucket_stays_bounded_and_keeps_the_first() {
     };
     let mut index = NearIndex::new(50);
     for i in 0..3_000 {
-        index.push(Signature::of(&of(i)));
+        index.push(Some(signature(&of(i))));
     }
     for bucket in index.buckets.values() {
         assert!(bucket.n <= BUCKET_MAX);
     }
     assert!(index.buckets.values().any(|bucket| bucket.n == BUCKET_MAX));
     for i in [0, 1, 2_999] {
-        let found = index.find(&Signature::of(&of(i)).unwrap());
+        let found = index.find(&signature(&of(i)));
         assert_eq!(found, Some(u32::try_from(i).unwrap()));
     }
 }
@@ -99,7 +89,7 @@ proptest! {
         let mut owners: Vec<Signature> = Vec::new();
         let mut expected = Vec::new();
         for record in &records {
-            let signature = Signature::of(record).unwrap();
+            let signature = signature(record);
             let is_near = |owner: &Signature| {
                 let bands = |of: &Signature| of.0.as_chunks::<BAND_VALUES>().0[..BANDS].to_vec();
                 bands(owner).iter().zip(bands(&signature)).any(|(a, b)| *a == b)
@@ -111,6 +101,6 @@ proptest! {
                 owners.push(signature);
             }
         }
-        prop_assert_eq!(place_all(percent, &records), expected);
+        prop_assert_eq!(place_all(DuplicateRules::EXACT.and_near(percent), &records), expected);
     }
 }
