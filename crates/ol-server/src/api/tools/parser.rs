@@ -181,6 +181,9 @@ impl ToolParser {
         match calls {
             Some(calls) => self.emit(calls, &mut parsed),
             // What cannot be read as a call is text like any other.
+            None if matches!(self.mode, Mode::Free(Form::Hermes)) => {
+                parsed.content.push_str(self.before_call(&rest));
+            }
             None => parsed.content.push_str(&rest),
         }
         parsed
@@ -279,42 +282,46 @@ impl ToolParser {
             }
             let Some(start) = self.held.find(open) else {
                 let n = self.held.len() - open_suffix_bytes(&self.held, open);
-                let content: String = self.held.drain(..n).collect();
-                // White space between calls is theirs.
-                if self.n_calls == 0 || !content.trim().is_empty() {
-                    parsed.content.push_str(&content);
-                }
-                return;
+                let n = self.before_call(&self.held[..n]).len();
+                parsed.content.extend(self.held.drain(..n));
+                return self.bound(parsed);
             };
             let inside = start + open.len();
             let len = self.held[inside..].find(close);
             let end = len.map_or(self.held.len(), |len| inside + len);
             if let Ok((name, at)) = call::head(&self.held[inside..end]) {
-                let before: String = self.held.drain(..start).collect();
-                if self.n_calls == 0 || !before.trim().is_empty() {
-                    parsed.content.push_str(&before);
-                }
+                self.pass_before_call(start, parsed);
                 self.held.drain(..open.len() + at);
                 self.begin(name, parsed);
                 continue;
             }
             let Some(len) = len else {
-                let before: String = self.held.drain(..start).collect();
-                if self.n_calls == 0 || !before.trim().is_empty() {
-                    parsed.content.push_str(&before);
-                }
+                self.pass_before_call(start, parsed);
                 return self.bound(parsed);
             };
-            let all: String = self.held.drain(..inside + len + close.len()).collect();
-            let before = &all[..start];
-            if self.n_calls == 0 || !before.trim().is_empty() {
-                parsed.content.push_str(before);
-            }
-            match call_of_json(&all[inside..inside + len]) {
+            self.pass_before_call(start, parsed);
+            let all: String = self.held.drain(..open.len() + len + close.len()).collect();
+            match call_of_json(&all[open.len()..open.len() + len]) {
                 Some(call) => self.emit(vec![call], parsed),
-                None => parsed.content.push_str(&all[start..]),
+                None => parsed.content.push_str(&all),
             }
         }
+    }
+
+    /// Of text that a call may follow, what is content. White space behind a call
+    /// and before the next or the end is theirs, so after the first call it waits
+    /// for text.
+    fn before_call<'a>(&self, text: &'a str) -> &'a str {
+        if self.n_calls == 0 {
+            text
+        } else {
+            text.trim_end()
+        }
+    }
+
+    fn pass_before_call(&mut self, n: usize, parsed: &mut Parsed) {
+        let text: String = self.held.drain(..n).collect();
+        parsed.content.push_str(self.before_call(&text));
     }
 
     /// A list of calls begins, if it can be read as one.

@@ -192,6 +192,26 @@ proptest! {
     }
 }
 
+/// White space around a call is the call's, before text it is the text's.
+#[test]
+fn the_cuts_do_not_decide_about_white_space() {
+    let call = "<tool_call>{\"name\":\"x\"}</tool_call>";
+    for (after, content) in [
+        (" \n", ""),
+        (" </tool_call>", " </tool_call>"),
+        ("\n so \n", "\n so"),
+        (" <tool_c", " <tool_c"),
+    ] {
+        let text = format!("{call}{after}{call}{after}");
+        let pieces: Vec<String> = text.chars().map(String::from).collect();
+        let pieces: Vec<&str> = pieces.iter().map(String::as_str).collect();
+        for pieces in [pieces.as_slice(), &[&text]] {
+            let (found, calls) = parse(Form::Hermes, pieces);
+            assert_eq!((found, calls.len()), (content.repeat(2), 2), "{after:?}");
+        }
+    }
+}
+
 #[test]
 fn a_call_that_must_be_made_has_the_functions_form() {
     let tokenizer = tokenizer();
