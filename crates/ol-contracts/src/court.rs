@@ -1,9 +1,48 @@
 //! Claims as `AttributionCourt` takes and tells them; see `specs/court.md`.
 
 use alloy_primitives::B256;
-use ol_poa::court::{Cutoff, Net, Node, Posted};
+use ol_poa::court::{CommittedIndex, Cutoff, Net, Node, Posted};
 
 use crate::bindings::AttributionCourt;
+
+/// Where a claim is on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClaimStatus {
+    /// It can be challenged.
+    Pending,
+    /// Its window is over, and it pays.
+    Paid,
+    /// It was refuted, and is to be closed.
+    Refuted,
+    /// It was refuted, and its fee is back at the payer.
+    Closed,
+}
+
+impl ClaimStatus {
+    /// The status that the court keeps as this number; `None` if there is no claim.
+    #[must_use]
+    pub const fn of(number: u8) -> Option<Self> {
+        Some(match number {
+            0 => return None,
+            1 => Self::Pending,
+            2 => Self::Paid,
+            3 => Self::Refuted,
+            _ => Self::Closed,
+        })
+    }
+}
+
+/// What commits to an index.
+#[must_use]
+pub fn commit_call(index: &CommittedIndex) -> AttributionCourt::commitIndexCall {
+    AttributionCourt::commitIndexCall {
+        object: index.object(),
+        root: index.root(),
+        nEntries: index.n_entries(),
+        rangesRoot: index.ranges_root(),
+        nContributors: index.n_contributors(),
+    }
+}
 
 /// What the operator sends: totals that must agree with each other are in it
 /// once.

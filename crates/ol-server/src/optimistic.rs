@@ -162,24 +162,25 @@ impl OptimisticIndex {
         amounts(&self.scorer.nets(&self.pool, query), null_threshold, pot)
     }
 
-    /// What a contributor shows to collect its share of a paid claim: its
-    /// position, the share, and the encoded path. `None` for somebody without one.
+    /// What contributors show to collect their shares of a paid claim. Those who
+    /// have none are left out.
     #[must_use]
-    pub fn share_proof(&self, amounts: &[u128], contributor: Address) -> Option<ShareProof> {
-        let at = self
-            .scorer
-            .contributors()
-            .binary_search(&contributor)
-            .ok()?;
-        let share = *amounts.get(at).filter(|share| **share > 0)?;
-        let position = u32::try_from(at).ok()?;
+    pub fn share_proofs(&self, amounts: &[u128], contributors: &[Address]) -> Vec<ShareProof> {
         let tree = share_tree(&self.committed, amounts.iter().copied());
-        let path = tree.path(0, position);
-        Some(ShareProof {
-            position,
-            share_wei: share,
-            path: path.iter().flat_map(|node| node.encode()).collect(),
-        })
+        let proof = |&contributor| {
+            let all = self.scorer.contributors();
+            let at = all.binary_search(&contributor).ok()?;
+            let share_wei = *amounts.get(at).filter(|share| **share > 0)?;
+            let position = u32::try_from(at).ok()?;
+            let path = tree.path(0, position);
+            Some(ShareProof {
+                contributor,
+                position,
+                share_wei,
+                path: path.iter().flat_map(|node| node.encode()).collect(),
+            })
+        };
+        contributors.iter().filter_map(proof).collect()
     }
 
     /// The claim of an answer: the only one that stands. `pot` is in wei.
@@ -194,6 +195,8 @@ impl OptimisticIndex {
 /// A share with its path in the tree of shares.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShareProof {
+    /// Who it is of.
+    pub contributor: Address,
     /// Position of the contributor, from 0.
     pub position: u32,
     /// The share.

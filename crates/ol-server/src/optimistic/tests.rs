@@ -68,7 +68,7 @@ proptest! {
         for (at, &(contributor, _)) in (0..).zip(optimistic.committed().ranges()) {
             let claimed = claim.shares.node(0, at).unwrap().value;
             prop_assert_eq!(amounts[at as usize], claimed);
-            let proof = optimistic.share_proof(&amounts, contributor);
+            let proof = optimistic.share_proofs(&amounts, &[contributor]).pop();
             prop_assert_eq!(proof.is_some(), claimed > 0);
             if let Some(proof) = proof {
                 let path = claim.shares.path(0, at);
@@ -77,6 +77,10 @@ proptest! {
                 paid.push((contributor, proof.share_wei));
             }
         }
+        prop_assert_eq!(&paid, &expected);
+        let all: Vec<Address> = optimistic.committed().ranges().iter().map(|range| range.0).collect();
+        let proofs = optimistic.share_proofs(&amounts, &all).into_iter();
+        let paid: Vec<_> = proofs.map(|proof| (proof.contributor, proof.share_wei)).collect();
         prop_assert_eq!(paid, expected);
     }
 }

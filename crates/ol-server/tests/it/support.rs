@@ -12,9 +12,7 @@ use alloy_signer::SignerSync as _;
 use alloy_signer_local::PrivateKeySigner;
 use alloy_sol_types::SolCall;
 use ol_contracts::address;
-use ol_contracts::bindings::{
-    AttributionCourt, DatanetRegistry, InferenceSettlement, ModelRegistry, SketchStore,
-};
+use ol_contracts::bindings::{DatanetRegistry, InferenceSettlement, ModelRegistry, SketchStore};
 use ol_model::{ChatMessage, Lora, LoraConfig, Model, ModelConfig, Pool, Role, Tokenizer};
 use ol_node::{BlockRef, CallRequest, CallStatus, Node};
 use ol_poa::court::CommittedIndex;
@@ -357,13 +355,7 @@ pub(crate) fn credit_wei(node: &Node, account: Address) -> u128 {
 
 /// Commits to an index, and returns its id.
 fn commit(node: &Node, index: &CommittedIndex) -> B256 {
-    let call = AttributionCourt::commitIndexCall {
-        object: index.object(),
-        root: index.root(),
-        nEntries: index.n_entries(),
-        rangesRoot: index.ranges_root(),
-        nContributors: index.n_contributors(),
-    };
+    let call = ol_contracts::court::commit_call(index);
     let to = address::ATTRIBUTION_COURT;
     send(node, OWNER, to, 0, call.abi_encode());
     index.id()

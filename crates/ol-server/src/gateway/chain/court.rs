@@ -7,24 +7,12 @@ use ol_contracts::bindings::AttributionCourt::{
     self, Claimed as ClaimedEvent, IndexCommitted, Refuted, RevealRequested,
 };
 use ol_contracts::bindings::ModelRegistry;
+pub use ol_contracts::court::ClaimStatus;
 use ol_node::{BlockRef, LogFilter, LogInBlock};
 use ol_types::{Address, B256};
 
 use super::{Chain, ChainError, Included, Model, OperatorCall, Tried};
 use crate::verify::event;
-
-/// Where a claim is on its way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ClaimStatus {
-    /// It can be challenged.
-    Pending,
-    /// Its window is over, and it pays.
-    Paid,
-    /// It was refuted, and is to be closed.
-    Refuted,
-    /// It was refuted, and its fee is back at the payer.
-    Closed,
-}
 
 /// A claim as the court keeps it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,14 +85,7 @@ impl Chain {
     pub fn claim_state(&self, id: B256) -> Result<Option<ClaimState>, ChainError> {
         let call = AttributionCourt::claimOfCall { id };
         let claim = self.call("claimOf", address::ATTRIBUTION_COURT, &call)?;
-        let status = match claim.status {
-            0 => return Ok(None),
-            1 => ClaimStatus::Pending,
-            2 => ClaimStatus::Paid,
-            3 => ClaimStatus::Refuted,
-            _ => ClaimStatus::Closed,
-        };
-        Ok(Some(ClaimState {
+        let state = |status| ClaimState {
             status,
             deadline_s: claim.deadline,
             n_open_reveals: claim.openReveals,
@@ -113,7 +94,8 @@ impl Chain {
             null_threshold: claim.nullThreshold,
             version: claim.version,
             index_id: claim.indexId,
-        }))
+        };
+        Ok(ClaimStatus::of(claim.status).map(state))
     }
 
     /// How a claim was made; `None` if there is none.
