@@ -1,9 +1,9 @@
 //! Where gradients are taken: on the way to the adapter that answers.
 //!
 //! The influence at the last parameters alone says little of records that taught
-//! early and fit by now. Gradients at the mean of a training's checkpoints, which
-//! lies inside of its way, foretell retrainings better, at no cost. The sum of
-//! the influences at each of several checkpoints, or of several trainings (Bae et
+//! early and fit by now. Gradients at the first of a training's checkpoints, or at
+//! the mean of all, which lies inside of its way, foretell retrainings better, at
+//! no cost. The sum of the influences at each of several checkpoints, or of several trainings (Bae et
 //! al., "SOURCE", arXiv:2405.12186; Park et al., "TRAK", arXiv:2303.14186) is
 //! another way, at the cost of a backward pass for each. Such a sum is an inner
 //! product too: that of the whitened gradients of all places, one after the
@@ -54,6 +54,8 @@ impl Checkpoints {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Place {
+    /// At the first of them: one backward pass.
+    First,
     /// At the mean of their parameters: one backward pass.
     #[default]
     Mean,
@@ -65,7 +67,7 @@ impl Place {
     /// How many places that is.
     pub(crate) const fn count(self, n_checkpoints: usize) -> usize {
         match self {
-            Self::Mean => 1,
+            Self::First | Self::Mean => 1,
             Self::Each => n_checkpoints,
         }
     }
@@ -109,6 +111,7 @@ impl Places {
         }
         let all: Vec<&Lora> = checkpoints.of(adapter).collect();
         Some(Self(match place {
+            Place::First => vec![(*all.first()?).clone()],
             Place::Mean => vec![mean_of(&all)?],
             Place::Each => all.into_iter().cloned().collect(),
         }))

@@ -90,7 +90,7 @@ impl Default for SketchOptions {
         };
         Self {
             checkpoints: Checkpoints::default(),
-            place: Place::Mean,
+            place: Place::First,
             record_loss: loss(Length::Sum),
             query_loss: loss(Length::Mean),
             side: 512,

@@ -1,6 +1,7 @@
 //! Prints a digest of random cases from tokens to shares: small models and
-//! adapters, gradients, fits, sketches, scores, nets and the parts of a pot; and
-//! sketches by a map of two bits.
+//! adapters, gradients at them, at the mean of their checkpoints and at each of
+//! those, fits, sketches, scores, nets and the parts of a pot; and sketches by a
+//! map of two bits.
 //!
 //! `sketch-digest [CASES]` (default 1,000). Every kind of vector instructions of
 //! this CPU computes all of it; they must agree, and so must every machine:
@@ -11,7 +12,9 @@
 use std::convert::Infallible;
 use std::error::Error;
 use std::process::ExitCode;
+use std::sync::Arc;
 
+use ol_attribution::checkpoint::{Checkpoints, Place};
 use ol_attribution::fit::{FitOptions, fit};
 use ol_attribution::kronecker::Kronecker;
 use ol_attribution::query::QuerySketcher;
@@ -165,6 +168,12 @@ fn add_model(
         })
         .collect();
     let options = SketchOptions {
+        checkpoints: checkpoints(&adapter, seed, &mut random)?,
+        place: if seed % 3 == 2 {
+            Place::Each
+        } else {
+            Place::Mean
+        },
         side: 2,
         seed,
         ..SketchOptions::default()
@@ -181,7 +190,7 @@ fn add_model(
     hasher.update(sketches.map.to_bytes());
     hasher.update(sketches.index.as_bytes());
 
-    let sketcher = QuerySketcher::new(sketches.map, &model, &adapter)?;
+    let sketcher = QuerySketcher::at(sketches.map, &model, &adapter, &options.checkpoints)?;
     let scorers = Instructions::available().into_iter().map(|instructions| {
         let entries = sketches.index.entries().map(|entry| entry.to_entry());
         Scorer::new(entries).map(|scorer| scorer.with_instructions(instructions))
@@ -218,6 +227,25 @@ fn add_model(
         }
     }
     Ok(())
+}
+
+/// Of every third model none, of the others two on the way and the result.
+fn checkpoints(
+    adapter: &Lora,
+    seed: u64,
+    random: &mut Random,
+) -> Result<Checkpoints, Box<dyn Error>> {
+    let n_before = if seed.is_multiple_of(3) { 0 } else { 2 };
+    let mut all = Vec::new();
+    for _ in 0..n_before {
+        let mut before = adapter.clone();
+        let params = before.parameters().iter();
+        let params: Vec<f32> = params.map(|p| p + 0.02 * random.normal()).collect();
+        before.set_parameters(&params)?;
+        all.push(Arc::new(before));
+    }
+    all.push(Arc::new(adapter.clone()));
+    Ok(Checkpoints::new(all))
 }
 
 /// Small models of several kinds and odd sizes.

@@ -148,7 +148,12 @@ fn scores_are_the_sum_over_checkpoints() {
     let pool = Pool::new(1);
     let all = records(48, 5);
     let (learned, asked) = all.split_at(40);
-    for (n, place) in [(1, Place::Mean), (3, Place::Mean), (3, Place::Each)] {
+    for (n, place) in [
+        (1, Place::Mean),
+        (3, Place::First),
+        (3, Place::Mean),
+        (3, Place::Each),
+    ] {
         let checkpoints = places(&adapter, n);
         let sketches = sketch(&model, &adapter, learned, &checkpoints, place);
         let at: Vec<usize> = learned
@@ -163,6 +168,7 @@ fn scores_are_the_sum_over_checkpoints() {
         let of_all: Vec<Lora> = checkpoints.of(&adapter).cloned().collect();
         let at_places = match place {
             Place::Mean => vec![mean_of(&of_all.iter().collect::<Vec<_>>()).unwrap()],
+            Place::First => of_all[..1].to_vec(),
             Place::Each => of_all,
         };
         let naive = naive(&model, &at_places, learned, asked);
@@ -189,7 +195,7 @@ fn a_later_record_gets_what_the_fit_gives() {
     let all = records(40, 4);
     let checkpoints = places(&adapter, 2);
     let pool = Pool::new(1);
-    for place in [Place::Mean, Place::Each] {
+    for place in [Place::First, Place::Mean, Place::Each] {
         let sketches = sketch(&model, &adapter, &all, &checkpoints, place);
         let sketcher = QuerySketcher::at(sketches.map, &model, &adapter, &checkpoints).unwrap();
         for record in &all {
