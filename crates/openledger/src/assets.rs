@@ -7,8 +7,6 @@ use std::path::Path;
 
 use anyhow::{Context, ensure};
 
-use crate::factory::MODEL_FILES;
-
 /// Largest unpacked datanet, in bytes.
 const DATANET_SIZE_BYTES_MAX: u64 = 64 << 20;
 
@@ -20,7 +18,8 @@ type File = (&'static str, &'static [u8]);
 pub(crate) struct Demo {
     pub(crate) name: &'static str,
     records_xz: &'static [u8],
-    model: [File; MODEL_FILES.len()],
+    /// The description, which makes a folder complete, comes last.
+    model: [File; 10],
 }
 
 macro_rules! asset {
@@ -31,26 +30,25 @@ macro_rules! asset {
 
 macro_rules! demo {
     ($name:literal) => {
+        demo!(
+            $name,
+            "adapter_config.json",
+            "adapter_model.safetensors",
+            "segments/1/adapter_config.json",
+            "segments/1/adapter_model.safetensors",
+            "segments/2/adapter_config.json",
+            "segments/2/adapter_model.safetensors",
+            "manifest.json",
+            "sketches.bin",
+            "sketch-map.bin",
+            "model.json"
+        )
+    };
+    ($name:literal, $($file:literal),+) => {
         Demo {
             name: $name,
             records_xz: asset!("datanets/", $name, ".jsonl.xz"),
-            model: [
-                (
-                    "adapter_config.json",
-                    asset!("models/", $name, "/adapter_config.json"),
-                ),
-                (
-                    "adapter_model.safetensors",
-                    asset!("models/", $name, "/adapter_model.safetensors"),
-                ),
-                ("manifest.json", asset!("models/", $name, "/manifest.json")),
-                ("sketches.bin", asset!("models/", $name, "/sketches.bin")),
-                (
-                    "sketch-map.bin",
-                    asset!("models/", $name, "/sketch-map.bin"),
-                ),
-                ("model.json", asset!("models/", $name, "/model.json")),
-            ],
+            model: [$(($file, asset!("models/", $name, "/", $file))),+],
         }
     };
 }
@@ -110,10 +108,11 @@ pub(crate) fn install_base(dir: &Path) -> anyhow::Result<()> {
 
 /// Writes files so that a crash leaves each whole or absent.
 fn install(files: &[File], dir: &Path) -> anyhow::Result<()> {
-    fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
     for (name, bytes) in files {
         let path = dir.join(name);
         if !path.exists() {
+            let folder = path.parent().unwrap_or(dir);
+            fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
             ol_model::write_atomic(&path, bytes).with_context(|| path.display().to_string())?;
         }
     }

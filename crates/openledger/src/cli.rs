@@ -22,9 +22,10 @@ pub(crate) use node::{BlockTime, DoctorArgs, NodeCommand, NodeRunArgs, StatusArg
 pub(crate) use serve::{FleetArgs, FleetCommand, ServeArgs, WorkersArgs};
 pub(crate) use spans::{SpansCommand, SpansVersion};
 pub(crate) use train::{
-    AdapterArgs, AdapterCommand, JobArgs, MergeFormat, TrainArgs, TrainCommand, WorkerArgs,
+    AdapterArgs, AdapterCommand, GradientsAt, JobArgs, MergeFormat, TrainArgs, TrainCommand,
+    WorkerArgs,
 };
-pub(crate) use watch::WatchArgs;
+pub(crate) use watch::{BondArgs, WatchArgs};
 
 /// Payable AI: the people who write the data that models learn from are paid,
 /// automatically and provably, each time a model answers.
@@ -164,6 +165,11 @@ pub(crate) enum Command {
     /// Goes on where the last watch ended. A refuted claim pays the challenger
     /// most of the operator's bond; a challenge costs a bond until it is decided.
     Watch(WatchArgs),
+    /// Show what the operator has bonded for answers of optimistic models, and take it back
+    ///
+    /// A claim holds 0.1 OPEN and its fee until it is closed; the rest is free. The
+    /// gateway bonds again what its next claims need.
+    Bond(BondArgs),
 }
 
 #[derive(Debug, Args)]
@@ -353,6 +359,12 @@ pub(crate) enum DatanetCommand {
         /// version of a datanet; without it only exact duplicates count
         #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=100))]
         near_duplicates: Option<u8>,
+        /// Count records as duplicates whose question and answer each stand in
+        /// earlier records, word for word or nearly: they bring no words. Not
+        /// for labels, where honest answers repeat ("yes", "no"). Fixed by the
+        /// first version of a datanet
+        #[arg(long)]
+        recombined_duplicates: bool,
     },
     /// List the datanets
     List,
@@ -386,6 +398,10 @@ pub(crate) struct SketchArgs {
     /// Only what a net must be above to be paid, with the sketches as they are
     #[arg(long, conflicts_with = "new")]
     pub(crate) calibrate: bool,
+    /// Where on the way of the training gradients are taken from now on [default: where
+    /// they were]
+    #[arg(long, value_enum, conflicts_with_all = ["new", "calibrate"])]
+    pub(crate) gradients_at: Option<GradientsAt>,
 }
 
 #[derive(Debug, Args)]

@@ -2,6 +2,7 @@
 
 pub(crate) mod adapter;
 pub(crate) mod ask;
+pub(crate) mod bond;
 pub(crate) mod claims;
 pub(crate) mod datanet;
 pub(crate) mod doctor;

@@ -34,16 +34,6 @@ pub(crate) use self::tier::Tier;
 
 mod tier;
 
-/// The files of a finished model folder; the description is written last.
-pub(crate) const MODEL_FILES: [&str; 6] = [
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "manifest.json",
-    "sketches.bin",
-    "sketch-map.bin",
-    "model.json",
-];
-
 /// Largest file of a map, in bytes.
 const FILE_SIZE_BYTES_MAX: u64 = 64 << 20;
 
@@ -85,7 +75,7 @@ impl Recipe {
         pots_bps: None,
         tier: None,
         checkpoints: 3,
-        place: Place::Mean,
+        place: Place::First,
     };
 
     /// The pots of a model of this tier.
@@ -146,7 +136,9 @@ pub(crate) struct TrainedModel {
     pub(crate) adapter: Lora,
     /// What the sketches are made with.
     pub(crate) checkpoints: Checkpoints,
-    pub(crate) manifest: Vec<u8>,
+    pub(crate) manifest: TrainingManifest,
+    /// The object that the description names by hash.
+    pub(crate) manifest_bytes: Vec<u8>,
     pub(crate) index: Index,
     pub(crate) map: SketchMap,
 }
@@ -200,12 +192,13 @@ impl TrainedModel {
             adapter.hash(),
             description.adapter_hash,
         )?;
-        let manifest = read("manifest.json")?;
+        let manifest_bytes = read("manifest.json")?;
         check(
             "manifest.json",
-            keccak256(&manifest),
+            keccak256(&manifest_bytes),
             description.manifest_hash,
         )?;
+        let manifest = training_manifest_of(&manifest_bytes)?;
         let checkpoints = checkpoints(dir, &manifest, &adapter, base)?;
         // The map first: it says when a folder is of another version.
         let map = read("sketch-map.bin")?;
@@ -228,6 +221,7 @@ impl TrainedModel {
             adapter,
             checkpoints,
             manifest,
+            manifest_bytes,
             index,
             map,
         })
@@ -396,17 +390,20 @@ fn finish(
     sketch_all(base, adapter, checkpoints, &inputs, description, dir)
 }
 
+fn training_manifest_of(bytes: &[u8]) -> anyhow::Result<TrainingManifest> {
+    TrainingManifest::from_bytes(bytes).context("the training manifest")
+}
+
 /// The checkpoints that a training manifest names, each in its folder, and the
 /// adapter that they led to.
 fn checkpoints(
     dir: &Path,
-    manifest: &[u8],
+    manifest: &TrainingManifest,
     adapter: &Lora,
     base: &Model,
 ) -> anyhow::Result<Checkpoints> {
-    let manifest = TrainingManifest::from_bytes(manifest).context("the training manifest")?;
     let mut segments = Vec::with_capacity(manifest.checkpoints.len());
-    for (at, expected) in manifest.checkpoints.into_iter().enumerate() {
+    for (at, &expected) in manifest.checkpoints.iter().enumerate() {
         let path = ol_train::segment_dir(dir, at);
         let segment = Lora::load(&path, base.config())
             .with_context(|| format!("the checkpoint {expected} of the training"))?;
@@ -520,9 +517,16 @@ fn write(dir: &Path, file: &str, bytes: &[u8]) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// If the folder is not of a model on this base, or its records are not here.
-pub(crate) fn sketch_again(base: &Base, datanets: &Datanets, dir: &Path) -> anyhow::Result<usize> {
-    let description: Description = serde_json::from_slice(&read_limited(&dir.join("model.json"))?)
-        .with_context(|| format!("{} is damaged", dir.join("model.json").display()))?;
+pub(crate) fn sketch_again(
+    base: &Base,
+    datanets: &Datanets,
+    dir: &Path,
+    place: Option<Place>,
+) -> anyhow::Result<usize> {
+    let mut description: Description =
+        serde_json::from_slice(&read_limited(&dir.join("model.json"))?)
+            .with_context(|| format!("{} is damaged", dir.join("model.json").display()))?;
+    description.place = place.unwrap_or(description.place);
     let adapter = Lora::load(dir, base.model.config())?;
     let manifest = read_limited(&dir.join("manifest.json"))?;
     let found = (base.model.hash(), adapter.hash(), keccak256(&manifest));
@@ -536,8 +540,8 @@ pub(crate) fn sketch_again(base: &Base, datanets: &Datanets, dir: &Path) -> anyh
         "the base, adapter or manifest in {} is not the one that model.json names",
         dir.display()
     );
+    let manifest = training_manifest_of(&manifest)?;
     let checkpoints = checkpoints(dir, &manifest, &adapter, &base.model)?;
-    let manifest = TrainingManifest::from_bytes(&manifest).context("the training manifest")?;
     let inputs = trained_on(base, datanets, &manifest)?;
     sketch_all(base, &adapter, checkpoints, &inputs, description, dir)?;
     Ok(inputs.len())
@@ -550,9 +554,7 @@ pub(crate) fn sketch_again(base: &Base, datanets: &Datanets, dir: &Path) -> anyh
 /// As [`sketch_again`], and if a part of the model is damaged.
 pub(crate) fn calibrate(base: &Base, datanets: &Datanets, dir: &Path) -> anyhow::Result<usize> {
     let model = TrainedModel::load(dir, &base.model)?;
-    let manifest =
-        TrainingManifest::from_bytes(&model.manifest).context("the training manifest")?;
-    let inputs = trained_on(base, datanets, &manifest)?;
+    let inputs = trained_on(base, datanets, &model.manifest)?;
     let (adapter, at) = (&model.adapter, &model.checkpoints);
     let sketcher = QuerySketcher::at(model.map, &base.model, adapter, at)?;
     let description = Description {
@@ -563,16 +565,25 @@ pub(crate) fn calibrate(base: &Base, datanets: &Datanets, dir: &Path) -> anyhow:
     Ok(inputs.len())
 }
 
+/// All records of the datanet versions that a model was trained on.
+pub(crate) fn records_of(
+    datanets: &Datanets,
+    manifest: &TrainingManifest,
+) -> anyhow::Result<Vec<CommittedRecord>> {
+    let mut records = Vec::new();
+    for source in &manifest.datanets {
+        records.extend(datanets.records(source.manifest)?);
+    }
+    Ok(records)
+}
+
 /// The records that a model was trained on.
 fn trained_on(
     base: &Base,
     datanets: &Datanets,
     manifest: &TrainingManifest,
 ) -> anyhow::Result<Vec<RecordInput>> {
-    let mut records = Vec::new();
-    for source in &manifest.datanets {
-        records.extend(datanets.records(source.manifest)?);
-    }
+    let records = records_of(datanets, manifest)?;
     let trained: Vec<&CommittedRecord> = cluster_owners(&records)
         .into_iter()
         .filter(|record| !manifest.held_out_records.contains(&record.record_hash))
@@ -588,8 +599,7 @@ fn trained_on(
 /// If a part of the model is damaged, or the index would be too large.
 pub(crate) fn sketch_new(base: &Base, datanets: &Datanets, dir: &Path) -> anyhow::Result<usize> {
     let model = TrainedModel::load(dir, &base.model)?;
-    let manifest =
-        TrainingManifest::from_bytes(&model.manifest).context("the training manifest")?;
+    let manifest = &model.manifest;
     let mut records = Vec::new();
     for source in &manifest.datanets {
         let Some(version) = datanets.head(&source.name)? else {
@@ -663,7 +673,7 @@ pub(crate) fn record_inputs(
 /// # Errors
 /// If the objects cannot be written.
 pub(crate) fn publish_objects(model: &TrainedModel, objects: &Objects) -> anyhow::Result<()> {
-    objects.put(model.manifest.clone())?;
+    objects.put(model.manifest_bytes.clone())?;
     objects.put(model.map.to_bytes())?;
     // One that is on chain needs no object.
     if model.description.tier == Tier::Optimistic {

@@ -83,6 +83,7 @@ fn run(cli: &Cli, out: output::Out<'_>) -> anyhow::Result<()> {
         Command::SelfQuery(args) => command::self_query::run(&layout, args, json, out),
         Command::Sketch(args) => command::sketch::run(&layout, args, json, out),
         Command::Earnings(command) => command::earnings::run(&layout, command, json, out),
+        Command::Bond(args) => command::bond::run(&layout, args, json, out),
         Command::Watch(args) => command::watch::run(&layout, args, json, out),
     }
 }

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::time::Duration;
 
+use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 
@@ -19,6 +20,25 @@ pub(crate) fn open(wei: u128) -> String {
     } else {
         format!("{whole}.{fraction}")
     }
+}
+
+/// `1.25` OPEN in wei, exactly.
+///
+/// # Errors
+/// If it is no decimal number of at most 18 places, or too large.
+pub(crate) fn wei_of(open: &str) -> anyhow::Result<u128> {
+    let (whole, fraction) = open.split_once('.').unwrap_or((open, ""));
+    if fraction.len() > 18 || !fraction.bytes().all(|b| b.is_ascii_digit()) {
+        bail!("{open:?} is no amount of OPEN, as 1.25");
+    }
+    let whole: u128 = whole
+        .parse()
+        .with_context(|| format!("{open:?} is no amount of OPEN, as 1.25"))?;
+    let fraction: u128 = format!("{fraction:0<18}").parse()?;
+    whole
+        .checked_mul(ol_types::WEI_PER_OPEN)
+        .and_then(|wei| wei.checked_add(fraction))
+        .context("the amount is too large")
 }
 
 /// A decimal string of wei in a JSON answer, as OPEN; `?` where there is none.
@@ -79,5 +99,15 @@ mod tests {
         assert_eq!(open(1), "0.000000000000000001");
         assert_eq!(open(12_500_000_000_000_000_000), "12.5");
         assert_eq!(open(ol_types::OPEN_CAP_WEI), "1000000000");
+    }
+
+    #[test]
+    fn amounts_are_read_exactly() {
+        assert_eq!(wei_of("0").unwrap(), 0);
+        assert_eq!(wei_of("1.25").unwrap(), ol_types::WEI_PER_OPEN * 5 / 4);
+        assert_eq!(wei_of("0.000000000000000001").unwrap(), 1);
+        for bad in ["", ".", "-1", "1.0000000000000000001", "1e3", "1.x"] {
+            assert!(wei_of(bad).is_err(), "{bad}");
+        }
     }
 }

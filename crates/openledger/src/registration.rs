@@ -5,6 +5,7 @@ use alloy_signer_local::PrivateKeySigner;
 use anyhow::{Context, ensure};
 use ol_contracts::address::{ATTRIBUTION_COURT, DATANET_REGISTRY, MODEL_REGISTRY, SKETCH_STORE};
 use ol_contracts::bindings::{AttributionCourt, DatanetRegistry, ModelRegistry, SketchStore};
+use ol_contracts::court::commit_call;
 use ol_contracts::sketch::chunk_address;
 use ol_datanet::Datanets;
 use ol_poa::court::CommittedIndex;
@@ -138,7 +139,7 @@ pub(crate) fn register_model(rpc: &Rpc, facts: &ModelFacts<'_>) -> anyhow::Resul
     }
     match facts.tier {
         Tier::Exact => seal_index(rpc, &owner, facts.index),
-        Tier::Optimistic => commit_index(rpc, &owner, facts.index),
+        Tier::Optimistic => commit_index(rpc, &owner, facts),
     }
     .with_context(|| format!("could not put the sketches of {} on chain", facts.name))?;
     let params = ModelRegistry::Params {
@@ -173,19 +174,14 @@ pub(crate) fn register_model(rpc: &Rpc, facts: &ModelFacts<'_>) -> anyhow::Resul
 }
 
 /// Commits to an index that is published as an object.
-fn commit_index(rpc: &Rpc, owner: &PrivateKeySigner, index: &Index) -> anyhow::Result<()> {
-    let index = CommittedIndex::new(index.clone())?;
-    let is_committed = AttributionCourt::isCommittedCall { id: index.id() };
+fn commit_index(rpc: &Rpc, owner: &PrivateKeySigner, facts: &ModelFacts<'_>) -> anyhow::Result<()> {
+    let is_committed = AttributionCourt::isCommittedCall {
+        id: facts.sketch_root,
+    };
     if rpc.call(ATTRIBUTION_COURT, &is_committed)? {
         return Ok(());
     }
-    let call = AttributionCourt::commitIndexCall {
-        object: index.object(),
-        root: index.root(),
-        nEntries: index.n_entries(),
-        rangesRoot: index.ranges_root(),
-        nContributors: index.n_contributors(),
-    };
+    let call = commit_call(&CommittedIndex::new(facts.index.clone())?);
     rpc.send(owner, ATTRIBUTION_COURT, U256::ZERO, &call)?;
     Ok(())
 }

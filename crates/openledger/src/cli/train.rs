@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
+use ol_attribution::checkpoint::Place;
 use ol_train::job::JobId;
 
 use crate::device::Device;
@@ -34,6 +35,27 @@ Examples:
 
   The same, paid by claims that can be disputed for 12 hours: for more than 16,384 records:
     openledger train --datanet healthcare --name my-health --tier optimistic";
+
+/// Where on the way of a training gradients are taken.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum GradientsAt {
+    /// At the first checkpoint: foretells retrainings best
+    First,
+    /// At the mean of the checkpoints
+    Mean,
+    /// At each of them: as many backward passes for each paid answer, and as large a map
+    Each,
+}
+
+impl From<GradientsAt> for Place {
+    fn from(at: GradientsAt) -> Self {
+        match at {
+            GradientsAt::First => Self::First,
+            GradientsAt::Mean => Self::Mean,
+            GradientsAt::Each => Self::Each,
+        }
+    }
+}
 
 #[derive(Debug, Args)]
 #[command(
@@ -172,10 +194,9 @@ pub(crate) struct JobArgs {
     /// result counted: 1 to 8 [default: 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8))]
     pub(crate) checkpoints: Option<u32>,
-    /// Take gradients at each of the checkpoints rather than once at their mean: as
-    /// many backward passes for each paid answer, and as large a map
-    #[arg(long)]
-    pub(crate) each_checkpoint: bool,
+    /// Where on the way of the training gradients are taken [default: first]
+    #[arg(long, value_enum)]
+    pub(crate) gradients_at: Option<GradientsAt>,
     /// How a payable model's contributors are paid by training [default: exact, and
     /// optimistic above 16,384 records]
     ///

@@ -1,4 +1,4 @@
-//! `openledger watch`.
+//! `openledger watch` and `bond`: the two sides of a claim.
 
 use std::path::PathBuf;
 
@@ -21,4 +21,14 @@ pub(crate) struct WatchArgs {
     /// Seconds between two looks at the chain
     #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub(crate) every: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BondArgs {
+    /// Take so much of what is free back to the account: an amount, as 1.25, or `all`
+    #[arg(long, value_name = "OPEN")]
+    pub(crate) take: Option<String>,
+    /// File with the operator's key [default: the development operator's]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
 }

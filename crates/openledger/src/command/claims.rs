@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use alloy_primitives::{Address, B256, U256};
 use alloy_signer_local::PrivateKeySigner;
-use alloy_sol_types::SolEvent as _;
+use alloy_sol_types::SolEvent;
 use anyhow::{Context, bail};
-use ol_contracts::address::{ATTRIBUTION_COURT, MODEL_REGISTRY};
+use ol_contracts::address::ATTRIBUTION_COURT;
 use ol_contracts::bindings::AttributionCourt::{
     self, Claim, ClaimClosed, Claimed, Collected, IndexCommitted,
 };
-use ol_contracts::bindings::ModelRegistry;
+use ol_contracts::court::ClaimStatus;
 use ol_contracts::settlement::Settlement;
 use ol_model::Pool;
 use ol_poa::QuerySketch;
@@ -24,14 +24,6 @@ use crate::rpc::Rpc;
 
 /// Blocks asked for at a time.
 const BLOCKS_PER_PAGE: u64 = 1_000;
-
-/// What the contract says of a claim's state.
-pub(crate) mod status {
-    pub(crate) const NONE: u8 = 0;
-    pub(crate) const PENDING: u8 = 1;
-    pub(crate) const PAID: u8 = 2;
-    pub(crate) const REFUTED: u8 = 3;
-}
 
 /// How a receipt was charged.
 pub(crate) enum Charged {
@@ -63,10 +55,10 @@ pub(crate) struct State {
 
 impl State {
     fn status(&self) -> &'static str {
-        match self.claim.status {
-            status::PENDING if self.claim.openReveals > 0 => "challenged",
-            status::PENDING => "claimed",
-            status::PAID => "final",
+        match ClaimStatus::of(self.claim.status) {
+            Some(ClaimStatus::Pending) if self.claim.openReveals > 0 => "challenged",
+            Some(ClaimStatus::Pending) => "claimed",
+            Some(ClaimStatus::Paid) => "final",
             _ => "slashed",
         }
     }
@@ -101,7 +93,7 @@ impl State {
 /// The claim of a receipt with its transaction and block, if there is one.
 pub(crate) fn find(rpc: &Rpc, id: B256) -> anyhow::Result<Option<(Charged, B256, u64)>> {
     let claim = rpc.call(ATTRIBUTION_COURT, &AttributionCourt::claimOfCall { id })?;
-    if claim.status == status::NONE {
+    if ClaimStatus::of(claim.status).is_none() {
         return Ok(None);
     }
     let logs = rpc.logs(ATTRIBUTION_COURT, id)?;
@@ -141,10 +133,26 @@ pub(crate) fn read_index(chain: &Chain, id: B256) -> anyhow::Result<CommittedInd
     index.with_context(|| format!("the index, object {}", committed.object))
 }
 
+/// Every event of this kind that the court has told of so far.
+///
+/// # Errors
+/// If the chain cannot be read.
+pub(crate) fn each_event<E: SolEvent>(rpc: &Rpc, mut each: impl FnMut(E)) -> anyhow::Result<()> {
+    let head = rpc.block_number()?;
+    let mut first = 0;
+    while first <= head {
+        let last = head.min(first + BLOCKS_PER_PAGE - 1);
+        for log in rpc.events(ATTRIBUTION_COURT, E::SIGNATURE_HASH, first, last)? {
+            each(E::decode_log_data(&log.log.data)?);
+        }
+        first = last + 1;
+    }
+    Ok(())
+}
+
 /// A share of a paid claim that was not collected.
 pub(crate) struct Uncollected {
     claim: B256,
-    contributor: Address,
     proof: ShareProof,
 }
 
@@ -172,22 +180,12 @@ impl<'a> Shares<'a> {
     ) -> anyhow::Result<Vec<Uncollected>> {
         let rpc = self.chain.rpc();
         let (mut paid, mut collected) = (Vec::new(), Vec::new());
-        let head = rpc.block_number()?;
-        let mut first = 0;
-        while first <= head {
-            let last = head.min(first + BLOCKS_PER_PAGE - 1);
-            let topic = ClaimClosed::SIGNATURE_HASH;
-            for log in rpc.events(ATTRIBUTION_COURT, topic, first, last)? {
-                let closed = ClaimClosed::decode_log_data(&log.log.data)?;
-                paid.extend(closed.paid.then_some(closed.id));
-            }
-            let topic = Collected::SIGNATURE_HASH;
-            for log in rpc.events(ATTRIBUTION_COURT, topic, first, last)? {
-                let found = Collected::decode_log_data(&log.log.data)?;
-                collected.push((found.id, found.contributor));
-            }
-            first = last + 1;
-        }
+        each_event(rpc, |closed: ClaimClosed| {
+            paid.extend(closed.paid.then_some(closed.id));
+        })?;
+        each_event(rpc, |found: Collected| {
+            collected.push((found.id, found.contributor));
+        })?;
         collected.sort_unstable();
         let mut found = Vec::new();
         for claim in paid {
@@ -201,18 +199,10 @@ impl<'a> Shares<'a> {
     }
 
     fn of_claim(&mut self, id: B256, open: &[Address]) -> anyhow::Result<Vec<Uncollected>> {
-        let rpc = self.chain.rpc();
-        let Some((Charged::Claimed { event, .. }, ..)) = find(rpc, id)? else {
+        let Some((Charged::Claimed { event, state }, ..)) = find(self.chain.rpc(), id)? else {
             bail!("claim {id} is closed and not on chain");
         };
-        let params = rpc.call(
-            MODEL_REGISTRY,
-            &ModelRegistry::versionOfCall {
-                id: event.modelId,
-                version: event.version,
-            },
-        )?;
-        let index_id = params.sketchRoot;
+        let index_id = state.claim.indexId;
         if !self.indexes.contains_key(&index_id) {
             let index = read_index(self.chain, index_id)?;
             let pool = std::sync::Arc::new(Pool::new(1));
@@ -224,22 +214,17 @@ impl<'a> Shares<'a> {
             .get(&index_id)
             .context("the index was read and is not there")?;
         let query = QuerySketch::from_bytes(&event.query).context("the query of a claim")?;
-        let amounts = index.amounts(&query, params.nullThreshold, event.pot);
-        let proofs = open.iter().filter_map(|&contributor| {
-            let proof = index.share_proof(&amounts, contributor)?;
-            Some(Uncollected {
-                claim: id,
-                contributor,
-                proof,
-            })
-        });
-        Ok(proofs.collect())
+        let amounts = index.amounts(&query, state.claim.nullThreshold, event.pot);
+        let proofs = index.share_proofs(&amounts, open).into_iter();
+        Ok(proofs
+            .map(|proof| Uncollected { claim: id, proof })
+            .collect())
     }
 }
 
 impl Uncollected {
     pub(crate) const fn contributor(&self) -> Address {
-        self.contributor
+        self.proof.contributor
     }
 
     pub(crate) const fn share_wei(&self) -> u128 {
@@ -254,7 +239,7 @@ impl Uncollected {
         let call = AttributionCourt::collectCall {
             id: self.claim,
             position: self.proof.position,
-            contributor: self.contributor,
+            contributor: self.proof.contributor,
             share: self.proof.share_wei,
             path: self.proof.path.clone().into(),
         };

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use alloy_primitives::{Address, B256};
 use alloy_signer_local::PrivateKeySigner;
 use anyhow::Context;
-use ol_datanet::{AddOptions, AddReport, Datanets, Summary};
+use ol_datanet::{AddOptions, AddReport, Datanets, DuplicateRules, Summary};
 use ol_runtime::DataDir;
 use ol_server::gateway::Labels;
 use serde_json::{Value, json};
@@ -52,8 +52,13 @@ pub(crate) fn run(
             name,
             file,
             near_duplicates,
+            recombined_duplicates,
         } => {
-            let report = add(&datanets, name, file, *near_duplicates)?;
+            let options = AddOptions::new(&contributor_address).duplicates(DuplicateRules {
+                near_percent: *near_duplicates,
+                recombined: *recombined_duplicates,
+            });
+            let report = add(&datanets, name, file, &options)?;
             let published = publish(layout, &datanets, name)?;
             show_added(name, &report, published, json, out)
         }
@@ -104,14 +109,10 @@ fn add(
     datanets: &Datanets,
     name: &str,
     file: &Path,
-    near_duplicates: Option<u8>,
+    options: &AddOptions<'_>,
 ) -> anyhow::Result<AddReport> {
     let input = File::open(file).with_context(|| format!("could not read {}", file.display()))?;
-    let mut options = AddOptions::new(&contributor_address);
-    if let Some(percent) = near_duplicates {
-        options = options.near_duplicates(percent);
-    }
-    Ok(datanets.add(name, BufReader::new(input), &options)?)
+    Ok(datanets.add(name, BufReader::new(input), options)?)
 }
 
 /// Tells the chain of a running instance; later, `up` does.
@@ -255,6 +256,8 @@ fn show(summary: &Summary, json: bool, out: Out<'_>) -> anyhow::Result<()> {
         .collect();
     let value = json!({
         "name": summary.name,
+        "near_duplicates_percent": summary.duplicates.and_then(|rules| rules.near_percent),
+        "recombined_duplicates": summary.duplicates.map(|rules| rules.recombined),
         "versions": versions,
         "contributors": contributors,
         "licenses": summary.licenses,
@@ -262,6 +265,9 @@ fn show(summary: &Summary, json: bool, out: Out<'_>) -> anyhow::Result<()> {
     });
     print(out, json, &value, |out| {
         writeln!(out, "{}", summary.name)?;
+        if let Some(rules) = summary.duplicates {
+            writeln!(out, "  duplicates: {rules}")?;
+        }
         for version in &summary.versions {
             writeln!(
                 out,

@@ -1,13 +1,12 @@
 //! `openledger key`: who may ask, for what, how much.
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use ol_server::keys::{ApiKeys, Key, KeyLimits, NewKey, Scope};
-use ol_types::WEI_PER_OPEN;
 use serde_json::{Value, json};
 
 use crate::cli::{KeyArgs, KeyCommand, KeyLimitArgs};
 use crate::instance::Layout;
-use crate::output::{Out, open, print};
+use crate::output::{Out, open, print, wei_of};
 
 pub(crate) fn run(layout: &Layout, args: &KeyArgs, json: bool, out: Out<'_>) -> anyhow::Result<()> {
     let dir = if args.serve {
@@ -88,22 +87,6 @@ fn read_limits(args: &KeyLimitArgs) -> anyhow::Result<KeyLimits> {
     })
 }
 
-/// `1.25` OPEN in wei, exactly.
-fn wei_of(open: &str) -> anyhow::Result<u128> {
-    let (whole, fraction) = open.split_once('.').unwrap_or((open, ""));
-    if fraction.len() > 18 || !fraction.bytes().all(|b| b.is_ascii_digit()) {
-        bail!("{open:?} is no amount of OPEN, as 1.25");
-    }
-    let whole: u128 = whole
-        .parse()
-        .with_context(|| format!("{open:?} is no amount of OPEN, as 1.25"))?;
-    let fraction: u128 = format!("{fraction:0<18}").parse()?;
-    whole
-        .checked_mul(WEI_PER_OPEN)
-        .and_then(|wei| wei.checked_add(fraction))
-        .context("the amount is too large")
-}
-
 fn scope_names(key: &Key) -> Vec<&'static str> {
     let name = |scope: &Scope| match scope {
         Scope::Infer => "infer",
@@ -134,19 +117,4 @@ fn limit_words(limits: &KeyLimits) -> String {
     ];
     let words: Vec<String> = words.into_iter().flatten().collect();
     words.join(", ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn amounts_are_read_exactly() {
-        assert_eq!(wei_of("0").unwrap(), 0);
-        assert_eq!(wei_of("1.25").unwrap(), WEI_PER_OPEN * 5 / 4);
-        assert_eq!(wei_of("0.000000000000000001").unwrap(), 1);
-        for bad in ["", ".", "-1", "1.0000000000000000001", "1e3", "1.x"] {
-            assert!(wei_of(bad).is_err(), "{bad}");
-        }
-    }
 }

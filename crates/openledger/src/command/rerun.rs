@@ -19,7 +19,6 @@ use ol_runtime::DataDir;
 use ol_serve::{AdapterRef, EngineHandle, EngineOptions, GenerateRequest, Sampling};
 use ol_server::evidence::{Gathered, Passage, Shown, Sources, gather};
 use ol_server::gateway::hash_tokens;
-use ol_train::TrainingManifest;
 use ol_types::Receipt;
 
 use crate::cli::VerifyArgs;
@@ -112,9 +111,8 @@ pub(crate) fn rerun(
     let [_, spans_bps, _] = pots_bps;
     if spans_bps > 0 {
         let data = DataDir::open_or_create(layout.root())?;
-        let manifest = TrainingManifest::from_bytes(&model.manifest)?;
         let spans = Spans::open(layout)?;
-        let index = spans.of_model(&datanet::open(&data)?, &manifest)?;
+        let index = spans.of_model(&datanet::open(&data)?, &model.manifest)?;
         let sources = Sources {
             tokenizer: spans.tokenizer(),
             spans: Some(&index),

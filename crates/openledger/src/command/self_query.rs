@@ -3,17 +3,15 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::Context;
 use ol_attribution::query::QuerySketcher;
 use ol_attribution::self_query::{SelfQueryOptions, evaluate_self_query};
 use ol_datanet::{CommittedRecord, cluster_owners};
 use ol_runtime::DataDir;
-use ol_train::TrainingManifest;
 use serde_json::{Value, json};
 
 use crate::cli::SelfQueryArgs;
 use crate::command::datanet;
-use crate::factory::{Base, TrainedModel, chosen_folders, record_inputs};
+use crate::factory::{Base, TrainedModel, chosen_folders, record_inputs, records_of};
 use crate::instance::Layout;
 use crate::output::{Out, print};
 
@@ -30,12 +28,7 @@ pub(crate) fn run(
     let mut rows = Vec::new();
     for folder in folders {
         let model = TrainedModel::load(&folder, &base.model)?;
-        let manifest =
-            TrainingManifest::from_bytes(&model.manifest).context("the training manifest")?;
-        let mut records = Vec::new();
-        for source in &manifest.datanets {
-            records.extend(datanets.records(source.manifest)?);
-        }
+        let records = records_of(&datanets, &model.manifest)?;
         let trained: BTreeSet<_> = model.index.entries().map(|entry| entry.record()).collect();
         let records: Vec<&CommittedRecord> = cluster_owners(&records)
             .into_iter()

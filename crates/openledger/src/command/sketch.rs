@@ -27,7 +27,7 @@ pub(crate) fn run(
         } else if args.calibrate {
             calibrate(&base, &datanets, &folder)?
         } else {
-            sketch_again(&base, &datanets, &folder)?
+            sketch_again(&base, &datanets, &folder, args.gradients_at.map(Into::into))?
         };
         let name = folder.file_name().unwrap_or_default().to_string_lossy();
         rows.push(json!({ "model": name, "n_records": n_records }));

@@ -45,7 +45,7 @@ fn refuse_for_payable(job: &JobArgs) -> anyhow::Result<()> {
         (job.pots.is_some(), "--pots"),
         (job.tier.is_some(), "--tier"),
         (job.checkpoints.is_some(), "--checkpoints"),
-        (job.each_checkpoint, "--each-checkpoint"),
+        (job.gradients_at.is_some(), "--gradients-at"),
     ] {
         anyhow::ensure!(
             !given,

@@ -30,7 +30,6 @@ use ol_server::gateway::{
 use ol_server::metrics::{Exporter, ServingObserver};
 use ol_server::optimistic::OptimisticIndex;
 use ol_server::retrieval::Retrieval;
-use ol_train::TrainingManifest;
 use ol_types::WEI_PER_OPEN;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -357,8 +356,7 @@ fn start_gateway(
             let index = match spans_bps {
                 0 => None,
                 _ => {
-                    let manifest = TrainingManifest::from_bytes(&model.manifest)?;
-                    let index = spans.of_model(datanets, &manifest);
+                    let index = spans.of_model(datanets, &model.manifest);
                     let name = &model.description.name;
                     Some(Arc::new(index.with_context(|| format!("model {name}"))?))
                 }

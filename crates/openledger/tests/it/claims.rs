@@ -16,7 +16,9 @@ use ol_contracts::court::posted_call;
 use ol_poa::court::{Claim, CommittedIndex};
 use ol_poa::{DEFAULT_SPLIT_BPS, Evidence, Index, QuerySketch, split_fee};
 use ol_runtime::DataDir;
-use ol_types::{Address, B256, DEV_CHAIN_ID, DEV_MNEMONIC_KEYS, Receipt, keccak256, name_id};
+use ol_types::{
+    Address, B256, DEV_CHAIN_ID, DEV_MNEMONIC_KEYS, Receipt, WEI_PER_OPEN, keccak256, name_id,
+};
 use serde_json::{Value, json};
 
 use crate::harness::{Up, refused, run_json, wei};
@@ -200,6 +202,14 @@ fn a_model_of_the_optimistic_tier_pays_to_the_wei_and_a_liar_is_slashed() {
     assert_eq!(code, Some(3), "{lines:?}");
     assert_eq!(receipt(&dir, &lie)["status"], "slashed");
 
+    // The bond of the honest claim is held, that of the lie is lost.
+    let bond = run_json(&dir, &["bond"]);
+    assert_eq!(bond["n_open_claims"], 1, "{bond}");
+    let held_wei = wei(&claimed["fee_wei"]) + WEI_PER_OPEN / 10;
+    assert_eq!(wei(&bond["held_wei"]), held_wei, "{bond}");
+    refused(&dir, &["bond", "--take", "1000000"], "were asked for");
+    refused(&dir, &["bond", "--take", "1e3"], "no amount of OPEN");
+
     // Before the window is over nobody is paid, afterwards whoever was claimed to be.
     let (contributor, share_wei) = paid_by(&claimed)[0];
     let contributor = contributor.to_string();
@@ -219,6 +229,18 @@ fn a_model_of_the_optimistic_tier_pays_to_the_wei_and_a_liar_is_slashed() {
     let up = Up::start(&dir);
     pass_window(&up);
     wait_for_status(&dir, id, "final");
+    let bond = run_json(&dir, &["bond"]);
+    assert_eq!(bond["n_open_claims"], 0, "{bond}");
+    let free_wei = wei(&bond["free_wei"]);
+    assert!(free_wei >= held_wei, "{bond}");
+    let bond = run_json(&dir, &["bond", "--take", "all"]);
+    assert_eq!(wei(&bond["taken_wei"]), free_wei);
+    assert_eq!(wei(&bond["free_wei"]), 0);
+    let again = up.ask("claimed", QUESTION)["openledger"].clone();
+    assert_eq!(
+        again["status"], "claimed",
+        "the gateway bonds again: {again}"
+    );
     let listed = run_json(&dir, &["earnings", "list", "clauses"]);
     let row = |row: &&Value| {
         row["address"]

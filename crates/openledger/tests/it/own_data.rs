@@ -65,7 +65,8 @@ fn a_users_own_datanet_becomes_a_model_that_pays() {
             "75,25,0",
             "--checkpoints",
             "2",
-            "--each-checkpoint",
+            "--gradients-at",
+            "each",
         ],
     );
     let (before, after) = (&trained["held_out_before"], &trained["held_out_after"]);

@@ -18,7 +18,7 @@ use ol_contracts::address::{
 use ol_contracts::bindings::{
     AttributionCourt, DatanetRegistry, InferenceSettlement, ModelRegistry,
 };
-use ol_contracts::court::posted_call;
+use ol_contracts::court::{commit_call, posted_call};
 use ol_poa::court::{Claim, CommittedIndex};
 use ol_poa::{Entry, Evidence, Index, K, QuerySketch};
 use ol_runtime::DataDir;
@@ -99,14 +99,7 @@ fn index() -> CommittedIndex {
 }
 
 fn register(node: &NodeAlone, index: &CommittedIndex) {
-    let commit = AttributionCourt::commitIndexCall {
-        object: index.object(),
-        root: index.root(),
-        nEntries: index.n_entries(),
-        rangesRoot: index.ranges_root(),
-        nContributors: index.n_contributors(),
-    };
-    send(node, OWNER, ATTRIBUTION_COURT, 0, &commit);
+    send(node, OWNER, ATTRIBUTION_COURT, 0, &commit_call(index));
     let treasury = Address::repeat_byte(0x7e);
     let create = DatanetRegistry::createCall {
         name: "legal".to_owned(),

@@ -1,7 +1,6 @@
 //! A LoRA adapter on a datanet, with sketches: a model that pays.
 
 use anyhow::{Context as _, ensure};
-use ol_attribution::checkpoint::Place;
 use ol_runtime::{DataDir, DirLock};
 use serde_json::json;
 
@@ -96,11 +95,7 @@ fn recipe(args: &JobArgs) -> anyhow::Result<Recipe> {
         pots_bps: args.pots.map(|pots| pots.0),
         tier: args.tier,
         checkpoints: args.checkpoints.unwrap_or(shipped.checkpoints),
-        place: if args.each_checkpoint {
-            Place::Each
-        } else {
-            shipped.place
-        },
+        place: args.gradients_at.map_or(shipped.place, Into::into),
     };
     ensure!(
         recipe.learning_rate > 0.0,

@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use ol_contracts::address::{ATTRIBUTION_COURT, MODEL_REGISTRY};
 use ol_contracts::bindings::AttributionCourt::{self, Claimed, Revealed};
 use ol_contracts::bindings::ModelRegistry;
+use ol_contracts::court::ClaimStatus;
 use ol_poa::court::{CommittedIndex, Finding, find_malformed};
 use ol_runtime::ObjectsError;
 use ol_server::optimistic::{CLAIM_SIZE_BYTES_MAX, INDEX_SIZE_BYTES_MAX};
@@ -13,7 +14,7 @@ use ol_server::verify::{ClaimEvidence, event, judge};
 
 use super::Verdict;
 use crate::chain::Chain;
-use crate::command::claims::{committed, read_index, status};
+use crate::command::claims::{committed, read_index};
 
 /// The claims of one chain. The index used last is kept: most claims in a row
 /// are about the same one.
@@ -35,10 +36,10 @@ impl Claims {
     ) -> anyhow::Result<Verdict> {
         let rpc = chain.rpc();
         let claim = rpc.call(ATTRIBUTION_COURT, &AttributionCourt::claimOfCall { id })?;
-        match claim.status {
-            status::PENDING => {}
-            status::PAID => return Ok(Verdict::Over("paid")),
-            status::REFUTED => {
+        match ClaimStatus::of(claim.status) {
+            Some(ClaimStatus::Pending) => {}
+            Some(ClaimStatus::Paid) => return Ok(Verdict::Over("paid")),
+            Some(ClaimStatus::Refuted) => {
                 // What it takes to be paid is done at once, by whoever sees it first.
                 if let Some(key) = key {
                     close(chain, key, id)?;
