@@ -16,7 +16,6 @@ mod domain;
 #[path = "../benches/attacks/identities.rs"]
 mod identities;
 #[path = "../benches/attacks/market.rs"]
-#[expect(dead_code, reason = "as above")]
 mod market;
 #[path = "../benches/attacks/passages.rs"]
 mod passages;
@@ -32,6 +31,9 @@ mod retrain;
 #[path = "../benches/truth/setting.rs"]
 #[expect(dead_code, reason = "as above")]
 mod setting;
+#[path = "../benches/attacks/spam.rs"]
+#[expect(dead_code, reason = "the other rows need more records to be seen")]
+mod spam;
 
 use std::path::Path;
 
@@ -76,6 +78,19 @@ fn copies_do_not_pay() {
 #[test]
 fn light_paraphrases_do_not_pay() {
     check(&copies::paraphrased(&market(), &[5]).unwrap());
+}
+
+#[test]
+fn records_put_together_from_others_do_not_pay() {
+    let rows = spam::recombined(&market()).unwrap();
+    let (two_answers, others) = rows.split_last().unwrap();
+    check(others);
+    // So few records are paid little for two answers, but they are paid.
+    assert!(
+        two_answers.holds() && two_answers.with == 0.0,
+        "{two_answers:?}"
+    );
+    assert!(two_answers.without > 0.0, "{two_answers:?}");
 }
 
 #[test]

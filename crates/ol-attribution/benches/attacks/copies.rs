@@ -72,7 +72,7 @@ pub(crate) fn exact(market: &Market) -> anyhow::Result<Vec<Row>> {
     let repeated: Vec<Post> = (1..=10)
         .flat_map(|n| own.iter().map(move |post| spaced(post, n)))
         .collect();
-    let clusters = [Clusters::Exact, Clusters::Off];
+    let clusters = [Clusters::EXACT, Clusters::Off];
     let mut rows = Vec::new();
     for (attack, added) in [
         (
@@ -122,10 +122,7 @@ pub(crate) fn paraphrased(market: &Market, per_cent: &[usize]) -> anyhow::Result
                 added(&own, 3),
             ),
         ] {
-            let clusters = [
-                Clusters::Near(ol_datanet::NEAR_DUPLICATES_PERCENT),
-                Clusters::Exact,
-            ];
+            let clusters = [Clusters::NEAR, Clusters::EXACT];
             let [with, without] = gains(market, who, &added, clusters)?;
             rows.push(Row {
                 attack,
@@ -142,7 +139,7 @@ pub(crate) fn paraphrased(market: &Market, per_cent: &[usize]) -> anyhow::Result
 
 /// Replaces some of the words by other words of the datanet, of the same length
 /// as far as there are any.
-fn paraphrase(market: &Market, post: &Post, per_cent: usize, seed: u64) -> Post {
+pub(crate) fn paraphrase(market: &Market, post: &Post, per_cent: usize, seed: u64) -> Post {
     let mut random = Random::new(seed + 1);
     let words: Vec<&str> = market
         .honest

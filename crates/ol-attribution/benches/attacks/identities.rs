@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use ol_attribution::record::SketchOptions;
+
 use crate::copies::GAIN_MAX;
 use crate::market::{Clusters, Market, Rule, Sketched, part_of};
 use crate::report::{Measure, Row};
@@ -42,7 +44,8 @@ fn splitting_gain(owners: &[usize], sketched: &Sketched, rule: Rule) -> anyhow::
 /// A contributor with an identity for each record, and one who chose its
 /// address.
 pub(crate) fn identities(market: &Market) -> anyhow::Result<Vec<Row>> {
-    let sketched = market.sketch_owners(&market.honest, Clusters::Exact)?;
+    let is_kept = Market::owners(&market.honest, Clusters::EXACT)?;
+    let sketched = market.sketch(&market.honest, &is_kept, &SketchOptions::default())?;
     let owners: Vec<usize> = market.honest.iter().map(|post| post.by).collect();
     let attack = "a contributor becomes one for each record";
     let measured = splitting(attack, &owners, &sketched)?;

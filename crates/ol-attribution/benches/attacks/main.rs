@@ -31,6 +31,7 @@ mod retrain;
 #[path = "../truth/setting.rs"]
 #[expect(dead_code, reason = "as above")]
 mod setting;
+mod spam;
 
 use std::path::Path;
 
@@ -74,12 +75,14 @@ fn main() -> anyhow::Result<()> {
         ..Setting::default()
     };
     let market = Market::open(&root, setting, threads)?;
-    let attacks: [(&str, Attack<'_>); 6] = [
+    let attacks: [(&str, Attack<'_>); 8] = [
         ("copies", &copies::exact),
         ("paraphrases", &|market| {
             copies::paraphrased(market, &PARAPHRASED)
         }),
         ("identities", &identities::identities),
+        ("recombined", &spam::recombined),
+        ("noise", &spam::noise),
         ("poison", &poison::poison),
         ("passages", &passages::passages),
         ("dealing", &|_| dealing::self_dealing()),

@@ -7,10 +7,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
+use ol_attribution::checkpoint::Checkpoints;
 use ol_attribution::placebo::{PlaceboOptions, null_threshold};
 use ol_attribution::query::QuerySketcher;
 use ol_attribution::record::{RecordInput, SketchOptions, sketch_records};
-use ol_datanet::{AddOptions, CommittedRecord, Datanets, cluster_owners};
+use ol_datanet::{
+    AddOptions, CommittedRecord, Datanets, DuplicateRules, NEAR_DUPLICATES_PERCENT, cluster_owners,
+};
 use ol_model::{Model, Pool, Random, Tokenizer};
 use ol_poa::{Entry, Index, QuerySketch};
 use ol_runtime::{MemoryHeads, Objects};
@@ -25,6 +28,10 @@ const DATANET: &str = "defi-exploits";
 
 /// What is divided for each answer, in wei.
 const POT: u128 = 1_000_000_000_000_000_000;
+
+/// Adapters on the way of a training, at the first of which gradients are taken, as
+/// `openledger train` does.
+const CHECKPOINTS: u32 = 3;
 
 /// Seed of the initial adapter and of the order of the records.
 const SEED: usize = 0;
@@ -43,10 +50,23 @@ pub(crate) struct Post {
 pub(crate) enum Clusters {
     /// None: every record is trained on and paid.
     Off,
-    /// Those of the same words.
-    Exact,
-    /// Those that share so many per cent of their pairs of words.
-    Near(u8),
+    /// Exact duplicates, and what the rules say.
+    Of(DuplicateRules),
+}
+
+impl Clusters {
+    /// Records of the same words alone.
+    pub(crate) const EXACT: Self = Self::Of(DuplicateRules::EXACT);
+    /// And those that share most of their pairs of words.
+    pub(crate) const NEAR: Self = Self::Of(DuplicateRules::EXACT.and_near(NEAR_DUPLICATES_PERCENT));
+    /// And those whose question and answer each stand in earlier records.
+    pub(crate) const RECOMBINED: Self = Self::Of(DuplicateRules::EXACT.and_recombined());
+    /// All of these.
+    pub(crate) const ALL: Self = Self::Of(
+        DuplicateRules::EXACT
+            .and_near(NEAR_DUPLICATES_PERCENT)
+            .and_recombined(),
+    );
 }
 
 /// How scores become weights.
@@ -125,7 +145,7 @@ impl Market {
     /// Commits records to a datanet in their order.
     pub(crate) fn commit(
         posts: &[Post],
-        near_duplicates: Option<u8>,
+        rules: DuplicateRules,
     ) -> anyhow::Result<Vec<CommittedRecord>> {
         let mut lines = String::new();
         for (at, post) in posts.iter().enumerate() {
@@ -141,10 +161,7 @@ impl Market {
         let datanets = Datanets::open(Objects::memory(), Arc::new(MemoryHeads::default()));
         datanets.create(DATANET)?;
         let to_address = |name: &str| name.parse().map_or(Address::ZERO, address);
-        let mut options = AddOptions::new(&to_address);
-        if let Some(percent) = near_duplicates {
-            options = options.near_duplicates(percent);
-        }
+        let options = AddOptions::new(&to_address).duplicates(rules);
         let report = datanets.add(DATANET, lines.as_bytes(), &options)?;
         ensure!(report.n_rejected == 0, "{:?}", report.rejected);
         let head = datanets.head(DATANET)?.context("a version")?;
@@ -153,13 +170,11 @@ impl Market {
 
     /// Which of the records are trained on: the owner of each cluster.
     pub(crate) fn owners(posts: &[Post], clusters: Clusters) -> anyhow::Result<Vec<bool>> {
-        let near_duplicates = match clusters {
-            Clusters::Off => return Ok(vec![true; posts.len()]),
-            Clusters::Exact => None,
-            Clusters::Near(percent) => Some(percent),
+        let Clusters::Of(rules) = clusters else {
+            return Ok(vec![true; posts.len()]);
         };
         let mut is_kept = vec![false; posts.len()];
-        for owner in cluster_owners(&Self::commit(posts, near_duplicates)?) {
+        for owner in cluster_owners(&Self::commit(posts, rules)?) {
             is_kept[owner.record.id.parse::<usize>()?] = true;
         }
         Ok(is_kept)
@@ -195,8 +210,20 @@ impl Market {
             contributors: Vec::new(),
         };
         let Machine { model, pool } = &self.machine;
-        let snapshots = retrain::train_on(&self.machine, &domain, &self.setting, is_kept, SEED, 1)?;
+        let snapshots = retrain::train_on(
+            &self.machine,
+            &domain,
+            &self.setting,
+            is_kept,
+            SEED,
+            CHECKPOINTS,
+        )?;
         let adapter = &snapshots.last().context("a training has an end")?.adapter;
+        let kept = snapshots.iter().map(|at| Arc::new(at.adapter.clone()));
+        let options = SketchOptions {
+            checkpoints: Checkpoints::new(kept.collect()),
+            ..options.clone()
+        };
         let inputs = (0_u32..).zip(&domain.pool).zip(is_kept);
         let inputs: Vec<RecordInput> = inputs
             .filter(|(_, is_kept)| **is_kept)
@@ -208,8 +235,8 @@ impl Market {
                 cluster: at,
             })
             .collect();
-        let sketches = sketch_records(model, pool, adapter, &inputs, options, None, &mut |_| ())?;
-        let sketcher = QuerySketcher::new(sketches.map, model, adapter)?;
+        let sketches = sketch_records(model, pool, adapter, &inputs, &options, None, &mut |_| ())?;
+        let sketcher = QuerySketcher::at(sketches.map, model, adapter, &options.checkpoints)?;
         let null_threshold = null_threshold(
             model,
             pool,
@@ -229,16 +256,6 @@ impl Market {
             queries: queries.collect::<Result<_, _>>()?,
             null_threshold,
         })
-    }
-
-    /// [`Market::sketch`] as it ships.
-    pub(crate) fn sketch_owners(
-        &self,
-        posts: &[Post],
-        clusters: Clusters,
-    ) -> anyhow::Result<Sketched> {
-        let is_kept = Self::owners(posts, clusters)?;
-        self.sketch(posts, &is_kept, &SketchOptions::default())
     }
 }
 

@@ -1,6 +1,7 @@
 //! Words that others wrote, in one's own records.
 
 use anyhow::Context as _;
+use ol_datanet::DuplicateRules;
 use ol_model::Random;
 use ol_poa::Earned;
 use ol_poa::spans::{CLUSTERS_MAX, SpanRule};
@@ -246,7 +247,7 @@ impl Library<'_> {
             has_clusters,
             is_later,
         } = committed;
-        let committed = Market::commit(posts, None)?;
+        let committed = Market::commit(posts, DuplicateRules::EXACT)?;
         let mut records = Vec::with_capacity(committed.len());
         for (number, record) in (0..).zip(&committed) {
             records.push(RecordRef {

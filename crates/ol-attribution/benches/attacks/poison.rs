@@ -1,77 +1,19 @@
-//! Records that teach nothing, or too much.
+//! Records that are far from all others, or near to all questions.
 
 use ol_attribution::record::SketchOptions;
 use ol_model::Random;
 
 use crate::copies::{GAIN_MAX, attacker};
-use crate::market::{Clusters, Market, Post, Rule, Sketched};
+use crate::market::{Market, Post, Rule, Sketched};
 use crate::report::{Measure, Row};
-
-/// The largest acceptable part of the pots for records that are wrong.
-const SPAM_MAX: f64 = 0.01;
 
 /// The largest acceptable gain by records that are far from all others.
 const OUTLIER_MAX: f64 = 1.2;
 
-/// One record in so many is spam.
-const SPAM_PART: usize = 9;
-
-/// Spam, outliers and trigger words.
+/// Outliers and trigger words.
 pub(crate) fn poison(market: &Market) -> anyhow::Result<Vec<Row>> {
-    let mut rows = spam(market)?;
-    rows.push(outlier(market)?);
+    let mut rows = vec![outlier(market)?];
     rows.extend(trigger(market)?);
-    Ok(rows)
-}
-
-/// A newcomer's records, one in ten of all: questions with the answers of
-/// others, or with words at random.
-fn spam(market: &Market) -> anyhow::Result<Vec<Row>> {
-    let who = market.newcomer();
-    let mut order: Vec<usize> = (0..market.honest.len()).collect();
-    Random::new(5).shuffle(&mut order);
-    order.truncate(market.honest.len() / SPAM_PART);
-    let mislabelled = order.iter().zip(order.iter().cycle().skip(1));
-    let mislabelled: Vec<Post> = mislabelled
-        .map(|(&question, &answer)| Post {
-            question: market.honest[question].question.clone(),
-            answer: market.honest[answer].answer.clone(),
-            by: who,
-        })
-        .collect();
-    let words = words(market);
-    let mut random = Random::new(6);
-    let mut gibberish = |n: usize| {
-        let chosen: Vec<&str> = (0..n).map(|_| words[random.below(words.len())]).collect();
-        chosen.join(" ")
-    };
-    let noise: Vec<Post> = order
-        .iter()
-        .map(|_| Post {
-            question: gibberish(8),
-            answer: gibberish(40),
-            by: who,
-        })
-        .collect();
-    let mut rows = Vec::new();
-    for (attack, added) in [
-        (
-            "one record in ten has the answer of another question",
-            mislabelled,
-        ),
-        ("one record in ten is words at random", noise),
-    ] {
-        let posts = [market.honest.as_slice(), &added].concat();
-        let sketched = market.sketch_owners(&posts, Clusters::Exact)?;
-        rows.push(Row {
-            attack: attack.to_owned(),
-            measure: Measure::Share,
-            limit: SPAM_MAX,
-            counter: "netting, null threshold",
-            with: sketched.share_of(&[who], Rule::Calibrated)?,
-            without: sketched.share_of(&[who], Rule::PositiveParts)?,
-        });
-    }
     Ok(rows)
 }
 
@@ -157,9 +99,4 @@ fn replaced(
         market.sketch(posts, &honest, options)?,
         market.sketch(posts, &attacked, options)?,
     ])
-}
-
-fn words(market: &Market) -> Vec<&str> {
-    let answers = market.honest.iter().map(|post| post.answer.as_str());
-    answers.flat_map(str::split_whitespace).collect()
 }

@@ -76,7 +76,8 @@ impl Row {
             "ours": rounded(self.with),
             "peer": rounded(self.without),
             "peer_name": format!("without {}", self.counter),
-            "ratio": rounded(self.without / self.with.max(1e-9)),
+            // Of nothing, over the last digit that is shown.
+            "ratio": rounded(self.without / self.with.max(1e-4)),
             "command": "cargo xtask bench attacks",
         })
     }

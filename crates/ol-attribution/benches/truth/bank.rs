@@ -22,7 +22,7 @@ use crate::stats::count;
 use crate::truth::Loss;
 
 /// Adapters kept on the way of a training, the last one included.
-pub(crate) const CHECKPOINTS: usize = 3;
+pub(crate) const CHECKPOINTS: u32 = 3;
 
 /// Sequences whose gradients exist at one time.
 const BATCH: usize = 32;
@@ -89,15 +89,14 @@ pub(crate) fn banks(
 ) -> anyhow::Result<Vec<Bank>> {
     let path = |at: usize| folder.join(format!("{}.seed{seed}.part{at}.bank", domain.name));
     let read = |at| Bank::read(&path(at), domain);
-    if let Ok(banks) = (0..CHECKPOINTS)
+    if let Ok(banks) = (0..CHECKPOINTS as usize)
         .map(read)
         .collect::<anyhow::Result<Vec<_>>>()
     {
         return Ok(banks);
     }
     let is_kept = plan::kept(domain, Kept::All);
-    let parts = u32::try_from(CHECKPOINTS)?;
-    let snapshots = retrain::train_on(machine, domain, setting, &is_kept, seed, parts)?;
+    let snapshots = retrain::train_on(machine, domain, setting, &is_kept, seed, CHECKPOINTS)?;
     let make = |(at, snapshot): (usize, &retrain::Snapshot)| {
         let bank = Bank::make(machine, domain, &snapshot.adapter, snapshot.learning_rate)?;
         bank.write(&path(at), domain)?;
@@ -112,6 +111,8 @@ pub(crate) fn banks(
 pub(crate) enum Elsewhere {
     /// The mean of a training's checkpoints.
     Mean { seed: usize },
+    /// The end of one of so many parts of a training, numbered from 1.
+    End { seed: usize, part: u32, of: u32 },
     /// Part of the way on the straight line from the base to the result: the
     /// second factor of every block is so much of what it came to.
     Part { percent: u8 },
@@ -119,8 +120,20 @@ pub(crate) enum Elsewhere {
 
 impl Elsewhere {
     /// Those that are looked at.
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Mean { seed: 0 },
+        Self::first(1),
+        Self::first(2),
+        Self::End {
+            seed: 0,
+            part: 1,
+            of: 6,
+        },
+        Self::End {
+            seed: 0,
+            part: 3,
+            of: 6,
+        },
         Self::Part { percent: 50 },
         Self::Part { percent: 25 },
         Self::Part { percent: 75 },
@@ -128,8 +141,29 @@ impl Elsewhere {
         Self::Mean { seed: 2 },
     ];
 
+    /// The first checkpoint.
+    const fn first(seed: usize) -> Self {
+        Self::End {
+            seed,
+            part: 1,
+            of: CHECKPOINTS,
+        }
+    }
+
+    pub(crate) const fn is_first(self) -> bool {
+        matches!(
+            self,
+            Self::End {
+                part: 1,
+                of: CHECKPOINTS,
+                ..
+            }
+        )
+    }
+
     pub(crate) fn name(self) -> String {
         match self {
+            Self::End { seed, part, of } => format!("end of part {part} of {of}, seed {seed}"),
             Self::Mean { seed } => format!("mean of the checkpoints, seed {seed}"),
             Self::Part { percent } => format!("{percent} % of the adapter"),
         }
@@ -142,16 +176,17 @@ impl Elsewhere {
         domain: &Domain,
         setting: &Setting,
     ) -> anyhow::Result<Bank> {
-        let seed = match self {
-            Self::Mean { seed } => seed,
-            Self::Part { .. } => 0,
+        let (seed, parts) = match self {
+            Self::Mean { seed } => (seed, CHECKPOINTS),
+            Self::End { seed, of, .. } => (seed, of),
+            Self::Part { .. } => (0, CHECKPOINTS),
         };
         let is_kept = plan::kept(domain, Kept::All);
-        let parts = u32::try_from(CHECKPOINTS)?;
         let snapshots = retrain::train_on(machine, domain, setting, &is_kept, seed, parts)?;
         let all: Vec<&Lora> = snapshots.iter().map(|s| &s.adapter).collect();
         let adapter = match self {
             Self::Mean { .. } => mean_of(&all).context("checkpoints of one shape")?,
+            Self::End { part, .. } => (*all.get(part as usize - 1).context("a part")?).clone(),
             Self::Part { percent } => {
                 let last = all.last().context("a checkpoint")?;
                 part_of(last, f32::from(percent) / 100.0)?

@@ -85,7 +85,8 @@ pub(crate) fn all(
         methods.extend(of_gradients(domain, banks, bank, blocks, report));
     }
     if wants("shipped") {
-        methods.extend(shipped(domain, bank, blocks)?);
+        let first = banks.first().context("a checkpoint")?;
+        methods.extend(shipped(domain, first, blocks)?);
         report("shipped");
     }
     methods.extend(on_curvature(domain, blocks, banks, &wants, report)?);
@@ -487,8 +488,8 @@ fn diagonal_metric(
     }
 }
 
-/// The sketches that ship: their own code from gradients to integers, with other
-/// dampings beside their own.
+/// The sketches that ship: their own code from gradients, which `bank` has of the
+/// first checkpoint, to integers, with other dampings beside their own.
 fn shipped(domain: &Domain, bank: &Bank, blocks: &[BlockShape]) -> anyhow::Result<Vec<Method>> {
     let options = ol_attribution::record::SketchOptions::default();
     let reducer = Reducer::new(blocks, options.side, options.seed);

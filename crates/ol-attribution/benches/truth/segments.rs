@@ -14,13 +14,14 @@ use ol_attribution::reduce::BlockShape;
 
 use crate::bank::{Bank, Elsewhere, Gradients};
 use crate::domain::Domain;
+use crate::ek_fac::DAMPINGS;
 use crate::methods::{Method, size_bytes, sum};
 use crate::space::{Scores, Space, gram};
 use crate::stats::count;
 use crate::truth::Loss;
 
 /// Damping over the mean eigenvalue of each factor: that of the sketches that
-/// ship, and what is best of all methods on EK-FAC.
+/// ship.
 const DAMPING: f64 = 1e-1;
 
 /// One over the steps that a segment takes along the mean eigenvalue: tuned.
@@ -152,7 +153,7 @@ pub(crate) fn segments(
     let (mut own, mut asked) = (Vec::new(), Vec::new());
     for (at, bank) in banks.iter().enumerate() {
         let curvature = curvature(blocks, &[bank])?;
-        let weights = inverse(&curvature);
+        let weights = inverse(&curvature, DAMPING);
         let here = Place::of(domain, bank).rotated(&curvature);
         own.push(format!("checkpoint {}", at + 1));
         spaces.push(&own[at], here.asks(&here, &weights));
@@ -166,21 +167,49 @@ pub(crate) fn segments(
     methods.extend(spaces.ensemble("all asked at the last", &asked));
 
     let mut means = Vec::new();
+    let mut firsts = vec![own[0].clone()];
     for place in elsewhere {
         let (at, bank) = place?;
         let curvature = curvature(blocks, &[&bank])?;
         let here = Place::of(domain, &bank).rotated(&curvature);
-        spaces.push(at.name(), here.asks(&here, &inverse(&curvature)));
+        spaces.push(at.name(), here.asks(&here, &inverse(&curvature, DAMPING)));
         if matches!(at, Elsewhere::Mean { .. }) {
+            if means.is_empty() {
+                methods.extend(dampings(&at.name(), spaces.full_bytes, &|damping| {
+                    here.asks(&here, &inverse(&curvature, damping))
+                }));
+            }
             means.push(at.name());
+        }
+        if at.is_first() {
+            firsts.push(at.name());
         }
         report(&at.name());
     }
-    for n in 2..=means.len() {
-        methods.extend(spaces.ensemble(&format!("means of {n} seeds"), &means[..n]));
+    for (kind, names) in [("means", means), ("firsts", firsts)] {
+        for n in 2..=names.len() {
+            let name = format!("{kind} of {n} seeds");
+            methods.extend(spaces.ensemble(&name, &names[..n]));
+        }
     }
     methods.extend(spaces.methods());
     Ok(methods)
+}
+
+/// Each damping of a place, and the one that is best on the queries for tuning.
+fn dampings(name: &str, full_bytes: usize, at: &dyn Fn(f64) -> Space) -> Vec<Method> {
+    let spaces = DAMPINGS.map(|damping| (format!("{damping:e}"), at(damping)));
+    let of = |name: String, spaces: &[(String, Space)]| {
+        let variants = spaces
+            .iter()
+            .map(|(damping, space)| (damping.clone(), space));
+        in_full_and_sketched(name, full_bytes, &variants.collect::<Vec<_>>())
+    };
+    let mut methods = of(format!("{name}, damping tuned"), &spaces);
+    for (at, (damping, _)) in spaces.iter().enumerate() {
+        methods.extend(of(format!("{name}, damping {damping}"), &spaces[at..=at]));
+    }
+    methods
 }
 
 /// With one curvature for the whole way: the mean, and SOURCE's formula, in
@@ -204,7 +233,7 @@ fn source(
         let parts: Vec<Space> = parts.collect();
         Space::weighted(&parts.iter().map(|part| (1.0, part)).collect::<Vec<_>>())
     };
-    let mean = asked(&|_| inverse(&curvature));
+    let mean = asked(&|_| inverse(&curvature, DAMPING));
     let name = "all asked at the last, one curvature".to_owned();
     let mut methods = in_full_and_sketched(name, full_bytes, &[(String::new(), &mean)]);
     let unrolled = SOURCE.map(|over| asked(&|n_after| unrolled(&curvature, over, n_after)));
@@ -230,10 +259,10 @@ fn curvature(blocks: &[BlockShape], banks: &[&Bank]) -> anyhow::Result<Kronecker
 }
 
 /// `1 / (eigenvalue + λ)`.
-fn inverse(curvature: &Kronecker) -> Vec<f32> {
+fn inverse(curvature: &Kronecker, damping: f64) -> Vec<f32> {
     #[expect(clippy::cast_possible_truncation, reason = "weights are f32")]
     let square = |root: &f64| (root * root) as f32;
-    curvature.weights(DAMPING).iter().map(square).collect()
+    curvature.weights(damping).iter().map(square).collect()
 }
 
 /// `(1 - e^(-σ/λ)) / σ · e^(-n σ/λ)`: the step of a segment, and what `n` later
