@@ -11,7 +11,7 @@ use crate::Record;
 mod near;
 mod recombined;
 
-use near::{NearIndex, Signature};
+use near::{NearIndex, WordSet};
 use recombined::{Parts, RecombinedIndex};
 
 /// A text as duplicates are compared: runs of Unicode white space become one
@@ -33,7 +33,7 @@ pub fn normalize(text: &str) -> String {
 /// answer: a datanet's own rules, fixed by its first version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct DuplicateRules {
-    /// Part of the pairs of words, in per cent, 1 to 100, that near duplicates
+    /// Part of their words, by weight, in per cent, 1 to 100, that near duplicates
     /// have in common; `None` if there are none. [`NEAR_DUPLICATES_PERCENT`]
     /// is what was measured to be a good value.
     ///
@@ -102,9 +102,9 @@ impl Texts {
         keccak256(bytes)
     }
 
-    fn signature(&self) -> Option<Signature> {
+    fn words(&self) -> Option<WordSet> {
         let [question, answer] = &self.0;
-        Signature::of(&[question, answer])
+        WordSet::of(&[question, answer])
     }
 }
 
@@ -136,10 +136,10 @@ impl Clusters {
         let key = texts.key();
         let mut number = self.numbers.get(&key).copied();
         let is_exact = number.is_some();
-        let (mut signature, mut parts) = (None, None);
+        let (mut words, mut parts) = (None, None);
         if let (None, Some(near)) = (number, &self.near) {
-            signature = texts.signature();
-            number = signature.as_ref().and_then(|found| near.find(found));
+            words = texts.words();
+            number = words.as_ref().and_then(|words| near.find(words));
         }
         if let (false, Some(recombined)) = (is_exact, &self.recombined) {
             let of_record = recombined.parts(&texts);
@@ -150,7 +150,7 @@ impl Clusters {
             key,
             number: number.unwrap_or(self.n_clusters),
             is_new: number.is_none(),
-            signature,
+            words,
             parts,
         }
     }
@@ -160,7 +160,7 @@ impl Clusters {
         if placement.is_new {
             self.n_clusters += 1;
             if let Some(near) = &mut self.near {
-                near.push(placement.signature);
+                near.push(placement.words);
             }
         }
         if let (Some(recombined), Some(parts)) = (&mut self.recombined, placement.parts) {
@@ -183,7 +183,7 @@ pub(crate) struct Placement {
     /// Whether the record is the first of it, and owns it.
     pub(crate) is_new: bool,
     /// If near duplicates count and the record is no exact one.
-    signature: Option<Signature>,
+    words: Option<WordSet>,
     /// If recombined records count and the record is no exact duplicate.
     parts: Option<Parts>,
 }

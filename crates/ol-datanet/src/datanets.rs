@@ -81,9 +81,9 @@ impl<'a> AddOptions<'a> {
 }
 
 /// Similarity of near duplicates, in per cent, that finds copies in which up
-/// to an eighth of the words was changed. `docs/attribution.md` says what else
+/// to a seventh of the words was changed. `docs/attribution.md` says what else
 /// it finds.
-pub const NEAR_DUPLICATES_PERCENT: u8 = 60;
+pub const NEAR_DUPLICATES_PERCENT: u8 = 40;
 
 /// What became of the lines of one input.
 #[derive(Debug, Clone, PartialEq, Eq)]

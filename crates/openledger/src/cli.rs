@@ -355,8 +355,9 @@ pub(crate) enum DatanetCommand {
         /// JSONL file
         file: PathBuf,
         /// Count records as duplicates that share so many per cent of their
-        /// pairs of words, 1 to 100; 60 is a good value. Fixed by the first
-        /// version of a datanet; without it only exact duplicates count
+        /// words, rare ones weighing more, 1 to 100; 40 is a good value. Fixed
+        /// by the first version of a datanet; without it only exact duplicates
+        /// count
         #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=100))]
         near_duplicates: Option<u8>,
         /// Count records as duplicates whose question and answer each stand in

@@ -1,79 +1,45 @@
-//! Near duplicates: records that share most of their pairs of words.
+//! Near duplicates: records that share most of what their words tell.
 //!
-//! A record's words, question then answer, make the set of their pairs; two
-//! records are near duplicates if at least a given part of the pairs of both
-//! together is in both (Jaccard's similarity). It is estimated by the number
-//! of equal values among [`VALUES`] minima of hashes (Broder, *On the
-//! resemblance and containment of documents*, 1997), and records to compare
-//! with are found by bands of them that are equal (Indyk and Motwani, 1998).
-//! Everything follows from the texts: section "Near duplicates" of
+//! A record's words, of question and answer, make a set; two records are near
+//! duplicates if the words of both weigh at least a given part of the words of
+//! either (Jaccard's similarity, weighted). A word weighs by its rarity, as
+//! "inverse document frequency" does (Spärck Jones, *A statistical
+//! interpretation of term specificity*, 1972): the form that honest records
+//! have in common says little, the names and numbers that a copy keeps say
+//! much. Weights are of the clusters' owners so far, and integers, so that
+//! everything follows from the texts before: section "Near duplicates" of
 //! `specs/datanet.md`.
 //!
-//! About 1.2 KB of memory for each text that is entered.
+//! A record is compared only with those that share one of its rarest words:
+//! texts that share none of them share too little (prefix filtering: Bayardo,
+//! Ma and Srikant, *Scaling up all pairs similarity search*, 2007).
+//!
+//! Some 12 bytes of memory for each different word of a text, and 100 for each of
+//! the texts together.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, HashMap};
 use std::iter;
 
-/// Values of a signature. An estimate of one half is off by 3 % (one standard
-/// deviation); with fewer, honest records that are a third alike are taken for
-/// copies.
-const VALUES: usize = 256;
+use ol_poa::spans::log2;
 
-/// Bands, made of the first values, and values of a band: two records that are
-/// half alike have an equal band in all but one case in ten thousand.
-const BANDS: usize = 32;
-const BAND_VALUES: usize = 2;
+/// Texts that are found by one word; it finds no later ones. What so many have
+/// in common is no copy's mark, and the search stays short.
+const TEXTS_OF_A_WORD_MAX: usize = 256;
 
-/// Texts that are found by one content of a band; more are not entered.
-/// What so many have in common is boiler-plate, and the first ones stay.
-const BUCKET_MAX: u16 = 1_024;
-
-/// No text.
-const NONE: u32 = u32::MAX;
-
-/// The least hash of a text's pairs of words, of each of the hash functions.
+/// The different words of a text, by hash, ascending.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Signature(Box<[u16; VALUES]>);
+pub(super) struct WordSet(Box<[u64]>);
 
-impl Signature {
-    /// Of texts in normal form, one after the other; `None` if they have no
-    /// words.
+impl WordSet {
+    /// Of texts in normal form, together; `None` if they have no words.
     pub(super) fn of(texts: &[&str]) -> Option<Self> {
-        let words: Vec<&str> = texts.iter().flat_map(|text| words(text)).collect();
-        let mut least = Box::new([u64::MAX; VALUES]);
-        let mut add = |pair: &[&str]| {
-            let hash = fnv1a(pair);
-            for (value, seed) in least.iter_mut().zip(1..) {
-                *value = (*value).min(mix(hash, seed));
-            }
-        };
-        match words.as_slice() {
-            [] => return None,
-            [word] => add(&[word]),
-            words => words.windows(2).for_each(add),
-        }
-        Some(Self(Box::new(least.map(high))))
+        let words = texts.iter().flat_map(|text| words(text));
+        let mut hashes: Vec<u64> = words.map(fnv1a).collect();
+        hashes.sort_unstable();
+        hashes.dedup();
+        (!hashes.is_empty()).then(|| Self(hashes.into()))
     }
-
-    fn n_equal(&self, other: &Self) -> usize {
-        let pairs = self.0.iter().zip(other.0.iter());
-        pairs.filter(|(a, b)| a == b).count()
-    }
-
-    /// What each band is looked up by. Two bands of the same key that are not
-    /// equal do no harm: what is found is compared.
-    fn keys(&self) -> impl Iterator<Item = u64> {
-        let (bands, _) = self.0.as_chunks::<BAND_VALUES>();
-        (1..).zip(&bands[..BANDS]).map(|(band, values)| {
-            let word = u64::from(values[0]) << 16 | u64::from(values[1]);
-            mix(word, band)
-        })
-    }
-}
-
-const fn high(hash: u64) -> u16 {
-    (hash >> 48) as u16
 }
 
 /// The words of a text in normal form: runs of ASCII letters and digits and of
@@ -111,97 +77,124 @@ const fn is_word(c: char) -> bool {
         | '\u{20000}'..='\u{3ffff}')
 }
 
-/// FNV-1a of 64 bits over the words, a zero byte after each.
-fn fnv1a(words: &[&str]) -> u64 {
-    let bytes = words.iter().flat_map(|word| word.bytes().chain([0]));
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+/// FNV-1a of 64 bits. Who makes two words of one hash makes his own record look
+/// more like another's.
+fn fnv1a(word: &str) -> u64 {
+    word.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     })
 }
 
-/// The `seed`-th of a family of hash functions: the output function of
-/// `SplitMix64` (Steele, Lea and Flood, 2014) after as many steps.
-const fn mix(hash: u64, seed: u64) -> u64 {
-    let x = hash.wrapping_add(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
+/// The texts that a word is in.
+#[derive(Debug, Default)]
+struct Occurrences {
+    n_texts: u64,
+    /// Of their number.
+    log2: u64,
+    /// The first of them.
+    texts: Vec<u32>,
 }
 
-/// Texts that have the same content of a band: the newest one, and how many.
-#[derive(Debug)]
-struct Bucket {
-    newest: u32,
-    n: u16,
+/// The words of a text with what they weigh, ascending by hash.
+struct Weighed {
+    words: Vec<(u64, u64)>,
+    sum: u128,
 }
 
 /// Texts by their likeness, numbered from 0 as they come.
 #[derive(Debug)]
 pub(super) struct NearIndex {
-    /// Equal values of a signature that make a near duplicate.
-    n_equal_min: usize,
-    /// By the key of a band.
-    buckets: HashMap<u64, Bucket>,
+    /// The least similarity of near duplicates, in per cent.
+    percent: u8,
+    words: HashMap<u64, Occurrences>,
     /// By number; `None` for texts without words.
-    texts: Vec<Option<Entered>>,
-}
-
-#[derive(Debug)]
-struct Entered {
-    signature: Signature,
-    /// The text before in the bucket of each band.
-    before: Box<[u32; BANDS]>,
+    texts: Vec<Option<WordSet>>,
+    /// Of the number of texts and the one that comes next.
+    log2: u64,
 }
 
 impl NearIndex {
     /// `percent`, 1 to 100, is the similarity of near duplicates.
     pub(super) fn new(percent: u8) -> Self {
         Self {
-            n_equal_min: (usize::from(percent) * VALUES).div_ceil(100),
-            buckets: HashMap::new(),
+            percent,
+            words: HashMap::new(),
             texts: Vec::new(),
+            log2: log2(1),
         }
     }
 
     /// The number of the first text that is nearly the same.
-    pub(super) fn find(&self, signature: &Signature) -> Option<u32> {
-        let mut first = NONE;
-        for (band, key) in signature.keys().enumerate() {
-            let mut next = self.buckets.get(&key).map_or(NONE, |bucket| bucket.newest);
-            while let Some(Some(text)) = self.texts.get(next as usize) {
-                if next < first && signature.n_equal(&text.signature) >= self.n_equal_min {
-                    first = next;
-                }
-                next = text.before[band];
-            }
+    pub(super) fn find(&self, words: &WordSet) -> Option<u32> {
+        let weighed = self.weigh(words);
+        let telling = self.telling(&weighed);
+        let found = telling.iter().filter_map(|hash| self.words.get(hash));
+        let candidates: BTreeSet<u32> = found.flat_map(|word| &word.texts).copied().collect();
+        candidates.into_iter().find(|&number| {
+            let text = self.texts[number as usize].as_ref();
+            text.is_some_and(|text| self.is_near(&weighed, text))
+        })
+    }
+
+    fn weigh(&self, words: &WordSet) -> Weighed {
+        let words = words.0.iter().map(|&hash| (hash, self.weight(hash)));
+        let words: Vec<(u64, u64)> = words.collect();
+        let sum = words.iter().map(|&(_, weight)| u128::from(weight)).sum();
+        Weighed { words, sum }
+    }
+
+    /// Bits that a word tells, times 2^32: how rare it is among the texts and the
+    /// one that comes next. A new word weighs as one of a single text.
+    fn weight(&self, hash: u64) -> u64 {
+        self.log2 - self.words.get(&hash).map_or(0, |word| word.log2)
+    }
+
+    /// The rarest words, without which two texts have too little in common.
+    fn telling(&self, text: &Weighed) -> Vec<u64> {
+        let mut rarest = text.words.clone();
+        rarest.sort_unstable_by_key(|&(hash, weight)| (Reverse(weight), hash));
+        let mut left = text.sum;
+        let telling = rarest.into_iter().take_while(|&(_, weight)| {
+            let is_telling = self.is_enough(left, text.sum);
+            left -= u128::from(weight);
+            is_telling
+        });
+        telling.map(|(hash, _)| hash).collect()
+    }
+
+    fn is_near(&self, text: &Weighed, other: &WordSet) -> bool {
+        let mut others = other.0.iter().peekable();
+        let is_in_both = |&&(hash, _): &&(u64, u64)| {
+            while others.next_if(|other| **other < hash).is_some() {}
+            others.next_if_eq(&&hash).is_some()
+        };
+        let in_both = text.words.iter().filter(is_in_both);
+        let both: u128 = in_both.map(|&(_, weight)| u128::from(weight)).sum();
+        // Either weighs no less than the text: most comparisons end here.
+        self.is_enough(both, text.sum) && {
+            let others = other.0.iter().map(|&hash| u128::from(self.weight(hash)));
+            self.is_enough(both, text.sum + others.sum::<u128>() - both)
         }
-        (first != NONE).then_some(first)
+    }
+
+    /// Whether a weight is the least part of another, or more.
+    const fn is_enough(&self, part: u128, all: u128) -> bool {
+        100 * part >= self.percent as u128 * all
     }
 
     /// Enters the next text.
-    pub(super) fn push(&mut self, signature: Option<Signature>) {
+    pub(super) fn push(&mut self, words: Option<WordSet>) {
         let number = u32::try_from(self.texts.len()).expect("two for each of 2^20 records at most");
-        let text = signature.map(|signature| {
-            let mut before = Box::new([NONE; BANDS]);
-            for (before, key) in before.iter_mut().zip(signature.keys()) {
-                match self.buckets.entry(key) {
-                    Entry::Vacant(entry) => {
-                        entry.insert(Bucket {
-                            newest: number,
-                            n: 1,
-                        });
-                    }
-                    Entry::Occupied(mut entry) if entry.get().n < BUCKET_MAX => {
-                        let bucket = entry.get_mut();
-                        *before = std::mem::replace(&mut bucket.newest, number);
-                        bucket.n += 1;
-                    }
-                    Entry::Occupied(_) => {}
-                }
+        for &hash in words.iter().flat_map(|words| &words.0) {
+            let word = self.words.entry(hash).or_default();
+            word.n_texts += 1;
+            word.log2 = log2(word.n_texts);
+            if word.texts.len() < TEXTS_OF_A_WORD_MAX {
+                word.texts.push(number);
             }
-            Entered { signature, before }
-        });
-        self.texts.push(text);
+        }
+        self.texts.push(words);
+        self.log2 = log2(self.texts.len() as u64 + 1);
     }
 }
 

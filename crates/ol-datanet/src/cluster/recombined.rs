@@ -11,8 +11,7 @@
 //! What a duplicate says counts too: were only the owners of clusters known,
 //! whether a record is new would depend on the order of those before it.
 //!
-//! Some 60 bytes of memory for each sentence, at most 64 a part; 2.4 KB more for
-//! the owner of a cluster where near duplicates count.
+//! Some 60 bytes of memory for each sentence, at most 64 a part.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -21,7 +20,7 @@ use std::iter;
 use ol_types::{B256, keccak256};
 
 use super::Texts;
-use super::near::{NearIndex, Signature, words};
+use super::near::{NearIndex, WordSet, words};
 
 /// Sentences of a part that are told apart; the last takes the rest. Bounds the
 /// memory that a record of many short ones takes.
@@ -38,12 +37,12 @@ struct Part {
     /// Hashes of the words of its sentences that have some, the longest first.
     sentences: Vec<B256>,
     /// Where near duplicates count, if it has words.
-    signature: Option<Signature>,
+    words: Option<WordSet>,
 }
 
 impl Part {
     /// Of a text in normal form.
-    fn of(text: &str, with_signature: bool) -> Self {
+    fn of(text: &str, with_words: bool) -> Self {
         let all: Vec<&str> = words(text).collect();
         let mut parted: Vec<Vec<&str>> = Vec::new();
         for sentence in sentences(text) {
@@ -63,7 +62,7 @@ impl Part {
         Self {
             whole: (!all.is_empty()).then(|| hash(&all)),
             sentences: parted.iter().map(|words| hash(words)).collect(),
-            signature: with_signature.then(|| Signature::of(&[text])).flatten(),
+            words: with_words.then(|| WordSet::of(&[text])).flatten(),
         }
     }
 }
@@ -134,8 +133,8 @@ impl RecombinedIndex {
     }
 
     pub(super) fn parts(&self, texts: &Texts) -> Parts {
-        let with_signature = self.near.is_some();
-        Parts([0, 1].map(|at| Part::of(&texts.0[at], with_signature)))
+        let with_words = self.near.is_some();
+        Parts([0, 1].map(|at| Part::of(&texts.0[at], with_words)))
     }
 
     /// The cluster of a record that brings no words: where its answer stands.
@@ -162,7 +161,7 @@ impl RecombinedIndex {
                 .then_some(longest)
         };
         let of_near = || {
-            let found = self.near.as_ref()?.find(part.signature.as_ref()?)?;
+            let found = self.near.as_ref()?.find(part.words.as_ref()?)?;
             // Each cluster entered two parts.
             Some(found / 2)
         };
@@ -177,7 +176,7 @@ impl RecombinedIndex {
                 self.holders.entry(hash).or_insert(cluster);
             }
             if let (true, Some(near)) = (is_owner, &mut self.near) {
-                near.push(part.signature);
+                near.push(part.words);
             }
         }
     }

@@ -3,6 +3,8 @@
 //! Method: `fixtures/datanet/near`, made by another implementation; every pair
 //! compared one by one.
 
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 use serde::Deserialize;
 
@@ -14,7 +16,7 @@ use crate::cluster::{DuplicateRules, Texts};
 #[derive(Deserialize)]
 struct Vectors {
     records: Vec<Text>,
-    signature_of_the_first: Vec<u16>,
+    words_of_the_first: Vec<u64>,
     clusters: std::collections::BTreeMap<String, Vec<u32>>,
 }
 
@@ -24,8 +26,8 @@ struct Text {
     answer: String,
 }
 
-fn signature(record: &Record) -> Signature {
-    Texts::of(record).signature().unwrap()
+fn word_set(record: &Record) -> WordSet {
+    Texts::of(record).words().unwrap()
 }
 
 #[test]
@@ -34,14 +36,10 @@ fn clusters_are_those_of_the_specification() {
     let vectors: Vectors = serde_json::from_slice(vectors).unwrap();
     let texts = vectors.records.iter();
     let records: Vec<Record> = texts.map(|t| record(&t.question, &t.answer)).collect();
-    let first = signature(&records[0]);
-    assert_eq!(first.0.as_slice(), vectors.signature_of_the_first);
+    assert_eq!(*word_set(&records[0]).0, vectors.words_of_the_first);
     for (percent, expected) in &vectors.clusters {
-        let found = place_all(
-            DuplicateRules::EXACT.and_near(percent.parse().unwrap()),
-            &records,
-        );
-        assert_eq!(&found, expected, "{percent} %");
+        let rules = DuplicateRules::EXACT.and_near(percent.parse().unwrap());
+        assert_eq!(&place_all(rules, &records), expected, "{percent} %");
     }
 }
 
@@ -59,48 +57,57 @@ fn words_are_cut_where_the_specification_says() {
 }
 
 #[test]
-fn a_bucket_stays_bounded_and_keeps_the_first() {
+fn a_word_finds_no_more_than_the_first_texts() {
     // All begin alike, and are otherwise apart.
     let of = |i: usize| {
         let own: Vec<String> = (0..30).map(|k| format!("w{i}x{k}")).collect();
-        record("the same beginning of all records", &own.join(" "))
+        word_set(&record("the same beginning of all records", &own.join(" ")))
     };
     let mut index = NearIndex::new(50);
     for i in 0..3_000 {
-        index.push(Some(signature(&of(i))));
+        index.push(Some(of(i)));
     }
-    for bucket in index.buckets.values() {
-        assert!(bucket.n <= BUCKET_MAX);
-    }
-    assert!(index.buckets.values().any(|bucket| bucket.n == BUCKET_MAX));
+    let n_texts: Vec<usize> = index.words.values().map(|word| word.texts.len()).collect();
+    assert_eq!(n_texts.iter().max(), Some(&TEXTS_OF_A_WORD_MAX));
     for i in [0, 1, 2_999] {
-        let found = index.find(&signature(&of(i)));
-        assert_eq!(found, Some(u32::try_from(i).unwrap()));
+        assert_eq!(index.find(&of(i)), Some(u32::try_from(i).unwrap()));
     }
+    let form = word_set(&record("the same beginning of all records", ""));
+    assert_eq!(index.find(&form), None);
+}
+
+/// The number of the first owner that is near, by the definition.
+fn first_near(percent: u8, owners: &[BTreeSet<u64>], words: &BTreeSet<u64>) -> Option<usize> {
+    let all = log2(owners.len() as u64 + 1);
+    let weight = |word: &u64| {
+        let n_owners = owners.iter().filter(|owner| owner.contains(word)).count();
+        u128::from(all - log2((n_owners as u64).max(1)))
+    };
+    owners.iter().position(|owner| {
+        let both: u128 = words.intersection(owner).map(weight).sum();
+        let either: u128 = words.union(owner).map(weight).sum();
+        100 * both >= u128::from(percent) * either
+    })
 }
 
 proptest! {
     #[test]
     fn what_is_found_is_what_comparing_all_finds(
-        texts in prop::collection::vec("[a-c]( [a-c]){0,12}", 1..40),
+        texts in prop::collection::vec("[a-m]( [a-m]){0,12}", 1..40),
         percent in 1_u8..=100,
     ) {
-        let records: Vec<Record> = texts.iter().map(|text| record(text, "x")).collect();
-        let mut owners: Vec<Signature> = Vec::new();
-        let mut expected = Vec::new();
-        for record in &records {
-            let signature = signature(record);
-            let is_near = |owner: &Signature| {
-                let bands = |of: &Signature| of.0.as_chunks::<BAND_VALUES>().0[..BANDS].to_vec();
-                bands(owner).iter().zip(bands(&signature)).any(|(a, b)| *a == b)
-                    && 100 * owner.n_equal(&signature) >= usize::from(percent) * VALUES
-            };
-            let number = owners.iter().position(is_near);
-            expected.push(u32::try_from(number.unwrap_or(owners.len())).unwrap());
+        let mut index = NearIndex::new(percent);
+        let mut owners: Vec<BTreeSet<u64>> = Vec::new();
+        for text in &texts {
+            let words = WordSet::of(&[text]).unwrap();
+            let by_definition = words.0.iter().copied().collect();
+            let number = index.find(&words);
+            let expected = first_near(percent, &owners, &by_definition);
+            prop_assert_eq!(number.map(|number| number as usize), expected);
             if number.is_none() {
-                owners.push(signature);
+                index.push(Some(words));
+                owners.push(by_definition);
             }
         }
-        prop_assert_eq!(place_all(DuplicateRules::EXACT.and_near(percent), &records), expected);
     }
 }

@@ -15,7 +15,7 @@ use crate::cluster::DuplicateRules;
 use crate::cluster::tests::{place_all, record};
 
 const RECOMBINED: DuplicateRules = DuplicateRules::EXACT.and_recombined();
-const WITH_NEAR: DuplicateRules = RECOMBINED.and_near(60);
+const WITH_NEAR: DuplicateRules = RECOMBINED.and_near(40);
 
 #[derive(Deserialize)]
 struct Vectors {
@@ -37,7 +37,7 @@ fn clusters_are_those_of_the_specification() {
     let records: Vec<Record> = texts.map(|t| record(&t.question, &t.answer)).collect();
     for (name, rules) in [
         ("recombined", RECOMBINED),
-        ("recombined, near 60", WITH_NEAR),
+        ("recombined, near 40", WITH_NEAR),
     ] {
         assert_eq!(place_all(rules, &records), vectors.clusters[name], "{name}");
     }
