@@ -114,7 +114,7 @@ pub(crate) struct Clusters {
     /// From the hash of the normalised texts to the cluster's number.
     numbers: HashMap<B256, u32>,
     n_clusters: u32,
-    /// Owners, where near duplicates count.
+    /// Records, where near duplicates count.
     near: Option<NearIndex>,
     /// Parts of records, where recombined ones count.
     recombined: Option<RecombinedIndex>,
@@ -159,12 +159,13 @@ impl Clusters {
         self.numbers.insert(placement.key, placement.number);
         if placement.is_new {
             self.n_clusters += 1;
-            if let Some(near) = &mut self.near {
-                near.push(placement.words);
-            }
+        }
+        // Not owners alone: a copy of a duplicate may be less like the owner.
+        if let (Some(near), Some(words)) = (&mut self.near, placement.words) {
+            near.push(words, placement.number);
         }
         if let (Some(recombined), Some(parts)) = (&mut self.recombined, placement.parts) {
-            recombined.push(parts, placement.number, placement.is_new);
+            recombined.push(parts, placement.number);
         }
     }
 

@@ -43,7 +43,7 @@ use report::Row;
 use setting::Setting;
 
 /// Parts of the words that paraphrases change, in per cent.
-const PARAPHRASED: [usize; 3] = [5, 15, 40];
+const PARAPHRASED: [usize; 4] = [5, 15, 25, 40];
 
 /// Plays attacks of one kind.
 type Attack<'a> = &'a dyn Fn(&Market) -> anyhow::Result<Vec<Row>>;

@@ -98,8 +98,8 @@ pub(crate) fn recombined(market: &Market) -> anyhow::Result<Vec<Row>> {
         (
             "one record in ten is two answers, 5 % of the words changed".to_owned(),
             changed(&two_answers),
-            "recombined beside near duplicates",
-            [Clusters::ALL, Clusters::NEAR],
+            "near duplicates beside recombined",
+            [Clusters::ALL, Clusters::RECOMBINED],
         ),
     ];
     let played = played.into_iter().map(|(attack, added, counter, by)| {

@@ -6,9 +6,8 @@
 //! "inverse document frequency" does (Spärck Jones, *A statistical
 //! interpretation of term specificity*, 1972): the form that honest records
 //! have in common says little, the names and numbers that a copy keeps say
-//! much. Weights are of the clusters' owners so far, and integers, so that
-//! everything follows from the texts before: section "Near duplicates" of
-//! `specs/datanet.md`.
+//! much. Weights are of the texts so far, and integers, so that everything
+//! follows from those: section "Near duplicates" of `specs/datanet.md`.
 //!
 //! A record is compared only with those that share one of its rarest words:
 //! texts that share none of them share too little (prefix filtering: Bayardo,
@@ -101,14 +100,14 @@ struct Weighed {
     sum: u128,
 }
 
-/// Texts by their likeness, numbered from 0 as they come.
+/// Texts by their likeness.
 #[derive(Debug)]
 pub(super) struct NearIndex {
     /// The least similarity of near duplicates, in per cent.
     percent: u8,
     words: HashMap<u64, Occurrences>,
-    /// By number; `None` for texts without words.
-    texts: Vec<Option<WordSet>>,
+    /// As they came, with their clusters.
+    texts: Vec<(WordSet, u32)>,
     /// Of the number of texts and the one that comes next.
     log2: u64,
 }
@@ -124,16 +123,15 @@ impl NearIndex {
         }
     }
 
-    /// The number of the first text that is nearly the same.
+    /// The cluster of the first text that is nearly the same.
     pub(super) fn find(&self, words: &WordSet) -> Option<u32> {
         let weighed = self.weigh(words);
         let telling = self.telling(&weighed);
         let found = telling.iter().filter_map(|hash| self.words.get(hash));
         let candidates: BTreeSet<u32> = found.flat_map(|word| &word.texts).copied().collect();
-        candidates.into_iter().find(|&number| {
-            let text = self.texts[number as usize].as_ref();
-            text.is_some_and(|text| self.is_near(&weighed, text))
-        })
+        let candidates = candidates.iter().map(|&at| &self.texts[at as usize]);
+        let mut near = candidates.filter(|(text, _)| self.is_near(&weighed, text));
+        near.next().map(|&(_, cluster)| cluster)
     }
 
     fn weigh(&self, words: &WordSet) -> Weighed {
@@ -183,9 +181,9 @@ impl NearIndex {
     }
 
     /// Enters the next text.
-    pub(super) fn push(&mut self, words: Option<WordSet>) {
+    pub(super) fn push(&mut self, words: WordSet, cluster: u32) {
         let number = u32::try_from(self.texts.len()).expect("two for each of 2^20 records at most");
-        for &hash in words.iter().flat_map(|words| &words.0) {
+        for &hash in &words.0 {
             let word = self.words.entry(hash).or_default();
             word.n_texts += 1;
             word.log2 = log2(word.n_texts);
@@ -193,7 +191,7 @@ impl NearIndex {
                 word.texts.push(number);
             }
         }
-        self.texts.push(words);
+        self.texts.push((words, cluster));
         self.log2 = log2(self.texts.len() as u64 + 1);
     }
 }

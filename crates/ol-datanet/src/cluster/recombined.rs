@@ -119,7 +119,7 @@ pub(super) struct RecombinedIndex {
     /// From the hash of the words of a part or sentence to the cluster of the
     /// first record that has it.
     holders: HashMap<B256, u32>,
-    /// Where near duplicates count: both parts of each cluster's owner.
+    /// Where near duplicates count: both parts of each record.
     near: Option<NearIndex>,
 }
 
@@ -160,23 +160,19 @@ impl RecombinedIndex {
                 .all(|found| found.is_some())
                 .then_some(longest)
         };
-        let of_near = || {
-            let found = self.near.as_ref()?.find(part.words.as_ref()?)?;
-            // Each cluster entered two parts.
-            Some(found / 2)
-        };
+        let of_near = || self.near.as_ref()?.find(part.words.as_ref()?);
         let found = holder(whole).or_else(of_sentences).or_else(of_near);
         found.map_or(Standing::New, Standing::In)
     }
 
-    /// Enters the parts of a record, `is_owner` if the cluster is new with it.
-    pub(super) fn push(&mut self, parts: Parts, cluster: u32, is_owner: bool) {
+    /// Enters the parts of a record.
+    pub(super) fn push(&mut self, parts: Parts, cluster: u32) {
         for part in parts.0 {
             for hash in part.whole.into_iter().chain(part.sentences) {
                 self.holders.entry(hash).or_insert(cluster);
             }
-            if let (true, Some(near)) = (is_owner, &mut self.near) {
-                near.push(part.words);
+            if let (Some(near), Some(words)) = (&mut self.near, part.words) {
+                near.push(words, cluster);
             }
         }
     }

@@ -65,7 +65,7 @@ fn a_word_finds_no_more_than_the_first_texts() {
     };
     let mut index = NearIndex::new(50);
     for i in 0..3_000 {
-        index.push(Some(of(i)));
+        index.push(of(i), u32::try_from(i).unwrap());
     }
     let n_texts: Vec<usize> = index.words.values().map(|word| word.texts.len()).collect();
     assert_eq!(n_texts.iter().max(), Some(&TEXTS_OF_A_WORD_MAX));
@@ -76,16 +76,16 @@ fn a_word_finds_no_more_than_the_first_texts() {
     assert_eq!(index.find(&form), None);
 }
 
-/// The number of the first owner that is near, by the definition.
-fn first_near(percent: u8, owners: &[BTreeSet<u64>], words: &BTreeSet<u64>) -> Option<usize> {
-    let all = log2(owners.len() as u64 + 1);
+/// The number of the first text that is near, by the definition.
+fn first_near(percent: u8, texts: &[BTreeSet<u64>], words: &BTreeSet<u64>) -> Option<usize> {
+    let all = log2(texts.len() as u64 + 1);
     let weight = |word: &u64| {
-        let n_owners = owners.iter().filter(|owner| owner.contains(word)).count();
-        u128::from(all - log2((n_owners as u64).max(1)))
+        let n_texts = texts.iter().filter(|text| text.contains(word)).count();
+        u128::from(all - log2((n_texts as u64).max(1)))
     };
-    owners.iter().position(|owner| {
-        let both: u128 = words.intersection(owner).map(weight).sum();
-        let either: u128 = words.union(owner).map(weight).sum();
+    texts.iter().position(|text| {
+        let both: u128 = words.intersection(text).map(weight).sum();
+        let either: u128 = words.union(text).map(weight).sum();
         100 * both >= u128::from(percent) * either
     })
 }
@@ -97,17 +97,15 @@ proptest! {
         percent in 1_u8..=100,
     ) {
         let mut index = NearIndex::new(percent);
-        let mut owners: Vec<BTreeSet<u64>> = Vec::new();
-        for text in &texts {
+        let mut before: Vec<BTreeSet<u64>> = Vec::new();
+        for (number, text) in (0..).zip(&texts) {
             let words = WordSet::of(&[text]).unwrap();
             let by_definition = words.0.iter().copied().collect();
-            let number = index.find(&words);
-            let expected = first_near(percent, &owners, &by_definition);
-            prop_assert_eq!(number.map(|number| number as usize), expected);
-            if number.is_none() {
-                index.push(Some(words));
-                owners.push(by_definition);
-            }
+            let expected = first_near(percent, &before, &by_definition);
+            let found = index.find(&words);
+            prop_assert_eq!(found.map(|found| found as usize), expected);
+            index.push(words, number);
+            before.push(by_definition);
         }
     }
 }

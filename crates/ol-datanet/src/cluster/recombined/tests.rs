@@ -65,7 +65,7 @@ fn a_record_of_many_sentences_takes_bounded_memory() {
     };
     let mut index = RecombinedIndex::new(None);
     let parts = index.parts(&texts(30_000));
-    index.push(parts, 0, true);
+    index.push(parts, 0);
     assert_eq!(index.holders.len(), SENTENCES_MAX + 1);
     // What is found is still all of it, or the sentences that it begins with.
     for (n, is_found) in [(30_000, true), (63, true), (64, false), (29_999, false)] {
