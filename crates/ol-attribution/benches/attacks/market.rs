@@ -57,7 +57,7 @@ pub(crate) enum Clusters {
 impl Clusters {
     /// Records of the same words alone.
     pub(crate) const EXACT: Self = Self::Of(DuplicateRules::EXACT);
-    /// And those that share most of their pairs of words.
+    /// And those that share much of what their words tell.
     pub(crate) const NEAR: Self = Self::Of(DuplicateRules::EXACT.and_near(NEAR_DUPLICATES_PERCENT));
     /// And those whose question and answer each stand in earlier records.
     pub(crate) const RECOMBINED: Self = Self::Of(DuplicateRules::EXACT.and_recombined());
