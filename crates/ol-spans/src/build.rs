@@ -10,13 +10,68 @@ use crate::SpansError;
 use crate::bytes::write_file;
 use crate::shard::{MAGIC, SHARD_EXTENSION, TOKENS_MAX, VERSION, width_for};
 
-/// Bytes of memory that building takes for each token, separators included:
-/// four for the tokens and then, in their place or beside them, codes of two or
-/// four and a suffix of four.
+/// Bytes of memory that building takes for each token, separators included, at
+/// most: four for the token and then, in its place, its code, and four for a
+/// suffix.
 pub(crate) const BUILD_BYTES_PER_TOKEN: usize = 8;
 
-/// Stands for a separator until codes are given.
-const END: u32 = u32::MAX;
+/// Tokens, each text followed by the largest number of the type, which is no
+/// token and stands for a separator until codes are given.
+#[derive(Debug)]
+enum Tokens {
+    /// Of a vocabulary that fits. Half the memory counts for more than it seems:
+    /// a third of the time of building is that of the first touch of a page.
+    Narrow(Vec<u16>),
+    Wide(Vec<u32>),
+}
+
+impl Tokens {
+    const fn new(vocabulary_size: usize) -> Self {
+        if vocabulary_size <= u16::MAX as usize {
+            Self::Narrow(Vec::new())
+        } else {
+            Self::Wide(Vec::new())
+        }
+    }
+
+    const fn len(&self) -> usize {
+        match self {
+            Self::Narrow(tokens) => tokens.len(),
+            Self::Wide(tokens) => tokens.len(),
+        }
+    }
+
+    /// Adds a text and its end. Its tokens are of the vocabulary.
+    fn push(&mut self, text: &[u32]) {
+        match self {
+            Self::Narrow(tokens) => {
+                let narrow = |&token| u16::try_from(token).expect("in a vocabulary that fits");
+                tokens.extend(text.iter().map(narrow));
+                tokens.push(u16::MAX);
+            }
+            Self::Wide(tokens) => {
+                tokens.extend(text);
+                tokens.push(u32::MAX);
+            }
+        }
+    }
+
+    /// How often each token of the vocabulary occurs.
+    fn counts(&self, vocabulary_size: usize) -> Vec<u32> {
+        let mut counts = vec![0_u32; vocabulary_size];
+        let mut add = |token: usize| {
+            // An end is outside every vocabulary.
+            if let Some(count) = counts.get_mut(token) {
+                *count += 1;
+            }
+        };
+        match self {
+            Self::Narrow(tokens) => tokens.iter().for_each(|&token| add(token.into())),
+            Self::Wide(tokens) => tokens.iter().for_each(|&token| add(token as usize)),
+        }
+        counts
+    }
+}
 
 /// Gathers documents.
 #[derive(Debug)]
@@ -24,8 +79,7 @@ pub(crate) struct ShardBuilder {
     tokenizer: B256,
     vocabulary_size: usize,
     documents: Vec<(B256, u32)>,
-    /// Tokens, each text followed by [`END`].
-    tokens: Vec<u32>,
+    tokens: Tokens,
 }
 
 impl ShardBuilder {
@@ -34,7 +88,7 @@ impl ShardBuilder {
             tokenizer,
             vocabulary_size,
             documents: Vec::new(),
-            tokens: Vec::new(),
+            tokens: Tokens::new(vocabulary_size),
         }
     }
 
@@ -72,11 +126,10 @@ impl ShardBuilder {
         }
         self.documents.push((record, start));
         for text in texts {
-            self.tokens.extend(text);
-            self.tokens.push(END);
+            self.tokens.push(text);
         }
         if texts.is_empty() {
-            self.tokens.push(END);
+            self.tokens.push(&[]);
         }
         Ok(())
     }
@@ -89,7 +142,7 @@ impl ShardBuilder {
             documents,
             tokens,
         } = self;
-        let (letters, codes) = letters(vocabulary_size, &tokens);
+        let (letters, codes) = letters(&tokens.counts(vocabulary_size));
         let n_letters = u32::try_from(letters.len()).expect("a vocabulary is below 2³²");
         let n_documents = u32::try_from(documents.len()).expect("fewer than tokens");
         let width = width_for(n_letters);
@@ -116,45 +169,50 @@ impl ShardBuilder {
             n_tokens,
             what: error.to_string(),
         };
-        let code = |token: u32| codes.get(token as usize).copied().unwrap_or(0);
-        if width == 2 {
-            let narrow = |token: &u32| u16::try_from(code(*token)).expect("fewer than 2¹⁶ letters");
-            let text: Vec<u16> = tokens.iter().map(narrow).collect();
-            drop(tokens);
-            let suffixes = SuffixArrayConstruction::for_text(&text)
+        let code = |token: usize| codes.get(token).copied().unwrap_or(0);
+        let narrow = |token| u16::try_from(code(token)).expect("fewer than 2¹⁶ letters");
+        let narrow_text = |text: &[u16]| {
+            let suffixes = SuffixArrayConstruction::for_text(text)
                 .in_owned_buffer32()
                 .single_threaded()
                 .run()
                 .map_err(failed)?
                 .into_vec();
-            write_shard(dir, &head, &text, u16::to_le_bytes, &suffixes)
-        } else {
-            let wide = |token: u32| i32::try_from(code(token)).expect("letters are below 2²⁰");
-            let mut text: Vec<i32> = tokens.into_iter().map(wide).collect();
-            let suffixes = SuffixArrayConstruction::for_text_mut(&mut text)
-                .in_owned_buffer32()
-                .single_threaded()
-                .run()
-                .map_err(failed)?
-                .into_vec();
-            write_shard(dir, &head, &text, i32::to_le_bytes, &suffixes)
+            write_shard(dir, &head, text, u16::to_le_bytes, &suffixes)
+        };
+        match tokens {
+            Tokens::Narrow(mut text) => {
+                text.iter_mut()
+                    .for_each(|token| *token = narrow((*token).into()));
+                narrow_text(&text)
+            }
+            Tokens::Wide(tokens) if width == 2 => {
+                let text: Vec<u16> = tokens.iter().map(|&token| narrow(token as usize)).collect();
+                drop(tokens);
+                narrow_text(&text)
+            }
+            Tokens::Wide(tokens) => {
+                let wide = |token| i32::try_from(code(token)).expect("letters are below 2²⁰");
+                let text = tokens.into_iter().map(|token| wide(token as usize));
+                let mut text: Vec<i32> = text.collect();
+                let suffixes = SuffixArrayConstruction::for_text_mut(&mut text)
+                    .in_owned_buffer32()
+                    .single_threaded()
+                    .run()
+                    .map_err(failed)?
+                    .into_vec();
+                write_shard(dir, &head, &text, i32::to_le_bytes, &suffixes)
+            }
         }
     }
 }
 
 /// The tokens that occur, ascending with their counts, and the code of every
 /// token of the vocabulary.
-fn letters(vocabulary_size: usize, tokens: &[u32]) -> (Vec<(u32, u32)>, Vec<u32>) {
-    let mut counts = vec![0_u32; vocabulary_size];
-    for &token in tokens {
-        // An end is outside every vocabulary.
-        if let Some(count) = counts.get_mut(token as usize) {
-            *count += 1;
-        }
-    }
+fn letters(counts: &[u32]) -> (Vec<(u32, u32)>, Vec<u32>) {
     let mut letters = Vec::new();
-    let mut codes = vec![0_u32; vocabulary_size];
-    for ((token, count), code) in (0..).zip(counts).zip(&mut codes) {
+    let mut codes = vec![0_u32; counts.len()];
+    for ((token, &count), code) in (0..).zip(counts).zip(&mut codes) {
         if count > 0 {
             letters.push((token, count));
             *code = u32::try_from(letters.len()).expect("a vocabulary is below 2³²");

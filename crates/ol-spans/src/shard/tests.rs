@@ -66,6 +66,23 @@ fn letters_are_the_tokens_that_occur() {
 }
 
 #[test]
+fn a_shard_does_not_depend_on_how_its_tokens_were_held() {
+    let most = u32::from(u16::MAX);
+    let documents = [
+        vec![vec![most - 1, 0, most - 1], vec![]],
+        vec![],
+        vec![vec![0]],
+    ];
+    let dir = tempdir().unwrap();
+    let ids = [u16::MAX as usize, u16::MAX as usize + 1, 1 << 20]
+        .map(|vocabulary| build(dir.path(), vocabulary, &documents).id);
+    assert_eq!(ids, [ids[0]; 3]);
+    let beyond = [vec![most]];
+    let mut builder = ShardBuilder::new(B256::ZERO, u16::MAX as usize);
+    builder.push(B256::ZERO, &beyond).unwrap_err();
+}
+
+#[test]
 fn a_wrong_suffix_array_with_right_sums_does_not_verify() {
     let dir = tempdir().unwrap();
     let shard = build(dir.path(), 9, &[vec![vec![1, 2, 1, 2, 3, 1]]]);
