@@ -24,7 +24,7 @@ use ol_poa::spans::log2;
 
 /// Texts that are found by one word; it finds no later ones. What so many have
 /// in common is no copy's mark, and the search stays short.
-const TEXTS_OF_A_WORD_MAX: usize = 256;
+const TEXTS_OF_A_WORD_MAX: usize = 64;
 
 /// The different words of a text, by hash, ascending.
 #[derive(Debug, Clone, PartialEq, Eq)]
