@@ -49,6 +49,11 @@ const ROOMS: &[Room] = &[
         with_contracts: false,
     },
     Room {
+        name: "datanet",
+        benches: &[("ol-datanet", "near")],
+        with_contracts: false,
+    },
+    Room {
         name: "model",
         benches: &[("ol-train", "model")],
         with_contracts: false,

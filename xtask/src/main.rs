@@ -39,9 +39,10 @@ Usage: cargo xtask <task>
   contracts --check  run the Solidity tests, fail if the artifacts are stale
   clients            drive viem, ethers, cast, forge and OpenAI's clients
   clients --update   the same, and rewrite the table of docs/rpc.md
-  bench ROOM         run the benchmarks of a room (chain, model, receipts,
-                     scoring, serve; attribution-truth; soak: ten minutes of mixed
-                     traffic with faults, half of them through HTTP), write
+  bench ROOM         run the benchmarks of a room (attacks, chain, context,
+                     datanet, model, receipts, scoring, serve, spans;
+                     attribution-truth; soak: ten minutes of mixed traffic with
+                     faults, half of them through HTTP), write
                      docs/benchmarks/ROOM.json and docs/benchmarks.md
 ";
 
