@@ -103,8 +103,7 @@ impl Texts {
     }
 
     fn words(&self) -> Option<WordSet> {
-        let [question, answer] = &self.0;
-        WordSet::of(&[question, answer])
+        WordSet::of(self.0.iter().flat_map(|text| near::words(text)))
     }
 }
 
@@ -134,18 +133,20 @@ impl Clusters {
     pub(crate) fn place(&self, record: &Record) -> Placement {
         let texts = Texts::of(record);
         let key = texts.key();
-        let mut number = self.numbers.get(&key).copied();
-        let is_exact = number.is_some();
-        let (mut words, mut parts) = (None, None);
-        if let (None, Some(near)) = (number, &self.near) {
-            words = texts.words();
-            number = words.as_ref().and_then(|words| near.find(words));
+        if let Some(&number) = self.numbers.get(&key) {
+            return Placement {
+                key,
+                number,
+                is_new: false,
+                words: None,
+                parts: None,
+            };
         }
-        if let (false, Some(recombined)) = (is_exact, &self.recombined) {
-            let of_record = recombined.parts(&texts);
-            number = number.or_else(|| recombined.find(&of_record));
-            parts = Some(of_record);
-        }
+        let words = self.near.as_ref().and_then(|_| texts.words());
+        let recombined = self.recombined.as_ref();
+        let parts = recombined.map(|recombined| recombined.parts(&texts));
+        let near = || self.near.as_ref()?.find(words.as_ref()?);
+        let number = near().or_else(|| recombined?.find(parts.as_ref()?));
         Placement {
             key,
             number: number.unwrap_or(self.n_clusters),

@@ -31,9 +31,8 @@ const TEXTS_OF_A_WORD_MAX: usize = 64;
 pub(super) struct WordSet(Box<[u64]>);
 
 impl WordSet {
-    /// Of texts in normal form, together; `None` if they have no words.
-    pub(super) fn of(texts: &[&str]) -> Option<Self> {
-        let words = texts.iter().flat_map(|text| words(text));
+    /// `None` if there are no words.
+    pub(super) fn of<'a>(words: impl Iterator<Item = &'a str>) -> Option<Self> {
         let mut hashes: Vec<u64> = words.map(fnv1a).collect();
         hashes.sort_unstable();
         hashes.dedup();

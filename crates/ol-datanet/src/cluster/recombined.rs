@@ -62,7 +62,9 @@ impl Part {
         Self {
             whole: (!all.is_empty()).then(|| hash(&all)),
             sentences: parted.iter().map(|words| hash(words)).collect(),
-            words: with_words.then(|| WordSet::of(&[text])).flatten(),
+            words: with_words
+                .then(|| WordSet::of(all.iter().copied()))
+                .flatten(),
         }
     }
 }

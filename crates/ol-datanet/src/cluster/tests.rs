@@ -1,7 +1,10 @@
 //! Goal: the normal form is the one of the specification, and texts that run
 //! into each other stay apart.
 
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
+use serde::Deserialize;
 
 use super::*;
 
@@ -24,6 +27,24 @@ pub(super) fn record(question: &str, answer: &str) -> Record {
         answer: answer.into(),
         ..Record::default()
     }
+}
+
+/// The records of a file of vectors, and their clusters under each of its rules.
+pub(super) fn vectors(bytes: &[u8]) -> (Vec<Record>, BTreeMap<String, Vec<u32>>) {
+    #[derive(Deserialize)]
+    struct Vectors {
+        records: Vec<Text>,
+        clusters: BTreeMap<String, Vec<u32>>,
+    }
+    #[derive(Deserialize)]
+    struct Text {
+        question: String,
+        answer: String,
+    }
+    let vectors: Vectors = serde_json::from_slice(bytes).unwrap();
+    let texts = vectors.records.iter();
+    let records = texts.map(|text| record(&text.question, &text.answer));
+    (records.collect(), vectors.clusters)
 }
 
 /// The cluster of each record, committed in their order.

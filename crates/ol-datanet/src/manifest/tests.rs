@@ -19,7 +19,7 @@ pub(crate) fn example() -> Manifest {
             n_records: 3,
         }],
         licenses: BTreeMap::from([("CC0-1.0".into(), 1), ("CC-BY-4.0".into(), 2)]),
-        duplicates: DuplicateRules::default(),
+        duplicates: DuplicateRules::EXACT,
     }
 }
 

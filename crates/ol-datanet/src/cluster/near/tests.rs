@@ -10,20 +10,12 @@ use serde::Deserialize;
 
 use super::*;
 use crate::Record;
-use crate::cluster::tests::{place_all, record};
+use crate::cluster::tests::{place_all, record, vectors};
 use crate::cluster::{DuplicateRules, Texts};
 
 #[derive(Deserialize)]
-struct Vectors {
-    records: Vec<Text>,
+struct Words {
     words_of_the_first: Vec<u64>,
-    clusters: std::collections::BTreeMap<String, Vec<u32>>,
-}
-
-#[derive(Deserialize)]
-struct Text {
-    question: String,
-    answer: String,
 }
 
 fn word_set(record: &Record) -> WordSet {
@@ -32,12 +24,11 @@ fn word_set(record: &Record) -> WordSet {
 
 #[test]
 fn clusters_are_those_of_the_specification() {
-    let vectors = include_bytes!("../../../../../fixtures/datanet/near/vectors.json");
-    let vectors: Vectors = serde_json::from_slice(vectors).unwrap();
-    let texts = vectors.records.iter();
-    let records: Vec<Record> = texts.map(|t| record(&t.question, &t.answer)).collect();
-    assert_eq!(*word_set(&records[0]).0, vectors.words_of_the_first);
-    for (percent, expected) in &vectors.clusters {
+    let bytes = include_bytes!("../../../../../fixtures/datanet/near/vectors.json");
+    let (records, clusters) = vectors(bytes);
+    let words: Words = serde_json::from_slice(bytes).unwrap();
+    assert_eq!(*word_set(&records[0]).0, words.words_of_the_first);
+    for (percent, expected) in &clusters {
         let rules = DuplicateRules::EXACT.and_near(percent.parse().unwrap());
         assert_eq!(&place_all(rules, &records), expected, "{percent} %");
     }
@@ -99,7 +90,7 @@ proptest! {
         let mut index = NearIndex::new(percent);
         let mut before: Vec<BTreeSet<u64>> = Vec::new();
         for (number, text) in (0..).zip(&texts) {
-            let words = WordSet::of(&[text]).unwrap();
+            let words = WordSet::of(words(text)).unwrap();
             let by_definition = words.0.iter().copied().collect();
             let expected = first_near(percent, &before, &by_definition);
             let found = index.find(&words);

@@ -3,43 +3,26 @@
 //! Method: `fixtures/datanet/recombined`, made by another implementation;
 //! records of random sentences, pieced together at random.
 
-use std::collections::BTreeMap;
-
 use proptest::prelude::*;
 use proptest::sample::Index;
-use serde::Deserialize;
 
 use super::*;
 use crate::Record;
 use crate::cluster::DuplicateRules;
-use crate::cluster::tests::{place_all, record};
+use crate::cluster::tests::{place_all, record, vectors};
 
 const RECOMBINED: DuplicateRules = DuplicateRules::EXACT.and_recombined();
 const WITH_NEAR: DuplicateRules = RECOMBINED.and_near(40);
 
-#[derive(Deserialize)]
-struct Vectors {
-    records: Vec<Text>,
-    clusters: BTreeMap<String, Vec<u32>>,
-}
-
-#[derive(Deserialize)]
-struct Text {
-    question: String,
-    answer: String,
-}
-
 #[test]
 fn clusters_are_those_of_the_specification() {
-    let vectors = include_bytes!("../../../../../fixtures/datanet/recombined/vectors.json");
-    let vectors: Vectors = serde_json::from_slice(vectors).unwrap();
-    let texts = vectors.records.iter();
-    let records: Vec<Record> = texts.map(|t| record(&t.question, &t.answer)).collect();
+    let bytes = include_bytes!("../../../../../fixtures/datanet/recombined/vectors.json");
+    let (records, clusters) = vectors(bytes);
     for (name, rules) in [
         ("recombined", RECOMBINED),
         ("recombined, near 40", WITH_NEAR),
     ] {
-        assert_eq!(place_all(rules, &records), vectors.clusters[name], "{name}");
+        assert_eq!(place_all(rules, &records), clusters[name], "{name}");
     }
 }
 
